@@ -1,0 +1,175 @@
+"""The receiving side: get_poem, and the download that hands each part on."""
+
+from __future__ import annotations
+
+import errno
+import os
+from collections.abc import Callable
+from typing import Any
+
+from twisted.internet import error
+from twisted.internet.defer import CancelledError, Deferred
+from twisted.internet.interfaces import (
+    IConsumer,
+    IPushProducer,
+    IStreamClientEndpoint,
+)
+from twisted.internet.protocol import connectionDone
+from twisted.python.failure import Failure
+from zope.interface import implementer
+
+from poetry.errors import PoemTimedOut
+from poetry.protocol import PoetryClientFactory, PoetryProtocol
+
+
+def get_poem(
+    endpoint: IStreamClientEndpoint,
+    *,
+    timeout: float = 30.0,
+    max_bytes: int | None = None,
+    clock: Any = None,
+) -> Deferred[bytes]:
+    """Fetch a poem into memory.
+
+    @param timeout: longest wait to connect, and between bytes, in seconds.
+    @param max_bytes: fail rather than take more.
+    @param clock: an IReactorTime; None: the global reactor.
+    @return: fires with the whole poem, or fails with `PoemTruncated`, `EmptyPoem`, `PoemTooLong`,
+        `PoemTimedOut`, or with Twisted's own error where there was no connection. Cancelling it
+        resets the connection.
+    """
+
+    async def get() -> bytes:
+        parts: list[bytes] = []
+        await download(endpoint, parts.append, timeout=timeout, max_bytes=max_bytes, clock=clock)
+        return b"".join(parts)
+
+    return Deferred.fromCoroutine(get())
+
+
+async def download(
+    endpoint: IStreamClientEndpoint,
+    write: Callable[[bytes], object],
+    *,
+    timeout: float = 30.0,
+    max_bytes: int | None = None,
+    output: IConsumer | None = None,
+    clock: Any = None,
+) -> None:
+    """Fetch a poem and `write` each part of it as it comes; memory stays flat.
+
+    Done when the whole poem was written. Fails as `get_poem` does, or with the OSError of `write`.
+
+    @param output: what `write` fills; the sender is held back while it is full.
+    """
+    if clock is None:
+        from twisted.internet import reactor as clock
+    factory = _DownloadFactory(write, timeout, output, clock)
+    factory.max_bytes = max_bytes
+    connecting = endpoint.connect(factory)
+    late = clock.callLater(timeout, connecting.cancel)
+    try:
+        await connecting
+    except Exception as failed:
+        if late.active():
+            raise
+        raise error.TimeoutError(string=f"no connection within {timeout:g} s") from failed
+    finally:
+        if late.active():
+            late.cancel()
+    try:
+        await factory.received
+    except CancelledError as cancelled:
+        for connection in list(factory.connections):
+            connection.fail(cancelled)
+        raise
+
+
+class _DownloadProtocol(PoetryProtocol):
+    """Hands each part on at once, and gives up on a sender that falls silent."""
+
+    factory: _DownloadFactory
+    _timer: Any
+
+    def connectionMade(self) -> None:
+        factory = self.factory
+        self._timer = factory.clock.callLater(factory.timeout, self._timedOut)
+        super().connectionMade()
+        if factory.output is not None:
+            factory.output.registerProducer(_Throttle(self), True)
+
+    def handshakeCompleted(self) -> None:
+        # Twisted only logs that it could not compare the names of a certificate that has none.
+        from cryptography.x509 import ExtensionNotFound, SubjectAlternativeName
+
+        certificate = self.transport.getPeerCertificate().to_cryptography()
+        try:
+            certificate.extensions.get_extension_for_class(SubjectAlternativeName)
+        except ExtensionNotFound:
+            self.fail(
+                error.CertificateError("the server's certificate names no host (subjectAltName)")
+            )
+
+    def chunkReceived(self, data: bytes) -> None:
+        self._timer.reset(self.factory.timeout)
+        try:
+            self.factory.write(data)
+        except OSError as unwritten:
+            self.fail(unwritten)
+
+    def pause(self) -> None:
+        """The output is full: let the kernel hold the sender back, and do not blame it."""
+        self._timer.reset(_NEVER)
+        self.transport.pauseProducing()
+
+    def resume(self) -> None:
+        """The output has room."""
+        self._timer.reset(self.factory.timeout)
+        self.transport.resumeProducing()
+
+    def _timedOut(self) -> None:
+        self.fail(PoemTimedOut(self.factory.timeout, self.size))
+
+    def connectionLost(self, reason: Failure = connectionDone) -> None:
+        if self._timer.active():
+            self._timer.cancel()
+        if self.factory.output is not None:
+            self.factory.output.unregisterProducer()
+        super().connectionLost(reason)
+
+
+_NEVER = 10.0**9
+
+
+class _DownloadFactory(PoetryClientFactory):
+    protocol = _DownloadProtocol  # type: ignore[assignment]
+
+    def __init__(
+        self,
+        write: Callable[[bytes], object],
+        timeout: float,
+        output: IConsumer | None,
+        clock: Any,
+    ) -> None:
+        super().__init__()
+        self.write = write
+        self.timeout = timeout
+        self.output = output
+        self.clock = clock
+
+
+@implementer(IPushProducer)
+class _Throttle:
+    """A download as the producer of its output."""
+
+    def __init__(self, download: _DownloadProtocol) -> None:
+        self._download = download
+
+    def pauseProducing(self) -> None:
+        self._download.pause()
+
+    def resumeProducing(self) -> None:
+        self._download.resume()
+
+    def stopProducing(self) -> None:
+        self._download.fail(BrokenPipeError(errno.EPIPE, os.strerror(errno.EPIPE)))

@@ -1,0 +1,84 @@
+"""What can go wrong with a poem, as exceptions that carry the data."""
+
+from __future__ import annotations
+
+from twisted.python.failure import Failure
+
+
+class PoemError(Exception):
+    """A poem did not make it. `outcome` is the word for it in logs and metrics."""
+
+    outcome = "failed"
+
+
+class PoemTruncated(PoemError):
+    """The connection broke after `received` bytes; `reason` is the transport's Failure."""
+
+    outcome = "truncated"
+
+    def __init__(self, received: int, reason: Failure) -> None:
+        super().__init__(received, reason)
+        self.received = received
+        self.reason = reason
+
+    def __str__(self) -> str:
+        return f"truncated after {self.received:,} bytes: {self.reason.getErrorMessage()}"
+
+
+class EmptyPoem(PoemError, ValueError):
+    """There is no empty poem: on this wire it would look the same as a refusal."""
+
+    outcome = "empty"
+
+    def __str__(self) -> str:
+        return "an empty poem: the stream ended before its first byte"
+
+
+class PoemTooLong(PoemError):
+    """The poem has more than `limit` bytes."""
+
+    outcome = "too_long"
+
+    def __init__(self, limit: int) -> None:
+        super().__init__(limit)
+        self.limit = limit
+
+    def __str__(self) -> str:
+        return f"too long: more than {self.limit:,} bytes"
+
+
+class PoemTimedOut(PoemError):
+    """Nothing moved for `seconds`, after `received` bytes (by a sender: bytes sent)."""
+
+    outcome = "timed_out"
+
+    def __init__(self, seconds: float, received: int) -> None:
+        super().__init__(seconds, received)
+        self.seconds = seconds
+        self.received = received
+
+    def __str__(self) -> str:
+        return f"timed out: nothing for {self.seconds:g} s after {self.received:,} bytes"
+
+
+class PoemMismatch(PoemError):
+    """The poem's SHA-256 is `actual`, not `expected` (both hexadecimal)."""
+
+    outcome = "mismatch"
+
+    def __init__(self, expected: str, actual: str) -> None:
+        super().__init__(expected, actual)
+        self.expected = expected
+        self.actual = actual
+
+    def __str__(self) -> str:
+        return f"wrong digest: expected {self.expected}, got {self.actual}"
+
+
+class PoemStopped(PoemError):
+    """The sender was told to stop before it had sent the whole poem."""
+
+    outcome = "stopped"
+
+    def __str__(self) -> str:
+        return "stopped before the end of the poem"

@@ -1,0 +1,162 @@
+"""From words to a service: what `poetry serve`, `twistd poetry` and `twist poetry` share."""
+
+from __future__ import annotations
+
+import signal
+import sys
+from collections.abc import Sequence
+from importlib.resources import files
+from pathlib import Path
+from typing import Any, ClassVar
+
+from twisted.application.service import Service
+from twisted.python import usage
+
+from poetry.addresses import BadAddress, server_endpoint
+from poetry.errors import EmptyPoem
+from poetry.observe import Metrics, TransferLog
+from poetry.server import PoemFactory, PoetryService, SlowPoetryProtocol, describe
+
+
+class UsageError(ValueError):
+    """What was asked for makes no sense; the message says why, in one line."""
+
+
+def pair(poems: Sequence[str], addresses: Sequence[str]) -> list[tuple[str | None, str]]:
+    """Which poem goes where. No poem is the sample; no address, a free port for each.
+
+    @raise UsageError: where it is not one poem anywhere, or one address for each of several.
+    """
+    wanted: list[str | None] = list(poems) or [None]
+    if not addresses:
+        return [(poem, "0") for poem in wanted]
+    if len(wanted) == 1:
+        return [(wanted[0], address) for address in addresses]
+    if len(wanted) != len(addresses):
+        raise UsageError(
+            f"{len(wanted)} poems and {len(addresses)} addresses: give one address a poem, or none"
+        )
+    return list(zip(wanted, addresses, strict=True))
+
+
+def read_poem(word: str | None) -> tuple[bytes, str, Path | None]:
+    """The poem, its name and its file: `-` is standard input, None the sample.
+
+    @raise UsageError: where it cannot be read or is empty.
+    """
+    if word is None:
+        return (files("poetry") / "sample.txt").read_bytes(), "sample.txt", None
+    path = None if word == "-" else Path(word).absolute()
+    try:
+        poem = sys.stdin.buffer.read() if path is None else path.read_bytes()
+    except OSError as error:
+        raise UsageError(f"{word}: {describe(error)}") from error
+    if not poem:
+        raise UsageError(f"{word}: {describe(EmptyPoem())}")
+    return poem, Path(word).name, path
+
+
+def build_service(
+    reactor: Any,
+    poems: Sequence[str],
+    addresses: Sequence[str],
+    *,
+    log_level: str = "info",
+    pace: tuple[int, float] | None = None,
+    metrics: str | None = None,
+    **limits: Any,
+) -> PoetryService:
+    """A service for poems and addresses as on the command line; `limits` are PoetryService's.
+
+    @param pace: of the slow server: bytes at a time, and seconds between them.
+    @param metrics: where to serve metrics, `[HOST:]PORT`.
+    @raise UsageError: where one of them makes no sense.
+    """
+    transfers = TransferLog(log_level)
+    read: dict[str | None, tuple[bytes, str, Path | None]] = {}
+    listeners = []
+    try:
+        for word, address in pair(poems, addresses):
+            if word not in read:
+                read[word] = read_poem(word)
+            factory = PoemFactory(*read[word], address)
+            factory.observers = (transfers,)
+            if pace is not None:
+                factory.protocol = SlowPoetryProtocol
+                factory.num_bytes, factory.delay = pace
+                factory.clock = reactor
+            listeners.append((server_endpoint(reactor, address), factory))
+        service = ReloadingService(listeners, clock=reactor, **limits)
+        if metrics is not None:
+            site = Metrics(service).site()
+            service.others.append((server_endpoint(reactor, metrics), site))
+    except BadAddress as error:
+        raise UsageError(str(error)) from error
+    except ImportError as error:
+        raise UsageError(f"metrics need twisted-poetry[metrics]: {error}") from error
+    return service
+
+
+class ReloadingService(PoetryService):
+    """The service as a process of its own, which reads the poems again on HUP."""
+
+    def startService(self) -> None:
+        """Start, and listen to HUP."""
+        super().startService()
+        signal.signal(
+            signal.SIGHUP,
+            lambda *_: self.clock.callFromThread(self.reload),  # wakes the reactor
+        )
+
+
+# twistd
+
+LIMITS = ("max_connections", "idle_timeout", "grace", "metrics")
+
+
+class Options(usage.Options):
+    """The options of `twistd poetry`, as `poetry serve` has them."""
+
+    synopsis = "[options] [POEM]..."
+    optParameters: ClassVar[list[list[Any]]] = [
+        ["max-connections", None, None, "most connections at once", int],
+        [
+            "idle-timeout",
+            None,
+            60.0,
+            "reset a reader that takes nothing for so many seconds",
+            float,
+        ],
+        ["grace", None, 30.0, "seconds that a stop waits for readers in flight", float],
+        ["metrics", None, None, "Prometheus metrics at [HOST:]PORT/metrics"],
+    ]
+
+    def __init__(self) -> None:
+        super().__init__()  # type: ignore[no-untyped-call]
+        self["listen"] = []
+        self["poems"] = ()
+
+    def opt_listen(self, address: str) -> None:
+        """where to listen: PORT, HOST:PORT or an endpoint string; repeatable"""
+        self["listen"].append(address)
+
+    opt_l = opt_listen
+
+    def parseArgs(self, *poems: str) -> None:
+        """Take the POEMs."""
+        self["poems"] = poems
+
+
+def makeService(options: Options) -> Service:
+    """The service, for twistd.
+
+    @raise SystemExit: with 2, after a line on standard error, where the options make no sense.
+    """
+    from twisted.internet import reactor  # not before twist has installed the one asked for
+
+    limits = {key: options[key.replace("_", "-")] for key in LIMITS}
+    try:
+        return build_service(reactor, options["poems"], options["listen"], **limits)
+    except UsageError as error:
+        print(f"Error: {error}", file=sys.stderr)
+        raise SystemExit(2) from error

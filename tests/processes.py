@@ -1,0 +1,142 @@
+"""Processes under test: start one, read what it announced, and always end it."""
+
+from __future__ import annotations
+
+import os
+import resource
+import signal
+import subprocess
+import sys
+import tempfile
+import threading
+from collections.abc import Iterator, Mapping, Sequence
+from contextlib import contextmanager
+from pathlib import Path
+
+PATIENCE = 60.0
+"""Seconds before a test gives up on a process: a bound, never an expectation."""
+
+POETRY = (sys.executable, "-m", "poetry")
+"""The command under test, of the environment that runs the tests."""
+
+
+class Server:
+    """A running server: `addresses` in the order of its `Serving ... on ADDRESS` lines."""
+
+    def __init__(self, process: subprocess.Popen[str], stderr: Path) -> None:
+        self.process = process
+        self._stderr = stderr
+        self.lines: list[str] = []
+        self.addresses: list[str] = []
+
+    def await_listeners(self, count: int) -> None:
+        """Read standard output until `count` listeners are announced."""
+        assert self.process.stdout is not None
+        timer = threading.Timer(PATIENCE, self.process.kill)
+        timer.start()
+        try:
+            while len(self.addresses) < count:
+                line = self.process.stdout.readline()
+                assert line, f"ended before it served: {self.stderr}"
+                self.lines.append(line.rstrip("\n"))
+                _, found, address = self.lines[-1].rpartition(" on ")
+                assert found, f"not an announcement: {line!r}"
+                self.addresses.append(address)
+        finally:
+            timer.cancel()
+
+    @property
+    def port(self) -> int:
+        """The port of the first listener."""
+        return int(self.addresses[0].rpartition(":")[2])
+
+    @property
+    def pid(self) -> int:
+        return self.process.pid
+
+    @property
+    def stderr(self) -> str:
+        """All that it has written to standard error so far."""
+        return self._stderr.read_text(encoding="utf-8", errors="replace")
+
+    def signal(self, number: int) -> None:
+        self.process.send_signal(number)
+
+    def stop(self) -> int:
+        """Send TERM, wait for the end, and give the exit code."""
+        self.signal(signal.SIGTERM)
+        return self.wait()
+
+    def wait(self) -> int:
+        return self.process.wait(PATIENCE)
+
+    def resident(self) -> int:
+        """Resident memory of the process now, in bytes."""
+        pages = Path(f"/proc/{self.pid}/statm").read_text(encoding="ascii").split()[1]
+        return int(pages) * os.sysconf("SC_PAGE_SIZE")
+
+    def descriptors(self) -> int:
+        """How many descriptors the process has open now."""
+        return len(os.listdir(f"/proc/{self.pid}/fd"))
+
+
+@contextmanager
+def running(
+    command: Sequence[str | Path],
+    *,
+    listeners: int = 1,
+    descriptors: int | None = None,
+    env: Mapping[str, str] | None = None,
+    cwd: Path | None = None,
+    stdin: bytes | None = None,
+    pass_fds: Sequence[int] = (),
+) -> Iterator[Server]:
+    """Run `command` until the block ends; it has announced `listeners` addresses by then.
+
+    `descriptors` is its hard limit of open files. The process is ended by its id, whatever happens.
+    """
+
+    def limit() -> None:
+        if descriptors is not None:
+            resource.setrlimit(resource.RLIMIT_NOFILE, (descriptors, descriptors))
+
+    with tempfile.TemporaryDirectory() as directory:
+        stderr = Path(directory) / "stderr"
+        with stderr.open("wb") as errors, tempfile.TemporaryFile() as given:
+            given.write(stdin or b"")
+            given.seek(0)
+            process = subprocess.Popen(
+                [str(word) for word in command],
+                stdin=given,
+                stdout=subprocess.PIPE,
+                stderr=errors,
+                text=True,
+                preexec_fn=limit if descriptors is not None else None,
+                env={**os.environ, **env} if env is not None else None,
+                cwd=cwd,
+                pass_fds=pass_fds,
+            )
+        server = Server(process, stderr)
+        try:
+            server.await_listeners(listeners)
+            yield server
+        finally:
+            if process.poll() is None:
+                process.kill()
+            process.wait(PATIENCE)
+            assert process.stdout is not None
+            process.stdout.close()
+
+
+def poetry(
+    *arguments: str | Path, stdin: bytes = b"", env: Mapping[str, str] | None = None
+) -> subprocess.CompletedProcess[bytes]:
+    """Run one `poetry` command to its end."""
+    return subprocess.run(
+        [*POETRY, *map(str, arguments)],
+        input=stdin,
+        capture_output=True,
+        timeout=PATIENCE,
+        env={**os.environ, **env} if env is not None else None,
+        check=False,
+    )

@@ -1,0 +1,5 @@
+"""`twistd poetry` and `twist poetry`: loads the package only when asked for."""
+
+from twisted.application.service import ServiceMaker
+
+poetry = ServiceMaker("poetry", "poetry.tap", "Send a poem to whoever connects.", "poetry")
