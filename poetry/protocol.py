@@ -135,8 +135,8 @@ class PoetryProtocol(Protocol):
         transport: Any = self.transport
         if isinstance(transport, FileDescriptor):
             self._socket = transport.getHandle()  # type: ignore[attr-defined]
-        elif ISSLTransport.providedBy(transport):
-            self._tls = transport.getHandle()  # type: ignore[attr-defined]
+        elif _is_tls(transport):
+            self._tls = transport.getHandle()
         if self._poem is None:
             _innermost(self.transport).bufferSize = RECEIVE_BUFFER
         elif self._tls is None:
@@ -203,8 +203,11 @@ class PoetryProtocol(Protocol):
         else:
             # Twisted answers a peer's close_notify with one of ours, which must not leave early:
             # between writes OpenSSL is told that it has been sent.
+            from twisted.protocols.tls import TLSMemoryBIOProtocol
+
             self._tls.set_shutdown(0)
-            self.transport.write(data)
+            # Not `transport.write`, which may keep small writes for later.
+            TLSMemoryBIOProtocol.write(self.transport, data)
             self._tls.set_shutdown(_TLS_SENT_SHUTDOWN)
         self.size += len(data)
 
@@ -352,6 +355,15 @@ def _innermost(transport: Any) -> Any:
     while (inner := getattr(transport, "transport", None)) is not None:
         transport = inner
     return transport
+
+
+def _is_tls(transport: Any) -> bool:
+    """Whether this is Twisted's TLS itself, which alone tells of its handshake."""
+    if not ISSLTransport.providedBy(transport):
+        return False
+    from twisted.protocols.tls import TLSMemoryBIOProtocol
+
+    return isinstance(transport, TLSMemoryBIOProtocol)
 
 
 class PoetryFactory(Factory):

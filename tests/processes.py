@@ -77,7 +77,7 @@ class Server:
 
     def descriptors(self) -> int:
         """How many descriptors the process has open now."""
-        return len(os.listdir(f"/proc/{self.pid}/fd"))
+        return len(list(Path(f"/proc/{self.pid}/fd").iterdir()))
 
 
 @contextmanager

@@ -1,0 +1,42 @@
+# Two commands that need only Python 3 and make: `make demo` and `make test`.
+
+PYTHON ?= python3
+BIN := .venv/bin
+
+.PHONY: demo test bench plot clean
+
+.venv/demo: pyproject.toml
+	$(PYTHON) -m venv .venv
+	$(BIN)/python -m pip install --quiet --editable .
+	touch $@
+
+.venv/dev: pyproject.toml
+	$(PYTHON) -m venv .venv
+	$(BIN)/python -m pip install --quiet --upgrade "pip>=25.1"
+	$(BIN)/python -m pip install --quiet --editable ".[tls,metrics]" --group dev
+	touch $@ .venv/demo
+
+demo: .venv/demo
+	$(BIN)/python demo.py
+
+test: .venv/dev
+	$(BIN)/ruff format --check .
+	$(BIN)/ruff check .
+	$(BIN)/mypy
+	$(BIN)/coverage erase
+	$(BIN)/coverage run -m pytest
+	$(BIN)/coverage combine --quiet
+	$(BIN)/coverage report
+
+.venv/bench: .venv/dev
+	$(BIN)/python -m pip install --quiet --group bench
+	touch $@
+
+bench: .venv/bench
+	$(BIN)/python -m benchmarks
+
+plot: .venv/bench
+	$(BIN)/python -m benchmarks.plot
+
+clean:
+	rm -rf .venv

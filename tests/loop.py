@@ -1,0 +1,48 @@
+"""The global reactor, turned by hand, so that tests of real sockets need no process."""
+
+from __future__ import annotations
+
+import atexit
+from collections.abc import Callable
+from time import monotonic
+from typing import Any
+
+from twisted.internet import reactor as _reactor
+from twisted.internet.defer import Deferred
+from twisted.python.failure import Failure
+
+PATIENCE = 30.0
+"""Seconds before a test gives up waiting: a bound, never an expectation."""
+
+reactor: Any = _reactor
+
+reactor.startRunning(installSignalHandlers=False)
+atexit.register(reactor.fireSystemEvent, "shutdown")
+
+
+def until(condition: Callable[[], object]) -> None:
+    """Turn the reactor until something holds."""
+    give_up = monotonic() + PATIENCE
+    while not condition():
+        assert monotonic() < give_up, "it never came true"
+        reactor.iterate(0.02)
+
+
+def wait(deferred: Any) -> Any:
+    """Turn the reactor until a Deferred fires; give its result, or raise its error."""
+    results: list[Any] = []
+    deferred.addBoth(results.append)
+    until(lambda: results)
+    if isinstance(results[0], Failure):
+        results[0].raiseException()
+    return results[0]
+
+
+def wait_error(deferred: Deferred[Any]) -> BaseException:
+    """Turn the reactor until a Deferred fails; give its error."""
+    results: list[Any] = []
+    deferred.addBoth(results.append)
+    until(lambda: results)
+    assert isinstance(results[0], Failure), f"it did not fail, but gave {results[0]!r:.100}"
+    assert results[0].value is not None
+    return results[0].value

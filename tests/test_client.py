@@ -1,0 +1,226 @@
+"""get_poem and the download: every way in which a server can fail is its own error, in time."""
+
+from __future__ import annotations
+
+import socket
+from collections.abc import Iterator
+from typing import Any
+
+import pytest
+from twisted.internet import error
+from twisted.internet.defer import CancelledError, Deferred
+from twisted.internet.endpoints import TCP4ClientEndpoint, TCP4ServerEndpoint
+from twisted.internet.protocol import Factory, Protocol
+from twisted.internet.task import Clock
+from twisted.internet.testing import StringTransport
+from twisted.python.failure import Failure
+
+from poetry.client import download, get_poem
+from poetry.errors import EmptyPoem, PoemTimedOut, PoemTooLong, PoemTruncated
+from poetry.protocol import PoetryServerFactory
+from tests.loop import reactor, until, wait, wait_error
+
+LONG = bytes(range(256)) * 40_000
+
+
+@pytest.fixture
+def silent() -> Iterator[socket.socket]:
+    """A listener that does what the test makes it do."""
+    with socket.socket() as listener:
+        listener.settimeout(20)
+        listener.bind(("127.0.0.1", 0))
+        listener.listen()
+        yield listener
+
+
+def endpoint_of(listener: socket.socket) -> TCP4ClientEndpoint:
+    return TCP4ClientEndpoint(reactor, *listener.getsockname())
+
+
+class NeverConnects:
+    """An endpoint to a black hole."""
+
+    def __init__(self) -> None:
+        self.cancelled = 0
+
+    def connect(self, factory: Any) -> Deferred[Any]:
+        del factory
+
+        def cancel(_: Deferred[Any]) -> None:
+            self.cancelled += 1
+
+        return Deferred(cancel)
+
+
+class InMemory:
+    """An endpoint whose transport is a StringTransport."""
+
+    def __init__(self) -> None:
+        self.transport = StringTransport()
+        self.protocol: Any = None
+
+    def connect(self, factory: Any) -> Deferred[Any]:
+        self.protocol = factory.buildProtocol(None)
+        self.protocol.makeConnection(self.transport)
+        done: Deferred[Any] = Deferred()
+        done.callback(self.protocol)
+        return done
+
+
+@pytest.mark.parametrize("poem", [b"x", LONG], ids=["1 byte", "10 MB"])
+def test_a_whole_poem(poem: bytes) -> None:
+    """The poem comes byte for byte."""
+    server = TCP4ServerEndpoint(reactor, 0, interface="127.0.0.1")
+    port = wait(server.listen(PoetryServerFactory(poem)))
+    address = port.getHost()
+    assert wait(get_poem(TCP4ClientEndpoint(reactor, address.host, address.port))) == poem
+    wait(port.stopListening())
+    until(lambda: not reactor.getDelayedCalls())
+
+
+def test_a_refused_connection_keeps_twisteds_error(silent: socket.socket) -> None:
+    """Where nothing listens, the error is Twisted's."""
+    endpoint = endpoint_of(silent)
+    silent.close()
+    assert isinstance(wait_error(get_poem(endpoint)), error.ConnectionRefusedError)
+    assert not reactor.getDelayedCalls()
+
+
+def test_a_black_hole_times_out() -> None:
+    """A connection that is never made is given up after the timeout."""
+    clock, endpoint = Clock(), NeverConnects()
+    poem = get_poem(endpoint, timeout=5, clock=clock)  # type: ignore[arg-type]
+    clock.advance(5)
+    failure = wait_error(poem)
+    assert isinstance(failure, error.TimeoutError)
+    assert "5 s" in str(failure)
+    assert endpoint.cancelled == 1
+
+
+def test_cancelling_gives_a_connection_attempt_up() -> None:
+    """A cancelled get_poem stops connecting, and leaves no timer."""
+    clock, endpoint = Clock(), NeverConnects()
+    poem = get_poem(endpoint, clock=clock)  # type: ignore[arg-type]
+    poem.cancel()
+    assert isinstance(wait_error(poem), CancelledError)
+    assert (endpoint.cancelled, clock.getDelayedCalls()) == (1, [])
+
+
+def test_cancelling_resets_a_download(silent: socket.socket) -> None:
+    """A cancelled get_poem resets its connection, and leaves no timer."""
+    poem = get_poem(endpoint_of(silent))
+    reactor.iterate(0)  # connects
+    connection, _ = silent.accept()
+    with connection:
+        connection.setblocking(False)
+        poem.cancel()
+        assert isinstance(wait_error(poem), CancelledError)
+
+        def was_reset() -> bool:
+            try:
+                return connection.recv(1) == b"never"
+            except BlockingIOError:
+                return False
+            except ConnectionResetError:
+                return True
+
+        until(was_reset)
+    assert not reactor.getDelayedCalls()
+
+
+@pytest.mark.parametrize("chunks", [[], [b"half", b" a po"]], ids=["first byte", "middle"])
+def test_a_stall_times_out(chunks: list[bytes]) -> None:
+    """A server that falls silent is given up, and each byte starts the wait again."""
+    clock, endpoint = Clock(), InMemory()
+    poem = get_poem(endpoint, timeout=5, clock=clock)  # type: ignore[arg-type]
+    for chunk in chunks:
+        clock.advance(4)
+        endpoint.protocol.dataReceived(chunk)
+    clock.advance(4)
+    assert not poem.called
+    clock.advance(1)
+    failure = wait_error(poem)
+    assert isinstance(failure, PoemTimedOut)
+    assert (failure.seconds, failure.received) == (5, sum(map(len, chunks)))
+
+
+@pytest.mark.parametrize(
+    ("chunks", "reason", "expected"),
+    [
+        ([], error.ConnectionDone(), EmptyPoem),
+        ([b"half"], error.ConnectionLost(), PoemTruncated),
+        ([b"12345"], error.ConnectionDone(), PoemTooLong),
+    ],
+)
+def test_each_bad_end_is_its_own_error(
+    chunks: list[bytes], reason: Exception, expected: type[Exception]
+) -> None:
+    """Nothing, a break and too much are told apart."""
+    endpoint = InMemory()
+    poem = get_poem(endpoint, max_bytes=4, clock=Clock())  # type: ignore[arg-type]
+    for chunk in chunks:
+        endpoint.protocol.dataReceived(chunk)
+    endpoint.protocol.connectionLost(Failure(reason))
+    assert isinstance(wait_error(poem), expected)
+
+
+def test_a_write_that_fails_is_the_error() -> None:
+    """Where a part cannot be written, the download fails with that, and resets."""
+
+    def write(data: bytes) -> None:
+        raise OSError(28, f"No space for {len(data)} bytes")
+
+    endpoint = InMemory()
+    done = Deferred.fromCoroutine(download(endpoint, write, clock=Clock()))  # type: ignore[arg-type]
+    endpoint.protocol.dataReceived(b"half")
+    assert "No space" in str(wait_error(done))
+    assert endpoint.transport.disconnected or endpoint.transport.disconnecting
+
+
+def test_a_full_output_holds_the_server_back() -> None:
+    """While the output is full, nothing is read, and the silence is not the server's."""
+    clock, endpoint = Clock(), InMemory()
+    output = StringTransport()
+    done = Deferred.fromCoroutine(
+        download(endpoint, output.write, output=output, timeout=5, clock=clock)  # type: ignore[arg-type]
+    )
+    endpoint.protocol.dataReceived(b"half")
+    producer: Any = output.producer
+    producer.pauseProducing()
+    assert endpoint.transport.producerState == "paused"
+    clock.advance(1000)
+    assert not done.called
+    producer.resumeProducing()
+    assert endpoint.transport.producerState == "producing"
+    endpoint.protocol.dataReceived(b" a poem")
+    endpoint.protocol.connectionLost(Failure(error.ConnectionDone()))
+    wait(done)
+    assert (output.value(), output.producer) == (b"half a poem", None)
+    assert not clock.getDelayedCalls()
+
+
+def test_an_output_that_goes_away_ends_the_download() -> None:
+    """Where nobody reads the output any more, the download is given up."""
+    endpoint, output = InMemory(), StringTransport()
+    done = Deferred.fromCoroutine(
+        download(endpoint, output.write, output=output, clock=Clock())  # type: ignore[arg-type]
+    )
+    producer: Any = output.producer
+    producer.stopProducing()
+    assert isinstance(wait_error(done), BrokenPipeError)
+
+
+def test_the_global_reactor_is_the_clock() -> None:
+    """Without a clock, the global reactor tells the time; QOTD-like servers are read too."""
+
+    class Quote(Protocol):
+        def connectionMade(self) -> None:
+            assert self.transport is not None
+            self.transport.write(b"quote")
+            self.transport.loseConnection()
+
+    factory = Factory.forProtocol(Quote)
+    port = reactor.listenTCP(0, factory, interface="127.0.0.1")
+    poem = get_poem(TCP4ClientEndpoint(reactor, "127.0.0.1", port.getHost().port))
+    assert wait(poem) == b"quote"
+    wait(port.stopListening())

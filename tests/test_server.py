@@ -1,0 +1,404 @@
+"""PoetryService: the limit, the sweep, the drain, the reload; and the slow server."""
+
+from __future__ import annotations
+
+import resource
+import socket
+from collections.abc import Iterator
+from contextlib import ExitStack, contextmanager
+from pathlib import Path
+from typing import Any
+
+import pytest
+from twisted.internet.endpoints import TCP4ClientEndpoint, TCP4ServerEndpoint
+from twisted.internet.error import CannotListenError
+from twisted.internet.protocol import ServerFactory
+from twisted.internet.task import Clock
+from twisted.internet.testing import MemoryReactorClock, StringTransport
+from twisted.logger import ILogObserver, LogEvent, globalLogPublisher
+from zope.interface import implementer
+
+from poetry.client import get_poem
+from poetry.protocol import PoetryServerFactory
+from poetry.server import (
+    LINGER,
+    RESERVED_DESCRIPTORS,
+    PoemFactory,
+    PoetryService,
+    SlowPoetryProtocol,
+    connection_limit,
+    serve_poem,
+)
+from tests.loop import reactor, until, wait, wait_error
+
+LONG = bytes(range(256)) * 40_000
+
+
+@contextmanager
+def logged() -> Iterator[list[str]]:
+    """The events of the package that are logged meanwhile, by name."""
+    events: list[str] = []
+
+    @implementer(ILogObserver)
+    def observe(event: LogEvent) -> None:
+        if "event" in event:
+            events.append(event["event"])
+
+    globalLogPublisher.addObserver(observe)
+    try:
+        yield events
+    finally:
+        globalLogPublisher.removeObserver(observe)
+
+
+@contextmanager
+def serving(*poems: bytes, **limits: Any) -> Iterator[PoetryService]:
+    """A started service with a listener a poem; it is stopped at once in the end."""
+    limits.setdefault("clock", reactor)
+    service = PoetryService(
+        [
+            (TCP4ServerEndpoint(reactor, 0, interface="127.0.0.1"), PoemFactory(poem, "poem.txt"))
+            for poem in poems
+        ],
+        **limits,
+    )
+    service.startService()
+    try:
+        yield service
+    finally:
+        if service.running:
+            stopped = service.stopService()
+            service.abort()
+            wait(stopped)
+
+
+def port_of(service: PoetryService, index: int = 0) -> int:
+    port: int = service.ports[index].getHost().port  # type: ignore[attr-defined]
+    return port
+
+
+@contextmanager
+def reader(service: PoetryService, index: int = 0) -> Iterator[socket.socket]:
+    """A non-blocking reader, connected as far as the kernel is concerned."""
+    with socket.create_connection(("127.0.0.1", port_of(service, index)), 20) as connection:
+        connection.setblocking(False)
+        yield connection
+
+
+def drain(connection: socket.socket) -> bytes:
+    """Read to the end while the reactor turns."""
+    parts: list[bytes] = []
+
+    def ended() -> bool:
+        try:
+            parts.append(connection.recv(1 << 20))
+        except BlockingIOError:
+            return False
+        return not parts[-1]
+
+    until(ended)
+    return b"".join(parts)
+
+
+def fetch(service: PoetryService, index: int = 0) -> bytes:
+    endpoint = TCP4ClientEndpoint(reactor, "127.0.0.1", port_of(service, index))
+    poem: bytes = wait(get_poem(endpoint))
+    return poem
+
+
+# Listening
+
+
+def test_each_listener_has_its_poem() -> None:
+    """Several poems are served by one service, and each says where."""
+    with serving(b"one", LONG) as service:
+        assert [fetch(service, index) for index in (0, 1)] == [b"one", LONG]
+        assert service.addresses == [f"127.0.0.1:{port_of(service, i)}" for i in (0, 1)]
+
+
+def test_a_taken_port_leaves_none_open() -> None:
+    """Where one address is taken, the service does not start, and listens nowhere."""
+    with socket.socket() as taken:
+        taken.bind(("127.0.0.1", 0))
+        taken.listen()
+        factory = PoetryServerFactory(b"poem")
+        free = TCP4ServerEndpoint(reactor, 0, interface="127.0.0.1")
+        other = TCP4ServerEndpoint(reactor, taken.getsockname()[1], interface="127.0.0.1")
+        before = len(reactor.getReaders())
+        service = PoetryService([(free, factory), (other, factory)])
+        with pytest.raises(CannotListenError):
+            service.startService()
+        until(lambda: len(reactor.getReaders()) == before)
+        assert not service.running
+
+
+def test_privileges_may_be_dropped_between() -> None:
+    """A service that listens already does so once."""
+    service = PoetryService(
+        [(TCP4ServerEndpoint(reactor, 0, interface="127.0.0.1"), PoetryServerFactory(b"poem"))],
+        clock=reactor,
+    )
+    service.privilegedStartService()
+    service.startService()
+    assert len(service.ports) == 1
+    wait(service.stopService())
+
+
+def test_serve_poem_gives_the_port() -> None:
+    """`serve_poem` fires with the listening port, or fails with Twisted's error."""
+    port = wait(serve_poem(TCP4ServerEndpoint(reactor, 0, interface="127.0.0.1"), b"poem"))
+    number = port.getHost().port
+    assert wait(get_poem(TCP4ClientEndpoint(reactor, "127.0.0.1", number))) == b"poem"
+    again = TCP4ServerEndpoint(reactor, number, interface="127.0.0.1")
+    assert isinstance(wait_error(serve_poem(again, b"poem")), CannotListenError)
+    wait(port.stopListening())
+    until(lambda: not reactor.getDelayedCalls())
+
+
+def test_what_is_no_socket_is_served_as_it_is() -> None:
+    """On a reactor without sockets the service listens, starts and stops."""
+    memory = MemoryReactorClock()
+    service = PoetryService(
+        [(TCP4ServerEndpoint(memory, 80), PoetryServerFactory(b"poem"))], clock=memory
+    )
+    service.startService()
+    assert service.addresses == ["0.0.0.0:80"]
+    wait(service.stopService())
+
+
+def test_others_are_beside_the_limit() -> None:
+    """What is served beside the poems is neither counted nor held back."""
+    with serving(b"poem", max_connections=1) as service:
+        assert service.others == []
+    service = PoetryService([], clock=reactor)
+    service.others.append((TCP4ServerEndpoint(reactor, 0, interface="127.0.0.1"), ServerFactory()))
+    service.startService()
+    assert len(service.addresses) == 1
+    wait(service.stopService())
+
+
+# The limit
+
+
+def test_never_more_than_the_limit_are_open() -> None:
+    """At the limit, readers wait in the kernel's queue, and all are served in the end."""
+    with logged() as events, serving(LONG, LONG, max_connections=3) as service, ExitStack() as all_:
+        readers = [all_.enter_context(reader(service, i % 2)) for i in range(12)]
+        most = 0
+
+        def full() -> bool:
+            nonlocal most
+            most = max(most, len(service.connections))
+            return service.waiting
+
+        until(full)
+        for _ in range(20):
+            reactor.iterate(0)
+        while readers:
+            served = [r for r in readers if is_readable(r)]
+            for connection in served:
+                assert drain(connection) == LONG
+                connection.close()
+                readers.remove(connection)
+            reactor.iterate(0.01)
+            most = max(most, len(service.connections))
+        assert most == 3
+        until(lambda: "limit_left" in events)
+        assert events.count("limit_reached") == 1
+
+
+def is_readable(connection: socket.socket) -> bool:
+    try:
+        return bool(connection.recv(1, socket.MSG_PEEK))
+    except BlockingIOError:
+        return False
+
+
+def test_the_default_limit_is_what_the_descriptors_allow() -> None:
+    """Without a number, the hard descriptor limit less the reserve; a higher number is lowered."""
+    soft, hard = resource.getrlimit(resource.RLIMIT_NOFILE)
+    resource.setrlimit(resource.RLIMIT_NOFILE, (min(soft, hard) // 2, hard))
+    try:
+        with logged() as events:
+            allowed = connection_limit(None)
+            assert allowed == hard - RESERVED_DESCRIPTORS
+            assert connection_limit(10) == 10
+            assert not events
+            assert connection_limit(hard) == allowed
+            assert events == ["limit_lowered"]
+        assert resource.getrlimit(resource.RLIMIT_NOFILE)[0] == hard
+    finally:
+        resource.setrlimit(resource.RLIMIT_NOFILE, (soft, hard))
+
+
+def test_no_descriptor_limit_is_no_limit(monkeypatch: pytest.MonkeyPatch) -> None:
+    """Where the hard limit is infinite, any number goes."""
+    infinite = (resource.RLIM_INFINITY, resource.RLIM_INFINITY)
+    monkeypatch.setattr(resource, "getrlimit", lambda _: infinite)
+    assert connection_limit(10**9) == 10**9
+
+
+# The sweep
+
+
+def test_the_sweep_ends_when_nobody_is_left() -> None:
+    """Idle readers are reset by the sweep, which leaves no timer behind them."""
+    clock = Clock()
+    with serving(LONG, clock=clock, idle_timeout=8.0) as service, reader(service):
+        until(lambda: service.connections)
+        (protocol,) = service.connections
+        size = -1
+        while size != protocol.size:
+            size = protocol.size
+            reactor.iterate(0.05)
+        clock.pump([1.0] * 8)
+        assert protocol.outcome is None
+        clock.pump([1.0] * 2)
+        assert protocol.outcome == "timed_out"
+        until(lambda: not service.connections)
+        clock.advance(1.0)
+        assert not clock.getDelayedCalls()
+
+
+def test_a_reader_that_stays_is_let_go() -> None:
+    """A reader that has everything and does not end is closed after the linger."""
+    clock = Clock()
+    with serving(b"short", clock=clock) as service, reader(service) as connection:
+        until(lambda: service.connections)
+        (protocol,) = service.connections
+        until(lambda: not protocol._queued())
+        clock.pump([1.0] * int(LINGER + 2))
+        until(lambda: not service.connections)
+        assert (protocol.outcome, drain(connection)) == ("sent", b"short")
+
+
+# Stopping
+
+
+def test_a_stop_lets_readers_finish() -> None:
+    """The listener closes first; who is in flight, or in the queue, gets the whole poem."""
+    with logged() as events, serving(LONG) as service, reader(service) as flying:
+        until(lambda: service.connections)
+        with reader(service) as queued:
+            stopped = service.stopService()
+            until(lambda: not service.ports[0].connected)  # type: ignore[attr-defined]
+            with pytest.raises(ConnectionRefusedError):
+                socket.create_connection(("127.0.0.1", port_of_closed(service)), 20)
+            assert [drain(flying), drain(queued)] == [LONG, LONG]
+            flying.close()
+            queued.close()
+            wait(stopped)
+    assert events == ["draining"]
+
+
+def port_of_closed(service: PoetryService) -> int:
+    return int(service.addresses[0].rpartition(":")[2])
+
+
+def test_the_grace_bounds_a_stop() -> None:
+    """Who has not finished by the end of the grace sees a reset."""
+    clock = Clock()
+    with logged() as events, serving(LONG, clock=clock, grace=5) as service:
+        with reader(service) as connection:
+            until(lambda: service.connections)
+            stopped = service.stopService()
+            clock.advance(5)
+            wait(stopped)
+            with pytest.raises(ConnectionResetError):
+                drain(connection)
+        assert not clock.getDelayedCalls()
+    assert events == ["draining", "grace_over"]
+
+
+def test_a_stop_does_not_wait_for_who_has_everything() -> None:
+    """A reader that has the poem and stays open does not hold up a stop until the grace is over."""
+    clock = Clock()
+    with serving(b"short", clock=clock) as service, reader(service) as connection:
+        until(lambda: service.connections)
+        (protocol,) = service.connections
+        stopped = service.stopService()
+        until(lambda: not protocol._queued())
+        clock.pump([1.0] * 3)
+        wait(stopped)
+        assert (protocol.outcome, drain(connection)) == ("sent", b"short")
+
+
+# Reloading
+
+
+def test_reload_reads_the_files_again(tmp_path: Path) -> None:
+    """New readers get the new text; a file that is gone or empty leaves the old poem."""
+    path = tmp_path / "poem.txt"
+    path.write_bytes(b"old")
+    factory = PoemFactory(b"old", path.name, path)
+    fixed = PoemFactory(b"fixed", "sample.txt")
+    nowhere: Any = None
+    service = PoetryService([(nowhere, factory), (nowhere, fixed), (nowhere, factory)])
+    with logged() as events:
+        path.write_bytes(b"new")
+        service.reload()
+        assert (factory.poem, fixed.poem, service.reloaded_well) == (b"new", b"fixed", True)
+        path.write_bytes(b"")
+        service.reload()
+        assert (factory.poem, service.reloaded_well) == (b"new", False)
+        path.unlink()
+        service.reload()
+        assert (factory.poem, service.reloaded_well) == (b"new", False)
+        path.write_bytes(b"back")
+        service.reload()
+        assert (factory.poem, service.reloaded_well) == (b"back", True)
+    assert events == ["reloaded", *["reload_failed"] * 4, "reloaded"]
+
+
+# The slow server
+
+
+def slow_factory(poem: bytes, clock: Any) -> PoemFactory:
+    factory = PoemFactory(poem, "slow.txt")
+    factory.protocol = SlowPoetryProtocol
+    factory.num_bytes, factory.delay, factory.clock = 2, 1.5, clock
+    return factory
+
+
+def test_the_slow_server_sends_a_few_bytes_at_a_time() -> None:
+    """It sends its first bytes at once, and some more after each delay."""
+    clock = Clock()
+    protocol = slow_factory(b"12345", clock).buildProtocol(None)
+    assert isinstance(protocol, SlowPoetryProtocol)
+    transport = StringTransport()
+    protocol.makeConnection(transport)
+    seen = [transport.value()]
+    for _ in range(2):
+        clock.advance(1.5)
+        seen.append(transport.value())
+    assert seen == [b"12", b"1234", b"12345"]
+    assert (transport.disconnecting, clock.getDelayedCalls()) == (True, [])
+
+
+def test_a_paused_slow_server_waits() -> None:
+    """A full transport pauses it, and a lost one leaves no timer behind."""
+    clock = Clock()
+    protocol = slow_factory(b"12345", clock).buildProtocol(None)
+    assert isinstance(protocol, SlowPoetryProtocol)
+    transport = StringTransport()
+    protocol.makeConnection(transport)
+    protocol.pauseProducing()
+    protocol.pauseProducing()
+    clock.advance(10)
+    assert transport.value() == b"12"
+    protocol.resumeProducing()
+    assert transport.value() == b"1234"
+    protocol.stopProducing()
+    assert not clock.getDelayedCalls()
+
+
+def test_the_slow_server_on_a_socket() -> None:
+    """On a real socket the slow poem arrives whole."""
+    clock = Clock()
+    port = reactor.listenTCP(0, slow_factory(b"12345", clock), interface="127.0.0.1")
+    with socket.create_connection(("127.0.0.1", port.getHost().port), 20) as connection:
+        connection.setblocking(False)
+        until(lambda: clock.getDelayedCalls())
+        clock.pump([1.5, 1.5])
+        assert drain(connection) == b"12345"
+    wait(port.stopListening())
