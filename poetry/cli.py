@@ -3,13 +3,15 @@
 from __future__ import annotations
 
 import errno
+import math
+import os
 import re
 import signal
 import sys
 from collections.abc import Callable, Coroutine, Iterator, Sequence
 from contextlib import contextmanager, suppress
 from pathlib import Path
-from typing import TYPE_CHECKING, Any
+from typing import TYPE_CHECKING, Any, TextIO
 
 import click
 
@@ -23,9 +25,6 @@ def main() -> None:
     """The commands `poetry` and `twisted-poetry`: each error is one line on standard error."""
     try:
         code = cli.main(standalone_mode=False)
-    except click.exceptions.NoArgsIsHelpError as error:
-        click.echo(error.ctx.get_help())
-        code = USAGE
     except click.UsageError as error:
         command = error.ctx.command_path if error.ctx else "poetry"
         code = complain(f"{error.format_message()} (see '{command} --help')", USAGE)
@@ -33,6 +32,8 @@ def main() -> None:
         code = complain(error.format_message(), error.exit_code)
     except (click.Abort, KeyboardInterrupt):
         code = INTERRUPTED
+    except OSError as error:  # what click prints itself: help, for one
+        code = cannot_print(error)
     sys.exit(code)
 
 
@@ -43,17 +44,40 @@ def complain(message: str, code: int) -> int:
     return code
 
 
+def cannot_print(error: OSError) -> int:
+    """Say why standard output takes no more, and let it take anything: Python flushes at its end."""
+    with Path(os.devnull).open("wb") as nowhere:
+        os.dup2(nowhere.fileno(), sys.stdout.fileno())
+    return complain(f"standard output: {error.strerror}", FAILED)
+
+
+class Seconds(click.FloatRange):
+    """A time in seconds; inf is for ever."""
+
+    def convert(self, value: Any, param: Any, ctx: Any) -> Any:
+        """Take a number in the range: every comparison with nan is false."""
+        seconds = super().convert(value, param, ctx)
+        if math.isnan(seconds):
+            self.fail(f"{value} is not a number of seconds.", param, ctx)
+        return seconds
+
+
 @click.group(
     context_settings={"help_option_names": ["-h", "--help"], "max_content_width": 100},
     epilog="Examples:\n\n\b\n  poetry serve poem.txt\n  poetry get 127.0.0.1:10000",
+    invoke_without_command=True,
 )
 @click.version_option(package_name="twisted-poetry", prog_name="twisted-poetry")
-def cli() -> None:
+@click.pass_context
+def cli(ctx: click.Context) -> None:
     """Send a poem to whoever connects, and fetch one.
 
     A poem arrives whole, or its reader knows that it did not. Any client that reads to the end of
     the stream can read one: nc, socat, a browser.
     """
+    if ctx.invoked_subcommand is None:
+        click.echo(ctx.get_help())
+        ctx.exit(USAGE)
 
 
 # serve
@@ -96,7 +120,7 @@ def cli() -> None:
 )
 @click.option(
     "--idle-timeout",
-    type=click.FloatRange(0, min_open=True),
+    type=Seconds(0, min_open=True),
     default=60.0,
     show_default=True,
     metavar="SECONDS",
@@ -104,7 +128,7 @@ def cli() -> None:
 )
 @click.option(
     "--grace",
-    type=click.FloatRange(0),
+    type=Seconds(0),
     default=30.0,
     show_default=True,
     metavar="SECONDS",
@@ -113,7 +137,7 @@ def cli() -> None:
 @click.option("--num-bytes", type=click.IntRange(1), metavar="N", help="Send N bytes at a time,")
 @click.option(
     "--delay",
-    type=click.FloatRange(0, min_open=True),
+    type=Seconds(0, min_open=True),
     metavar="SECONDS",
     help="so long apart (the slow poetry server).  [default: 10 bytes, 0.1 s if one is given]",
 )
@@ -149,7 +173,7 @@ def serve(
         raise click.UsageError("several poems cannot share --port: give each a --listen")
     if not addresses and (port is not None or interface is not None):
         host = interface or "127.0.0.1"
-        address = f"[{host}]:{port or 0}" if ":" in host else f"{host}:{port or 0}"
+        address = f"{bracketed(host)}:{port or 0}"
         addresses = (address,) * max(1, len(poems))
     pace = None if num_bytes is delay is None else (num_bytes or 10, delay or 0.1)
 
@@ -171,15 +195,24 @@ def serve(
     return run_service(reactor, service)
 
 
+def bracketed(host: str) -> str:
+    """A host as it is written before `:PORT`."""
+    return f"[{host}]" if ":" in host else host
+
+
 def cannot_listen(error: Any) -> str:
     """Why an address cannot be had, and what to do about it."""
     reason = getattr(error, "socketError", error)
-    where = ":".join(
-        str(part) for part in (getattr(error, "interface", ""), getattr(error, "port", "")) if part
-    )
+    if isinstance(reason, str):  # Twisted could not lock a Unix socket
+        reason = OSError(errno.EADDRINUSE, reason)
+    host = getattr(error, "interface", None)
+    port = getattr(error, "port", None) or reason.filename2  # of a lock that cannot be made
+    if isinstance(port, bytes):
+        port = os.fsdecode(port)
+    where = ":".join(str(part) for part in (host and bracketed(host), port) if part)
     hint = {
         errno.EADDRINUSE: "; it is taken: choose another, or port 0 for any free one",
-        errno.EACCES: "; ports below 1024 need privileges",
+        errno.EACCES: "; ports below 1024 need privileges" if isinstance(port, int) else "",
         errno.EADDRNOTAVAIL: "; no interface of this machine has that address",
     }.get(reason.errno, "")
     return f"cannot listen on {where}: {reason.strerror or reason}{hint}"
@@ -201,10 +234,11 @@ def run_service(reactor: Any, service: PoetryService) -> int:
         for number in (signal.SIGINT, signal.SIGTERM):
             signal.signal(number, lambda *_: reactor.callFromThread(stop))
         names = [factory.name for _, factory in service.listeners] + ["metrics"]
-        with suppress(BrokenPipeError):
+        try:
             for name, address in zip(names, service.addresses, strict=False):
                 click.echo(f"Serving {name} on {address}")
-            sys.stdout.flush()
+        except OSError as error:
+            cannot_print(error)
 
     reactor.callWhenRunning(announce)
     reactor.addSystemEventTrigger("before", "shutdown", service.stopService)
@@ -245,7 +279,7 @@ def run_service(reactor: Any, service: PoetryService) -> int:
 )
 @click.option(
     "--timeout",
-    type=click.FloatRange(0, min_open=True),
+    type=Seconds(0, min_open=True),
     default=30.0,
     show_default=True,
     metavar="SECONDS",
@@ -281,6 +315,8 @@ def get(
     """Fetch poems at the same time, and print them in the order asked for."""
     sha256 = digest_wanted(sha256)
     paths = files_wanted(addresses, output, directory)
+    if not paths and sys.stdout is None:
+        raise click.ClickException("standard output: it is closed")
 
     from twisted.internet import reactor
     from twisted.logger import globalLogBeginner
@@ -297,8 +333,8 @@ def get(
         raise click.UsageError(str(error)) from error
     if progress is None:
         # On the terminal that shows the poem, a bar would be in its way.
-        printed = not paths and sys.stdout.isatty()
-        progress = sys.stderr.isatty() and not quiet and not printed
+        printed = not paths and is_terminal(sys.stdout)
+        progress = is_terminal(sys.stderr) and not quiet and not printed
     with progress_bar(shown=progress) as (advance, say):
         fetcher = Fetcher(
             reactor,
@@ -339,6 +375,11 @@ def files_wanted(
     except OSError as error:
         raise click.ClickException(f"{directory}: {error.strerror}") from error
     return [directory / name for name in names]
+
+
+def is_terminal(stream: TextIO | None) -> bool:
+    """Whether a standard stream is open, and a terminal."""
+    return stream is not None and stream.isatty()
 
 
 @contextmanager

@@ -195,6 +195,8 @@ class Fetcher:
             return place is not None and self._failed(place, error)
         except CancelledError:
             raise
+        except errors.ConnectingCancelledError as error:
+            raise CancelledError from error
         except Exception as error:
             return self._failed(address, error)
         return True
@@ -235,10 +237,8 @@ def explain(error: Exception) -> str:
         return f"no such host ({error})"
     if isinstance(error, errors.ConnectionRefusedError):
         return "connection refused: is a server running there?"
-    if isinstance(error, errors.TimeoutError):
-        return f"no connection: {' '.join(map(str, error.args)) or 'timed out'}"
     if isinstance(error, ConnectError):
-        return f"no connection: {error.osError or error}"
+        return f"no connection: {' '.join(map(str, error.args)) or error}"
     if isinstance(error, OSError):
         return error.strerror or str(error)
     if type(error).__name__ == "VerificationError":

@@ -86,11 +86,11 @@ def atomic_file(path: Path) -> Iterator[IO[bytes]]:
 
     @raise OSError: where it cannot be written.
     """
-    target = Path(os.path.realpath(path))
-    if target.exists() and not target.is_file():
-        with target.open("wb") as file:
+    if path.exists() and not path.is_file():
+        with path.open("wb") as file:
             yield file
         return
+    target = Path(os.path.realpath(path))
     part = target.with_name(f".poetry-{token_hex(6)}.part")
     try:
         with part.open("xb") as file:

@@ -87,6 +87,7 @@ RECEIVE_BUFFER = 1024 * 1024
 _RESET_ON_CLOSE = struct.pack("ii", 1, 0)
 _SEND_ON_CLOSE = struct.pack("ii", 0, 0)
 _TLS_SENT_SHUTDOWN, _TLS_RECEIVED_SHUTDOWN = 1, 2  # openssl/ssl.h
+_MORE = getattr(socket, "MSG_MORE", 0)  # the end of the stream follows: one packet for both
 _KERNEL_IS_FULL = frozenset({errno.EAGAIN, errno.EWOULDBLOCK, errno.EINTR, errno.ENOBUFS})
 
 
@@ -185,7 +186,7 @@ class PoetryProtocol(Protocol):
         data = self._poem[self.size : end]
         try:
             if self._socket is not None:
-                self.size += self._socket.send(data)
+                self.size += self._socket.send(data, 0 if self._producing else _MORE)
             else:
                 self._write(bytes(data))
             if self.size == len(self._poem):
@@ -224,6 +225,7 @@ class PoetryProtocol(Protocol):
         if self._producing:
             self._socket.setsockopt(socket.SOL_SOCKET, socket.SO_LINGER, _SEND_ON_CLOSE)
         self._socket.shutdown(socket.SHUT_WR)
+        self.transport._shouldShutdown = False  # it is done: saves a system call
         if self._readerEnded:
             self._letGo()
 
@@ -341,7 +343,7 @@ class PoetryProtocol(Protocol):
     def _endedByPeer(self, reason: Failure) -> bool:
         """Whether the other end ended its stream cleanly: not a reset, and not a close of ours."""
         if self._tls is None:
-            ended = reason.check(ConnectionDone) is not None
+            ended = isinstance(reason.value, ConnectionDone)
         elif self.finished:
             # Many readers close without a close_notify: all that is known is what has left.
             ended = not _innermost(self.transport).dataBuffer

@@ -47,6 +47,8 @@ def read_poem(word: str | None) -> tuple[bytes, str, Path | None]:
     if word is None:
         return (files("poetry") / "sample.txt").read_bytes(), "sample.txt", None
     path = None if word == "-" else Path(word).absolute()
+    if path is None and sys.stdin is None:
+        raise UsageError("-: standard input is closed")
     try:
         poem = sys.stdin.buffer.read() if path is None else path.read_bytes()
     except OSError as error:
