@@ -167,7 +167,8 @@ class Fetcher:
 
         def write(data: bytes) -> None:
             sink.write(data)
-            digest.update(data)
+            if wanted.sha256 is not None:
+                digest.update(data)
             self._advance(len(data))
 
         await download(
@@ -237,6 +238,8 @@ def explain(error: Exception) -> str:
         return f"no such host ({error})"
     if isinstance(error, errors.ConnectionRefusedError):
         return "connection refused: is a server running there?"
+    if isinstance(error, errors.TimeoutError):
+        return " ".join(map(str, error.args)) or "no connection in time"
     if isinstance(error, ConnectError):
         return f"no connection: {' '.join(map(str, error.args)) or error}"
     if isinstance(error, OSError):

@@ -260,6 +260,11 @@ def notify(state: str) -> None:
         return
     if state == "RELOADING=1":
         state += f"\nMONOTONIC_USEC={monotonic_ns() // 1000}"
-    with socket.socket(socket.AF_UNIX, socket.SOCK_DGRAM | socket.SOCK_CLOEXEC) as notifier:
-        notifier.connect("\0" + path[1:] if path.startswith("@") else path)
-        notifier.sendall(state.encode())
+    try:
+        with socket.socket(socket.AF_UNIX, socket.SOCK_DGRAM | socket.SOCK_CLOEXEC) as notifier:
+            notifier.connect("\0" + path[1:] if path.startswith("@") else path)
+            notifier.sendall(state.encode())
+    except OSError as error:
+        _log.warn(
+            "cannot notify {path}: {reason}", event="notify_failed", path=path, reason=str(error)
+        )

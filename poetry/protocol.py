@@ -37,6 +37,7 @@ from twisted.internet.interfaces import (
     IConnector,
     IHalfCloseableProtocol,
     IHandshakeListener,
+    IProtocolNegotiationFactory,
     IPullProducer,
     ISSLTransport,
 )
@@ -118,6 +119,7 @@ class PoetryProtocol(Protocol):
     _socket: socket.socket | None = None
     _tls: Any = None
     _producing = False
+    _armed = False
     _readerEnded = False
     _delivered = False
     _mark: tuple[int, int] | None = None
@@ -151,9 +153,13 @@ class PoetryProtocol(Protocol):
     # Sending
 
     def startSending(self) -> None:
-        """Hand a short poem over at once; let the transport pull a longer one."""
+        """Hand over at once what the kernel takes; let the transport pull the rest."""
         assert self._poem is not None
-        if len(self._poem) <= SHORT:
+        if self._socket is not None:
+            if len(self._poem) > SHORT:
+                self._resetOnClose()
+            self.handOver(None)
+        elif len(self._poem) <= SHORT:
             self.handOver(SHORT)
         if not self.finished and self.outcome is None:
             self.produce(streaming=False)
@@ -222,7 +228,7 @@ class PoetryProtocol(Protocol):
                 self._tls.set_shutdown(0)
             self.transport.loseConnection()
             return
-        if self._producing:
+        if self._armed:
             self._socket.setsockopt(socket.SOL_SOCKET, socket.SO_LINGER, _SEND_ON_CLOSE)
         self._socket.shutdown(socket.SHUT_WR)
         self.transport._shouldShutdown = False  # it is done: saves a system call
@@ -246,7 +252,8 @@ class PoetryProtocol(Protocol):
     def _resetOnClose(self) -> None:
         transport = _innermost(self.transport)
         handle = getattr(transport, "socket", None)
-        if handle is not None:
+        if handle is not None and not self._armed:
+            self._armed = True
             handle.setsockopt(socket.SOL_SOCKET, socket.SO_LINGER, _RESET_ON_CLOSE)
             # Else Twisted shuts the socket down before it closes it, which is a clean end.
             transport._shouldShutdown = False
@@ -299,6 +306,10 @@ class PoetryProtocol(Protocol):
         if mark != self._mark:
             self._mark, self._markedAt = mark, now
         elif self.finished and not queued:
+            if self._tls is not None:
+                # A reader may wait for the FIN as well (ncat), before it ends.
+                with suppress(OSError):
+                    _innermost(self.transport).socket.shutdown(socket.SHUT_WR)
             if now - self._markedAt >= linger:
                 self._letGo()
         elif now - self._markedAt >= idle:
@@ -417,8 +428,13 @@ class PoetryFactory(Factory):
         """A poem was not received, or not sent: `PoemError`, or what TLS failed with. Override."""
 
 
+@implementer(IProtocolNegotiationFactory)
 class PoetryServerFactory(PoetryFactory, ServerFactory):
     """For whoever connects: sends them `poem`, or receives theirs where it is None."""
+
+    def acceptableProtocols(self) -> list[bytes]:
+        """For ALPN: Twisted refuses TLS to who offers some and gets none (curl, a browser)."""
+        return [b"http/0.9", b"http/1.0", b"http/1.1"]
 
 
 class PoetryClientFactory(PoetryFactory, ClientFactory):

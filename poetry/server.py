@@ -27,7 +27,7 @@ LINGER = 30.0
 """Seconds that a reader which has everything may keep the connection (nginx's lingering_time)."""
 
 RESERVED_DESCRIPTORS = 48
-"""Descriptors kept back from readers: standard streams, the reactor's, listeners, metrics."""
+"""Descriptors kept back from readers: standard streams, the reactor's, files, metrics."""
 
 _log = Logger()
 
@@ -144,7 +144,7 @@ class PoetryService(Service):
 
         @raise CannotListenError: for the first address that is taken or not ours.
         """
-        self.limit = connection_limit(self.max_connections)
+        self.limit = connection_limit(self.max_connections, len(self.listeners))
         failures: list[Failure] = []
         for endpoint, factory in (*self.listeners, *self.others):
             listening = endpoint.listen(factory)
@@ -309,8 +309,8 @@ def describe(error: Exception) -> str:
     return "it is empty, and there is no empty poem"
 
 
-def connection_limit(wanted: int | None) -> int:
-    """How many connections the descriptors allow, and at most `wanted`.
+def connection_limit(wanted: int | None, listeners: int = 1) -> int:
+    """How many connections the descriptors allow beside the listeners, and at most `wanted`.
 
     Out of descriptors, Twisted accepts and closes at once, which reads as an empty poem. Raises the
     process's soft RLIMIT_NOFILE to its hard value.
@@ -318,7 +318,9 @@ def connection_limit(wanted: int | None) -> int:
     soft, hard = resource.getrlimit(resource.RLIMIT_NOFILE)
     if soft != hard:
         resource.setrlimit(resource.RLIMIT_NOFILE, (hard, hard))
-    allowed = sys.maxsize if hard == resource.RLIM_INFINITY else max(1, hard - RESERVED_DESCRIPTORS)
+    allowed = max(1, hard - RESERVED_DESCRIPTORS - listeners)
+    if hard == resource.RLIM_INFINITY:
+        allowed = sys.maxsize
     if wanted is not None and wanted > allowed:
         _log.warn(
             "the descriptor limit allows {limit} connections, not {wanted}",

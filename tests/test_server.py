@@ -221,7 +221,7 @@ def test_the_default_limit_is_what_the_descriptors_allow() -> None:
     try:
         with logged() as events:
             allowed = connection_limit(None)
-            assert allowed == hard - RESERVED_DESCRIPTORS
+            assert allowed == hard - RESERVED_DESCRIPTORS - 1
             assert connection_limit(10) == 10
             assert not events
             assert connection_limit(hard) == allowed
