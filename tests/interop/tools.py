@@ -1,0 +1,80 @@
+"""Real tools as the other end: whether they are there, and a port of their own to listen on."""
+
+from __future__ import annotations
+
+import random
+import shutil
+import subprocess
+import time
+from collections.abc import Callable, Iterator, Sequence
+from contextlib import contextmanager
+from pathlib import Path
+
+import pytest
+
+from benchmarks.measure import free_port, listening
+from tests.processes import PATIENCE
+
+SIZES = (1, 3_000, 10_000_000)
+"""Bytes of the poems: the least there is, one that a packet takes, one that no buffer takes."""
+
+
+def poem_of(size: int) -> bytes:
+    """Every byte value, line ends and NUL included, in no order that a tool could expect."""
+    return random.Random(size).randbytes(size)
+
+
+def require(tool: str) -> None:
+    """Skip the test, by name, where `tool` is missing."""
+    if shutil.which(tool) is None:
+        pytest.skip(f"{tool} is not installed")
+
+
+def fetched(
+    command: Sequence[str | Path], env: dict[str, str] | None = None
+) -> subprocess.CompletedProcess[bytes]:
+    """Run a tool that reads a poem, with nothing on its standard input."""
+    return subprocess.run(
+        command,
+        stdin=subprocess.DEVNULL,
+        capture_output=True,
+        timeout=PATIENCE,
+        check=False,
+        env=env,
+    )
+
+
+@contextmanager
+def tool_listening(
+    command: Callable[[int], Sequence[str | Path]],
+    stdin: Path | int = subprocess.DEVNULL,
+) -> Iterator[tuple[subprocess.Popen[bytes], int]]:
+    """Run a tool that listens; a port that someone else took meanwhile is tried again elsewhere."""
+    for _ in range(5):
+        port = free_port()
+        with Path("/dev/null" if isinstance(stdin, int) else stdin).open("rb") as given:
+            process = subprocess.Popen(
+                command(port),
+                stdin=stdin if isinstance(stdin, int) else given,
+                stdout=subprocess.DEVNULL,
+                stderr=subprocess.PIPE,
+            )
+        try:
+            if listens(process, port):
+                yield process, port
+                return
+        finally:
+            process.kill()
+            _, errors = process.communicate(timeout=PATIENCE)
+    pytest.fail(f"{command(0)[0]} does not listen: {errors!r}")
+
+
+def listens(process: subprocess.Popen[bytes], port: int) -> bool:
+    """Wait until the tool listens on `port`, or has ended."""
+    for _ in range(int(PATIENCE / 0.01)):
+        if listening(port):
+            return True
+        if process.poll() is not None:
+            return False
+        time.sleep(0.01)
+    return False

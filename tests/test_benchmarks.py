@@ -1,0 +1,76 @@
+"""The benchmarks run, and what README and docs quote is what the newest result says."""
+
+from __future__ import annotations
+
+import json
+import subprocess
+import sys
+from pathlib import Path
+
+import pytest
+
+from benchmarks.load import OUTCOMES
+from benchmarks.peers import THIS, TUTORIAL
+from benchmarks.report import (
+    BLOCK,
+    BLOCKS,
+    RESULTS,
+    ROOT,
+    documents,
+    newest,
+    render_all,
+    render_blocks,
+)
+
+NO_RESULT = not list(RESULTS.glob("*.json"))
+
+
+@pytest.mark.skipif(NO_RESULT, reason="no result is committed")
+@pytest.mark.parametrize("path", list(documents()), ids=lambda path: path.name)
+def test_quoted_figures(path: Path) -> None:
+    """Each block of figures is what `python -m benchmarks.report --write` would write."""
+    text = path.read_text(encoding="utf-8")
+    assert render_blocks(text, newest()) == text
+
+
+@pytest.mark.skipif(NO_RESULT, reason="no result is committed")
+def test_committed_tables() -> None:
+    """The newest result's Markdown is rendered from its JSON, which is no quick run."""
+    result = newest()
+    assert not result["quick"]
+    written = (RESULTS / f"{result['taken']}.md").read_text(encoding="utf-8")
+    assert written == render_all(result)
+
+
+def test_every_marked_block_is_known() -> None:
+    """No page asks for figures that the report cannot render, or opens a block it does not end."""
+    for path in documents():
+        text = path.read_text(encoding="utf-8")
+        names = [match[2] for match in BLOCK.finditer(text)]
+        assert set(names) <= set(BLOCKS), path.name
+        assert text.count("<!-- figures:") == len(names), path.name
+
+
+@pytest.fixture(scope="module")
+def quick() -> dict[str, dict[str, object]]:
+    """A quick run of this server beside the tutorial's."""
+    command = [sys.executable, "-m", "benchmarks", "--quick", "--peers", f"{THIS},{TUTORIAL}"]
+    run = subprocess.run(command, cwd=ROOT, capture_output=True, text=True, check=False)
+    assert run.returncode == 0, run.stderr
+    result: dict[str, dict[str, object]] = json.loads(run.stdout)
+    return result
+
+
+def test_quick_run_counts_every_reader(quick: dict[str, dict[str, dict[str, object]]]) -> None:
+    """Each reader of each cell has one outcome, and none has other bytes than the poem's."""
+    for cells in quick["delivery"].values():
+        for cell in cells.values():
+            assert isinstance(cell, dict)
+            assert sum(cell[outcome] for outcome in OUTCOMES) == cell["readers"]
+            assert cell["wrong"] == 0
+
+
+def test_quick_run_renders(quick: dict[str, dict[str, object]]) -> None:
+    """Every table can be made of what the run gives."""
+    page = render_all(quick)
+    assert all(f"## {name}\n" in page for name in BLOCKS)
