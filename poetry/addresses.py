@@ -115,7 +115,9 @@ def _parse(parser: Any, reactor: Any, full: str, text: str) -> Any:
     except ImportError as error:
         raise BadAddress(f"{text!r} needs TLS: install twisted-poetry[tls] ({error})") from error
     except LookupError as error:
-        raise BadAddress(f"{text!r}: no such socket was passed in (LISTEN_FDS)") from error
+        raise BadAddress(
+            f"{text!r}: no such socket was passed in (LISTEN_FDS, LISTEN_FDNAMES)"
+        ) from error
     except TypeError as error:
         raise BadAddress(f"{text!r} is no address: too few or too many arguments") from error
     except Exception as error:

@@ -118,6 +118,7 @@ class PoetryProtocol(Protocol):
     _parts: list[bytes] | None = None
     _socket: socket.socket | None = None
     _tls: Any = None
+    _wrapped = False
     _producing = False
     _armed = False
     _readerEnded = False
@@ -140,6 +141,8 @@ class PoetryProtocol(Protocol):
             self._socket = transport.getHandle()  # type: ignore[attr-defined]
         elif _is_tls(transport):
             self._tls = transport.getHandle()
+        else:
+            self._wrapped = hasattr(_innermost(transport), "socket")
         if self._poem is None:
             _innermost(self.transport).bufferSize = RECEIVE_BUFFER
         elif self._tls is None:
@@ -159,7 +162,7 @@ class PoetryProtocol(Protocol):
             if len(self._poem) > SHORT:
                 self._resetOnClose()
             self.handOver(None)
-        elif len(self._poem) <= SHORT:
+        elif len(self._poem) <= SHORT and not self._wrapped:
             self.handOver(SHORT)
         if not self.finished and self.outcome is None:
             self.produce(streaming=False)
@@ -167,7 +170,7 @@ class PoetryProtocol(Protocol):
     def produce(self, *, streaming: bool) -> None:
         """Become the transport's producer, with a reset as the only end but our own."""
         alsoProvides(self, IHalfCloseableProtocol)
-        if self._socket is not None:
+        if self._tls is None:
             self._resetOnClose()
         self._producing = True
         self.transport.registerProducer(self, streaming)
@@ -196,7 +199,7 @@ class PoetryProtocol(Protocol):
             else:
                 self._write(bytes(data))
             if self.size == len(self._poem):
-                self._finish()
+                self._end()
         except OSError as error:
             if error.errno not in _KERNEL_IS_FULL:
                 self.fail(PoemTruncated(self.size, Failure(error)))
@@ -218,18 +221,22 @@ class PoetryProtocol(Protocol):
             self._tls.set_shutdown(_TLS_SENT_SHUTDOWN)
         self.size += len(data)
 
-    def _finish(self) -> None:
+    def _end(self) -> None:
         """The last byte is handed over: end the stream, and wait for the reader to end."""
+        if self._wrapped:
+            self._wrapped = False  # it is in Twisted's buffer: wait until the kernel has it
+            return
         self.finished = True
         if self._producing:
             self.transport.unregisterProducer()
+        if self._armed:
+            handle = _innermost(self.transport).socket
+            handle.setsockopt(socket.SOL_SOCKET, socket.SO_LINGER, _SEND_ON_CLOSE)
+        if self._tls is not None:
+            self._tls.set_shutdown(0)
         if self._socket is None:
-            if self._tls is not None:
-                self._tls.set_shutdown(0)
             self.transport.loseConnection()
             return
-        if self._armed:
-            self._socket.setsockopt(socket.SOL_SOCKET, socket.SO_LINGER, _SEND_ON_CLOSE)
         self._socket.shutdown(socket.SHUT_WR)
         self.transport._shouldShutdown = False  # it is done: saves a system call
         if self._readerEnded:

@@ -11,6 +11,7 @@ from typing import Any
 
 from twisted.application.service import Service
 from twisted.internet.defer import Deferred, gatherResults, maybeDeferred
+from twisted.internet.error import CannotListenError
 from twisted.internet.interfaces import IListeningPort, IStreamServerEndpoint
 from twisted.internet.protocol import Factory
 from twisted.internet.task import LoopingCall
@@ -77,6 +78,13 @@ class SlowPoetryProtocol(PoetryProtocol):
         if self._timer is not None:
             self._timer.cancel()
             self._timer = None
+
+    def sweep(self, now: float, idle: float, linger: float) -> None:
+        """A reader that has taken all so far waits for us."""
+        if self._timer is not None and not self._queued():
+            self._mark = None
+        else:
+            super().sweep(now, idle, linger)
 
     def stopProducing(self) -> None:
         """The transport is going."""
@@ -153,6 +161,9 @@ class PoetryService(Service):
                 for port in self.ports:
                     port.stopListening()
                 self.ports.clear()
+                if not failures[0].check(CannotListenError):
+                    where = getattr(factory, "address", "")
+                    raise CannotListenError("", where, failures[0].value)
                 failures[0].raiseException()
 
     def startService(self) -> None:

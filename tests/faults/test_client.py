@@ -1,0 +1,476 @@
+"""Whatever a server does, `poetry get` has the whole poem or says that it has not."""
+
+from __future__ import annotations
+
+import contextlib
+import json
+import os
+import re
+import resource
+import shutil
+import signal
+import socket
+import subprocess
+import sys
+import threading
+from collections.abc import Iterator
+from contextlib import contextmanager
+from functools import partial
+from pathlib import Path
+
+import pytest
+
+from tests.faults.bad import Handler, black_hole, nobody, reset, serving, stall, whole
+from tests.faults.conftest import NAIVE, Certificates, Command
+from tests.faults.readers import eventually, poem
+from tests.processes import PATIENCE, POETRY, poetry
+
+POEM = poem(10_000_000)
+PART = POEM[:6_000_000]
+"""More than the kernels hold (tcp_wmem's 4 MiB, and the window): the client has read some of it."""
+
+OLD = b"an old poem\n"
+MEGABYTE = 1_000_000
+GIGABYTE = 1_000 * MEGABYTE
+
+
+def resets(sock: socket.socket) -> None:
+    sock.sendall(PART)
+    reset(sock)
+
+
+def resets_first(sock: socket.socket) -> None:
+    reset(sock)
+
+
+def stalls(sock: socket.socket) -> None:
+    sock.sendall(PART)
+    stall(sock)
+
+
+def part(sock: socket.socket) -> None:
+    sock.sendall(PART)
+
+
+def nothing(sock: socket.socket) -> None:
+    sock.shutdown(socket.SHUT_WR)
+    stall(sock)
+
+
+sends = partial(whole, poem=POEM)
+
+FAILURES: dict[str, tuple[Handler, list[str], str]] = {
+    "reset": (resets, [], "truncated"),
+    "reset at once": (resets_first, [], "truncated|reset by peer"),
+    "stall at once": (stall, ["--timeout", "0.5"], "timed out"),
+    "stall": (stalls, ["--timeout", "0.5"], "timed out"),
+    "empty": (nothing, [], "empty"),
+    "too long": (sends, ["--max-bytes", "150000"], "too long"),
+    "too long at once": (sends, ["--max-bytes", "1"], "too long"),
+    "wrong digest": (sends, ["--sha256", "0" * 64], "digest"),
+}
+
+TLS_FAILURES: dict[str, tuple[Handler, list[str], str]] = {
+    "no close_notify": (part, [], "truncated"),
+    "no close_notify after all": (lambda sock: sock.sendall(POEM), [], "truncated"),
+    **{name: FAILURES[name] for name in ("reset", "stall at once", "stall")},
+}
+
+UNREACHABLE = {
+    "refused": (nobody, "127.0.0.1:{port}", "refused"),
+    "black hole": (black_hole, "127.0.0.1:{port}", "within 1 s"),
+    "unknown name": (nobody, "no-such-name.invalid:{port}", "no-such-name.invalid"),
+}
+
+
+def names(directory: Path) -> list[str]:
+    """What is in a directory."""
+    return [path.name for path in directory.iterdir()]
+
+
+def assert_error(done: subprocess.CompletedProcess[bytes], address: str, pattern: str) -> None:
+    """One line on standard error that names the address, and exit code 1."""
+    print(done.stderr.decode())
+    assert done.returncode == 1
+    assert done.stderr.count(b"\n") == 1
+    before, found, after = done.stderr.decode().partition(address)
+    assert found
+    assert re.search(pattern, before + after, re.IGNORECASE)
+
+
+def assert_fails(address: str, options: list[str], pattern: str, directory: Path) -> None:
+    """It fails to standard output; to a file, without any leftover; and over an old file."""
+    done = poetry("get", *options, address)
+    assert_error(done, address, pattern)
+    assert POEM.startswith(done.stdout) or "--sha256" in options
+
+    new, old = directory / "new", directory / "old"
+    for file, before in ((new / "poem.txt", []), (old / "poem.txt", ["poem.txt"])):
+        file.parent.mkdir()
+        if before:
+            file.write_bytes(OLD)
+        done = poetry("get", *options, "-o", file, address)
+        assert_error(done, address, pattern)
+        assert done.stdout == b""
+        assert names(file.parent) == before
+    assert (old / "poem.txt").read_bytes() == OLD
+
+
+@pytest.mark.parametrize("failure", FAILURES)
+def test_a_bad_server(tmp_path: Path, failure: str) -> None:
+    """Each way to fail has its own error, and leaves no file and an old one as it was."""
+    handler, options, pattern = FAILURES[failure]
+    with serving(handler) as port:
+        assert_fails(f"127.0.0.1:{port}", options, pattern, tmp_path)
+
+
+@pytest.mark.parametrize("failure", TLS_FAILURES)
+def test_a_bad_tls_server(certificates: Certificates, tmp_path: Path, failure: str) -> None:
+    """Over TLS a poem without close_notify is truncated, however much of it came."""
+    handler, options, pattern = TLS_FAILURES[failure]
+    with serving(handler, certificates.server_context("good")) as port:
+        assert_fails(certificates.trusting(port), options, pattern, tmp_path)
+
+
+@pytest.mark.parametrize(
+    ("handler", "pattern"), [(stall, "timed out"), (sends, "TLS"), (nothing, "TLS|empty|truncated")]
+)
+def test_a_server_without_tls(
+    certificates: Certificates, tmp_path: Path, handler: Handler, pattern: str
+) -> None:
+    """A server with which TLS does not come up is an error within the timeout."""
+    with serving(handler) as port:
+        assert_fails(certificates.trusting(port), ["--timeout", "0.5"], pattern, tmp_path)
+
+
+@pytest.mark.parametrize("failure", UNREACHABLE)
+def test_an_unreachable_server(tmp_path: Path, failure: str) -> None:
+    """A server that cannot be reached is an error within the timeout."""
+    unreachable, address, pattern = UNREACHABLE[failure]
+    with unreachable() as port:
+        assert_fails(address.format(port=port), ["--timeout", "1"], pattern, tmp_path)
+
+
+@pytest.mark.parametrize(
+    ("certificate", "pattern"),
+    [("untrusted", "verify"), ("misnamed", "another name"), ("nameless", "subjectAltName")],
+)
+@pytest.mark.parametrize("host", ["127.0.0.1", "localhost"])
+def test_a_refused_certificate(
+    certificates: Certificates, tmp_path: Path, certificate: str, pattern: str, host: str
+) -> None:
+    """An untrusted certificate, a wrong name and one without a SAN are refused."""
+    with serving(sends, certificates.server_context(certificate)) as port:
+        assert_fails(certificates.trusting(port, host), [], pattern, tmp_path)
+
+
+@pytest.mark.parametrize("host", ["127.0.0.1", "localhost"])
+def test_a_good_certificate(certificates: Certificates, host: str) -> None:
+    """A trusted certificate of the right name brings the poem."""
+    with serving(sends, certificates.server_context("good")) as port:
+        done = poetry("get", certificates.trusting(port, host))
+    assert (done.returncode, done.stderr, done.stdout) == (0, b"", POEM)
+
+
+def test_the_naive_client_is_fooled() -> None:
+    """The tutorial's client takes a part that ends in a reset, and nothing at all, for a poem."""
+    for handler in (resets, nothing):
+        with serving(handler) as port:
+            done = subprocess.run(
+                [*NAIVE, "get", str(port)], capture_output=True, timeout=PATIENCE, check=False
+            )
+        print(f"naive: {len(done.stdout)} bytes, exit {done.returncode}")
+        assert done.returncode == 0
+        assert done.stdout != POEM
+
+
+def test_full_standard_output() -> None:
+    """Standard output that is full is one line and exit code 1."""
+    with serving(sends) as port, Path("/dev/full").open("wb") as full:
+        done = subprocess.run(
+            [*POETRY, "get", str(port)],
+            stdout=full,
+            stderr=subprocess.PIPE,
+            timeout=PATIENCE,
+            check=False,
+        )
+    print(done.stderr.decode())
+    assert done.returncode == 1
+    assert done.stderr.count(b"\n") == 1
+    assert b"No space left" in done.stderr
+
+
+ON_A_SMALL_DISK = """
+mount -t tmpfs -o size=1m tmpfs "$0" || exit 77
+"$@"
+code=$?
+ls -A "$0"
+exit $code
+"""
+
+
+def test_a_full_disk(tmp_path: Path) -> None:
+    """A disk that fills up is one line and exit code 1, and no leftover."""
+    if (unshare := shutil.which("unshare")) is None:
+        pytest.skip("unshare is not installed")
+    file = tmp_path / "poem.txt"
+    with serving(partial(whole, poem=poem(10 * MEGABYTE))) as port:
+        command = [*POETRY, "get", "-o", str(file), str(port)]
+        done = subprocess.run(
+            [unshare, "-rm", "sh", "-c", ON_A_SMALL_DISK, tmp_path, *command],
+            capture_output=True,
+            timeout=PATIENCE,
+            check=False,
+        )
+    if done.returncode == 77 or b"unshare" in done.stderr:
+        pytest.skip(f"no mounts of one's own here: {done.stderr.decode()}")
+    assert_error(done, str(file), "No space left")
+    assert done.stdout == b""
+
+
+@pytest.mark.parametrize("directory", ["/no-such-directory", "/sys", "/dev/null"])
+def test_an_unwritable_directory(directory: str) -> None:
+    """A directory that cannot be written to is one line that names the file, and exit code 1."""
+    file = f"{directory}/poem.txt"
+    with serving(sends) as port:
+        assert_error(poetry("get", "-o", file, str(port)), file, ".")
+
+
+class Source:
+    """Sends `size` bytes in a row, and knows how many have left."""
+
+    def __init__(self, size: int) -> None:
+        self.size = size
+        self.sent = 0
+
+    def __call__(self, sock: socket.socket) -> None:
+        block = poem(MEGABYTE)
+        while self.sent < self.size:
+            sock.sendall(block)
+            self.sent += len(block)
+        sock.shutdown(socket.SHUT_WR)
+        stall(sock)
+
+
+CENSUS = (sys.executable, str(Path(__file__).with_name("census.py")))
+
+
+@contextmanager
+def getting(report: Path, *arguments: str | Path) -> Iterator[subprocess.Popen[bytes]]:
+    """Run `poetry get`, which reports its peak of memory; the block reads its output."""
+    command = [*CENSUS, "get", *map(str, arguments)]
+    environment = {**os.environ, "CENSUS": str(report)}
+    with subprocess.Popen(command, stdout=subprocess.PIPE, env=environment) as process:
+        try:
+            yield process
+            assert process.wait(PATIENCE) == 0
+        finally:
+            process.kill()
+
+
+def figures(report: Path) -> tuple[float, float]:
+    """Peak memory in bytes, and processor time in seconds."""
+    written = json.loads(report.read_text(encoding="utf-8"))
+    return written["peak"], written["seconds"]
+
+
+def to_file(size: int, directory: Path) -> tuple[float, float]:
+    """The figures of a download of `size` bytes to a file."""
+    file, report = directory / "poem.txt", directory / "report.json"
+    with serving(Source(size)) as port, getting(report, "-o", file, str(port)):
+        pass
+    assert file.stat().st_size == size
+    file.unlink()
+    return figures(report)
+
+
+def test_linear_and_flat_to_a_file(tmp_path: Path) -> None:
+    """1 GB to a file takes as much memory as 1 MB, and time in proportion."""
+    start, _ = to_file(MEGABYTE, tmp_path)
+    tenth_peak, tenth_seconds = to_file(GIGABYTE // 10, tmp_path)
+    peak, seconds = to_file(GIGABYTE, tmp_path)
+    print(f"1 GB: {seconds:.2f} s of processor time, {(peak - start) / 1e6:.1f} MB over the start;")
+    print(f"0.1 GB: {tenth_seconds:.2f} s, {(tenth_peak - start) / 1e6:.1f} MB")
+    assert peak - start <= 32 * MEGABYTE
+    assert seconds <= 15 * tenth_seconds
+
+
+def test_flat_to_a_slow_pipe(tmp_path: Path) -> None:
+    """A pipe that nobody reads holds the server up, and costs no memory."""
+    report = tmp_path / "report.json"
+    start, _ = to_file(MEGABYTE, tmp_path)
+    source = Source(GIGABYTE)
+    looks = [-1]
+
+    def held_up() -> bool:
+        """Nothing has left in a while."""
+        looks.append(source.sent)
+        return source.sent > 0 and len(set(looks[-10:])) == 1
+
+    with serving(source) as port, getting(report, str(port)) as process:
+        assert process.stdout is not None
+        assert eventually(held_up)
+        held = source.sent
+        received = 0
+        while data := os.read(process.stdout.fileno(), MEGABYTE):
+            received += len(data)
+    peak, seconds = figures(report)
+    print(f"held up at {held} bytes; {(peak - start) / 1e6:.1f} MB over the start, {seconds:.2f} s")
+    assert held < GIGABYTE // 2
+    assert received == GIGABYTE
+    assert peak - start <= 32 * MEGABYTE
+
+
+LIBRARY = """
+import sys
+from twisted.internet import task
+from twisted.internet.endpoints import TCP4ClientEndpoint
+from poetry import get_poem
+
+async def main(reactor, port, size):
+    poem = await get_poem(TCP4ClientEndpoint(reactor, "127.0.0.1", int(port)))
+    assert len(poem) == int(size)
+
+task.react(lambda *arguments: main(*arguments), sys.argv[1:])
+"""
+
+
+def seconds_of(command: Command) -> float:
+    """Processor time of a command, in seconds."""
+    before = resource.getrusage(resource.RUSAGE_CHILDREN)
+    subprocess.run(command, stdout=subprocess.DEVNULL, timeout=PATIENCE, check=True)
+    after = resource.getrusage(resource.RUSAGE_CHILDREN)
+    return after.ru_utime + after.ru_stime - before.ru_utime - before.ru_stime
+
+
+def seconds_to_get(command: Command, size: int) -> float:
+    """Processor time to fetch a poem with a program that is given its port and its size."""
+    with serving(Source(size)) as port:
+        return seconds_of((*command, str(port), str(size)))
+
+
+def test_get_poem_is_linear() -> None:
+    """The library's `get_poem` takes time in proportion to the poem."""
+    tenth, seconds = (
+        seconds_to_get((sys.executable, "-c", LIBRARY), size * MEGABYTE) for size in (20, 200)
+    )
+    print(f"200 MB: {seconds:.2f} s of processor time; 20 MB: {tenth:.2f} s")
+    assert seconds <= 15 * tenth
+
+
+def test_the_naive_client_is_not_linear() -> None:
+    """The tutorial's client adds bytes to bytes: quadratic, and soon several times dearer."""
+    size = 25 * MEGABYTE
+    naive, ours = (
+        seconds_to_get(command, size)
+        for command in ((*NAIVE, "get"), (sys.executable, "-c", LIBRARY))
+    )
+    print(f"25 MB: naive {naive:.2f} s of processor time, get_poem {ours:.2f} s")
+    assert naive > 2 * ours
+
+
+def test_slow_servers_at_once() -> None:
+    """100 servers, of which none ends before all have begun, are fetched at the same time."""
+    barrier = threading.Barrier(100)
+
+    def slow(sock: socket.socket, text: bytes) -> None:
+        sock.sendall(text[:10])
+        barrier.wait(PATIENCE)
+        whole(sock, text[10:])
+
+    poems = [poem(1_000 + number) for number in range(100)]
+    with contextlib.ExitStack() as stack:
+        handlers = [partial(slow, text=text) for text in poems]
+        ports = [str(stack.enter_context(serving(handler))) for handler in handlers]
+        done = poetry("get", *ports)
+    assert (done.returncode, done.stderr) == (0, b"")
+    assert done.stdout == b"".join(poems)
+
+
+class Flaky:
+    """Fails as `handler` does for the first `failures` clients; then sends the poem."""
+
+    def __init__(self, handler: Handler, failures: int) -> None:
+        self.handler = handler
+        self.failures = failures
+        self.visits = 0
+
+    def __call__(self, sock: socket.socket) -> None:
+        self.visits += 1
+        (self.handler if self.visits <= self.failures else sends)(sock)
+
+
+RETRIED = {
+    "to a file": (resets, ["-o", "{file}"], b""),
+    "stalled, to a file": (stalls, ["--timeout", "0.5", "-o", "{file}"], b""),
+    "nothing written": (resets_first, [], POEM),
+    "empty": (nothing, [], POEM),
+}
+
+
+@pytest.mark.parametrize("case", RETRIED)
+def test_retries(tmp_path: Path, case: str) -> None:
+    """A download is tried again where nothing was written yet or to a file, and it is said."""
+    handler, options, expected = RETRIED[case]
+    file = tmp_path / "poem.txt"
+    flaky = Flaky(handler, 1)
+    words = [option.format(file=file) for option in options]
+    with serving(flaky) as port:
+        done = poetry("get", "--retries", "1", *words, str(port))
+    print(done.stderr.decode())
+    assert done.returncode == 0
+    assert done.stdout == expected
+    assert done.stderr.count(b"\n") == 1
+    assert flaky.visits == 2
+    assert (file.read_bytes() if words else done.stdout) == POEM
+    assert len(names(tmp_path)) == bool(words)
+
+
+def test_retries_come_to_an_end(tmp_path: Path) -> None:
+    """With --retries 2 a server that always fails is asked three times."""
+    flaky = Flaky(resets, 100)
+    with serving(flaky) as port:
+        done = poetry("get", "--retries", "2", "-o", tmp_path / "poem.txt", str(port))
+    print(done.stderr.decode())
+    assert done.returncode == 1
+    assert b"Traceback" not in done.stderr
+    assert flaky.visits == 3
+    assert names(tmp_path) == []
+
+
+def test_no_retry_after_output() -> None:
+    """What has begun to be written to standard output is not tried again."""
+    flaky = Flaky(resets, 1)
+    with serving(flaky) as port:
+        done = poetry("get", "--retries", "5", str(port))
+        assert_error(done, str(port), "truncated")
+    assert flaky.visits == 1
+    assert POEM.startswith(done.stdout)
+
+
+@pytest.mark.parametrize("handler", [stall, stalls])
+@pytest.mark.parametrize("file", ["poem.txt", None])
+def test_interrupted(tmp_path: Path, handler: Handler, file: str | None) -> None:
+    """Ctrl-C ends it with 130, without a word of Python and without a leftover."""
+    reached = threading.Event()
+
+    def handle(sock: socket.socket) -> None:
+        reached.set()
+        handler(sock)
+
+    options = ["-o", str(tmp_path / file)] if file else []
+    with (
+        serving(handle) as port,
+        subprocess.Popen(
+            [*POETRY, "get", *options, str(port)],
+            stdout=subprocess.DEVNULL,
+            stderr=subprocess.PIPE,
+        ) as process,
+    ):
+        assert reached.wait(PATIENCE)
+        process.send_signal(signal.SIGINT)
+        _, errors = process.communicate(timeout=PATIENCE)
+    print(errors.decode())
+    assert process.returncode == 130
+    assert b"Traceback" not in errors
+    assert names(tmp_path) == []

@@ -1,0 +1,198 @@
+"""Many readers at once and one after the other: all whole, none forgotten, nothing left."""
+
+from __future__ import annotations
+
+import contextlib
+import json
+import resource
+import signal
+import sys
+from collections import Counter
+from pathlib import Path
+
+import pytest
+
+from tests.faults.conftest import NAIVE, SERVE, PoemFile
+from tests.faults.readers import (
+    PAUSES,
+    PLAIN,
+    SPEAKS,
+    STALLED,
+    Crowd,
+    Habit,
+    eventually,
+    poem,
+    read_all,
+)
+from tests.processes import POETRY, Server, running
+
+SHORT = 3_000
+MEGABYTE = 1_000_000
+
+SOFTLY_LIMITED = ("sh", "-c", 'ulimit -S -n 1024; exec "$@"', "sh")
+"""What most systems give a program, which may raise it."""
+
+
+def test_few_descriptors(poem_file: PoemFile) -> None:
+    """With 256 descriptors 3,000 readers of 1 MB, 1,000 at once, all have it whole."""
+    with running([*SERVE, poem_file(MEGABYTE)], descriptors=256) as server:
+        ends = read_all(server.addresses[0], poem(MEGABYTE), count=3_000, at_once=1_000)
+        print(dict(ends))
+        assert ends == {"whole": 3_000}
+        assert server.stop() == 0
+        assert "Traceback" not in server.stderr
+
+
+def test_the_naive_server_lies_when_full(poem_file: PoemFile) -> None:
+    """With 256 descriptors the tutorial's server closes cleanly on those it has no room for."""
+    size = 10 * MEGABYTE
+    ends: Counter[str] = Counter()
+    with (
+        running([*NAIVE, "serve", poem_file(size)], descriptors=256) as server,
+        contextlib.ExitStack() as crowds,
+    ):
+        for _ in range(7):
+            crowd = crowds.enter_context(Crowd(server.addresses[0], poem(size), STALLED, count=40))
+            crowd.run(until=crowd.begun)
+            ends += crowd.ends
+    print("naive:", dict(ends))
+    assert ends["short"] > 20
+
+
+def test_max_connections(poem_file: PoemFile) -> None:
+    """With --max-connections 10 never more than 10 of 500 readers are open, and all are whole."""
+    with running([*SERVE, "--max-connections", "10", poem_file(MEGABYTE)]) as server:
+        idle = server.descriptors()
+        open_at_once = [0]
+
+        def count() -> bool:
+            open_at_once.append(server.descriptors() - idle)
+            return False
+
+        with Crowd(server.addresses[0], poem(MEGABYTE), count=500) as crowd:
+            ends = crowd.run(until=count)
+        print(dict(ends), f"most at once: {crowd.peak}, {max(open_at_once)} descriptors")
+        assert ends == {"whole": 500}
+        assert crowd.peak <= 10
+        assert max(open_at_once) <= 10
+
+
+def test_max_connections_that_stall(poem_file: PoemFile) -> None:
+    """Readers that stall hold the places of --max-connections, and the next wait for theirs."""
+    size = 10 * MEGABYTE
+    with (
+        running([*SERVE, "--max-connections", "10", poem_file(size)]) as server,
+        Crowd(server.addresses[0], poem(size), PAUSES, count=10) as stalled,
+        Crowd(server.addresses[0], poem(size), count=40) as others,
+    ):
+        stalled.run(until=stalled.begun)
+        assert others.run(quiet=0.5) == {"waiting": 40}
+        assert others.received == [0] * 40
+        stalled.resume()
+        assert stalled.run() == {"whole": 10}
+        assert others.run() == {"whole": 40}
+
+
+def test_max_connections_over_listeners(poem_file: PoemFile) -> None:
+    """The limit is the server's: several listeners share it."""
+    size = 10 * MEGABYTE
+    file = poem_file(size)
+    with (
+        running([*SERVE, "--max-connections", "10", file, file], listeners=2) as server,
+        Crowd(server.addresses[0], poem(size), PAUSES, count=10) as first,
+        Crowd(server.addresses[1], poem(size), count=10) as second,
+    ):
+        first.run(until=first.begun)
+        assert second.run(quiet=0.5) == {"waiting": 10}
+        assert second.received == [0] * 10
+        first.resume()
+        assert first.run() == {"whole": 10}
+        assert second.run() == {"whole": 10}
+
+
+def test_a_burst(poem_file: PoemFile) -> None:
+    """4,000 readers that connect in one burst are all served."""
+    with running([*SERVE, poem_file(SHORT)]) as server:
+        ends = read_all(server.addresses[0], poem(SHORT), count=4_000)
+        print(dict(ends))
+        assert ends == {"whole": 4_000}
+
+
+def test_the_naive_server_strands_a_burst(poem_file: PoemFile) -> None:
+    """The tutorial's server, with its backlog of 50, leaves most of a burst waiting."""
+    with running([*NAIVE, "serve", poem_file(SHORT)]) as server:
+        ends = read_all(server.addresses[0], poem(SHORT), count=4_000, quiet=0.5)
+    print("naive:", dict(ends))
+    assert ends["waiting"]
+
+
+def test_thousands_at_once(poem_file: PoemFile) -> None:
+    """16,000 readers in a row, the first 8,000 of them open at once, all have it whole."""
+    size = 20_000
+    habit = Habit(takes=0)
+    if resource.getrlimit(resource.RLIMIT_NOFILE)[1] < 10_000:
+        pytest.skip("needs a hard limit of 10,000 open files")
+    with (
+        running([*SOFTLY_LIMITED, *SERVE, poem_file(size)]) as server,
+        Crowd(server.addresses[0], poem(size), habit, count=16_000, at_once=8_000) as crowd,
+    ):
+        crowd.run(until=lambda: server.descriptors() > 8_000)
+        held = server.descriptors()
+        crowd.resume()
+        ends = crowd.run()
+        print(dict(ends), f"{held} descriptors at once")
+        assert held > 8_000
+        assert ends == {"whole": 16_000}
+
+
+@pytest.mark.parametrize("size", [10 * MEGABYTE, 100 * MEGABYTE])
+def test_memory_of_stalled_readers(poem_file: PoemFile, size: int) -> None:
+    """2,000 stalled readers cost the server at most 6 kB each, however long the poem."""
+    with running([*SERVE, poem_file(size)]) as server:
+        read_all(server.addresses[0], poem(size))
+        before = server.resident()
+        with Crowd(server.addresses[0], poem(size), STALLED, count=2_000) as crowd:
+            crowd.run(until=crowd.begun)
+            assert len(crowd.received) == 2_000
+            each = (server.resident() - before) / 2_000
+            print(f"{each:.0f} bytes a reader of {size} bytes")
+            assert each <= 6_000
+
+
+def census(server: Server, report: Path) -> dict[str, float]:
+    """What `census.py` counts in itself now."""
+    report.unlink(missing_ok=True)
+    server.signal(signal.SIGUSR1)
+    assert eventually(report.exists)
+    figures: dict[str, float] = json.loads(report.read_text(encoding="utf-8"))
+    return {**figures, "descriptors": server.descriptors()}
+
+
+def test_nothing_is_left(poem_file: PoemFile, tmp_path: Path) -> None:
+    """After 10,000 connections no protocol, timer, descriptor or memory is left."""
+    report = tmp_path / "census.json"
+    program = [sys.executable, Path(__file__).with_name("census.py"), *SERVE[len(POETRY) :]]
+    sizes = (SHORT, MEGABYTE)
+
+    with running(
+        [*program, *map(poem_file, sizes)], listeners=2, env={"CENSUS": str(report)}
+    ) as server:
+
+        def visit(count: int) -> None:
+            """Whole readers of the short poem, and a tenth who leave in the middle of the long."""
+            for habit in (PLAIN, SPEAKS, Habit(half_closes=True)):
+                ends = read_all(server.addresses[0], poem(SHORT), habit, count=count, at_once=100)
+                assert ends == {"whole": count}
+            with Crowd(server.addresses[1], poem(MEGABYTE), PAUSES, count=count // 10) as leaving:
+                leaving.run(until=leaving.begun)
+
+        visit(500)
+        assert eventually(lambda: census(server, report)["protocols"] == 0)
+        idle = census(server, report)
+        resident = server.resident()
+        visit(3_300)
+        assert eventually(lambda: census(server, report) == idle), census(server, report)
+        grown = server.resident() - resident
+        print(idle, f"grown by {grown} bytes")
+        assert grown <= 2_000_000
+        assert "Traceback" not in server.stderr

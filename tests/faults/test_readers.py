@@ -1,0 +1,104 @@
+"""However a reader behaves, the poem arrives whole."""
+
+from __future__ import annotations
+
+import subprocess
+from collections.abc import Iterator
+
+import pytest
+
+from tests.faults.conftest import BARE, NAIVE, SERVE, PoemFile
+from tests.faults.readers import PLAIN, SPEAKS, Habit, poem, read_all
+from tests.processes import PATIENCE, Server, running
+
+SIZES = (3_000, 200_000, 1_000_000)
+
+TINY = Habit(receive_buffer=1, segment=88)
+
+HABITS = {
+    "plain": (20, PLAIN),
+    "speaks first": (20, SPEAKS),
+    "floods": (20, Habit(says=bytes(2_000_000))),
+    "half-closes first": (20, Habit(half_closes=True)),
+    "speaks and half-closes": (20, SPEAKS._replace(half_closes=True)),
+    "a byte at a time": (1, Habit(at_a_time=1)),
+    "tiny buffer": (5, TINY),
+    "tiny buffer, speaks first": (5, TINY._replace(says=SPEAKS.says)),
+    "tiny buffer, half-closes first": (5, TINY._replace(half_closes=True)),
+}
+
+TOOLS = {
+    "nc": ["nc", "-N", "127.0.0.1", "{port}"],
+    "nc receiving only": ["nc", "-d", "127.0.0.1", "{port}"],
+    "ncat": ["ncat", "127.0.0.1", "{port}"],
+    "ncat receiving only": ["ncat", "--recv-only", "127.0.0.1", "{port}"],
+    "socat": ["socat", "-t", "30", "-", "TCP:127.0.0.1:{port}"],
+    "socat receiving only": ["socat", "-u", "TCP:127.0.0.1:{port}", "-"],
+    "curl": ["curl", "-sS", "--http0.9", "http://127.0.0.1:{port}/"],
+    "curl telnet": ["curl", "-sS", "telnet://127.0.0.1:{port}"],
+}
+
+
+@pytest.fixture(scope="module")
+def servers(poem_file: PoemFile) -> Iterator[Server]:
+    """One server of a poem of each size, in the order of SIZES."""
+    with running([*SERVE, *map(poem_file, SIZES)], listeners=len(SIZES)) as server:
+        yield server
+
+
+@pytest.mark.parametrize("size", SIZES)
+@pytest.mark.parametrize("habit", HABITS)
+def test_every_reader_has_it_whole(servers: Server, habit: str, size: int) -> None:
+    """Whatever a reader says and however little it takes, it has the poem and a clean end."""
+    count, behaviour = HABITS[habit]
+    ends = read_all(servers.addresses[SIZES.index(size)], poem(size), behaviour, count=count)
+    assert ends == {"whole": count}
+
+
+@pytest.mark.parametrize("habit", HABITS)
+def test_the_bare_factory_too(poem_file: PoemFile, habit: str) -> None:
+    """The library's factory alone, without the service, keeps the promise as well."""
+    count, behaviour = HABITS[habit]
+    with running([*BARE, poem_file(200_000)]) as server:
+        ends = read_all(server.addresses[0], poem(200_000), behaviour, count=count)
+    assert ends == {"whole": count}
+
+
+@pytest.mark.parametrize("habit", ["floods", "tiny buffer, speaks first"])
+def test_the_naive_server_truncates(poem_file: PoemFile, habit: str) -> None:
+    """The tutorial's server loses the end of a poem for readers that speak first."""
+    size = 10_000_000
+    with running([*NAIVE, "serve", poem_file(size)]) as server:
+        ends = read_all(server.addresses[0], poem(size), HABITS[habit][1], count=20)
+    print("naive:", dict(ends))
+    assert ends["whole"] < 20
+
+
+@pytest.mark.parametrize("size", SIZES)
+@pytest.mark.parametrize("tool", TOOLS)
+def test_tools_have_it_whole(servers: Server, tool: str, size: int) -> None:
+    """Tools without any input of their own write exactly the poem."""
+    port = servers.addresses[SIZES.index(size)].rpartition(":")[2]
+    words = [word.format(port=port) for word in TOOLS[tool]]
+    try:
+        done = subprocess.run(
+            words, stdin=subprocess.DEVNULL, capture_output=True, timeout=PATIENCE, check=False
+        )
+    except FileNotFoundError:
+        pytest.skip(f"{words[0]} is not installed")
+    assert (done.returncode, done.stderr) == (0, b"")
+    assert done.stdout == poem(size)
+
+
+def test_the_naive_server_fails_curl(poem_file: PoemFile) -> None:
+    """The tutorial's server cuts the poem short for curl, which speaks first."""
+    with running([*NAIVE, "serve", poem_file(10_000_000)]) as server:
+        done = subprocess.run(
+            ["curl", "-sS", "--http0.9", f"http://127.0.0.1:{server.port}/"],
+            stdin=subprocess.DEVNULL,
+            capture_output=True,
+            timeout=PATIENCE,
+            check=False,
+        )
+    print(f"naive: curl had {len(done.stdout)} of 10000000 bytes and exit {done.returncode}")
+    assert done.stdout != poem(10_000_000)

@@ -1,0 +1,257 @@
+"""Over TLS the promise is the same: close_notify after the last byte, and at no other time."""
+
+from __future__ import annotations
+
+import contextlib
+import signal
+import socket
+import ssl
+from collections import Counter
+from collections.abc import Callable
+
+import pytest
+
+from tests.faults.conftest import SERVE, Certificates, PoemFile
+from tests.faults.readers import (
+    PAUSES,
+    PLAIN,
+    SPEAKS,
+    STALLED,
+    Crowd,
+    Habit,
+    eventually,
+    poem,
+    read_all,
+    refuses,
+)
+from tests.processes import PATIENCE, running
+
+LONG = 10_000_000
+READERS = 20
+
+VERSIONS = (ssl.TLSVersion.TLSv1_2, ssl.TLSVersion.TLSv1_3)
+
+SLOW = ["--num-bytes", "1000", "--delay", "0.01"]
+
+HABITS = {
+    "plain": PLAIN,
+    "speaks first": SPEAKS,
+    "floods": Habit(says=bytes(2_000_000)),
+    "tiny buffer": Habit(receive_buffer=4096, segment=536),
+}
+
+
+@pytest.mark.parametrize("version", VERSIONS, ids=str)
+@pytest.mark.parametrize("size", [3_000, 200_000, 1_000_000])
+@pytest.mark.parametrize("habit", HABITS)
+def test_every_reader_has_it_whole(
+    poem_file: PoemFile, certificates: Certificates, habit: str, size: int, version: ssl.TLSVersion
+) -> None:
+    """Over TLS too, whatever a reader says, it has the poem and a close_notify."""
+    with running([*SERVE, "-l", certificates.listen("good"), poem_file(size)]) as server:
+        assert server.addresses[0].startswith("tls:127.0.0.1:")
+        context = certificates.context(version)
+        ends = read_all(
+            server.addresses[0], poem(size), HABITS[habit], count=READERS, context=context
+        )
+        assert ends == {"whole": READERS}
+
+
+@pytest.mark.parametrize(
+    ("number", "code"), [(signal.SIGKILL, -signal.SIGKILL), (signal.SIGTERM, 0)]
+)
+def test_no_clean_end(
+    poem_file: PoemFile, certificates: Certificates, number: int, code: int
+) -> None:
+    """A killed server and one whose grace runs out end TLS without close_notify."""
+    command = [*SERVE, "--grace", "0.2", "-l", certificates.listen("good"), poem_file(LONG)]
+    context = certificates.context()
+    with (
+        running(command) as server,
+        Crowd(server.addresses[0], poem(LONG), PAUSES, count=50, context=context) as crowd,
+    ):
+        crowd.run(until=crowd.begun)
+        server.signal(number)
+        assert server.wait() == code
+        crowd.resume()
+        ends = crowd.run()
+        print(dict(ends))
+        assert ends == {"reset": 50}
+
+
+def test_a_stop_lets_readers_finish(poem_file: PoemFile, certificates: Certificates) -> None:
+    """A stop waits for TLS readers in flight."""
+    context = certificates.context()
+    with (
+        running([*SERVE, "-l", certificates.listen("good"), poem_file(LONG)]) as server,
+        Crowd(server.addresses[0], poem(LONG), PAUSES, count=READERS, context=context) as crowd,
+    ):
+        crowd.run(until=crowd.begun)
+        server.signal(signal.SIGTERM)
+        assert eventually(lambda: refuses(server.addresses[0]))
+        crowd.resume()
+        assert crowd.run() == {"whole": READERS}
+        assert server.wait() == 0
+        assert "Traceback" not in server.stderr
+
+
+def test_an_idle_reader_is_reset(poem_file: PoemFile, certificates: Certificates) -> None:
+    """A TLS reader that takes nothing is reset, and one that never begins its handshake."""
+    command = [*SERVE, "--idle-timeout", "1", "-l", certificates.listen("good"), poem_file(LONG)]
+    context = certificates.context()
+    with (
+        running(command) as server,
+        Crowd(server.addresses[0], poem(LONG), PAUSES, count=5, context=context) as stopped,
+        Crowd(server.addresses[0], poem(LONG), Habit(takes=0), count=5) as silent,
+    ):
+        stopped.run(until=stopped.begun)
+        assert stopped.run() == {"reset": 5}
+        ends = silent.run()
+        assert ends["short"] + ends["reset"] == 5
+        assert "Traceback" not in server.stderr
+
+
+@pytest.mark.parametrize("size", [LONG, 10 * LONG])
+def test_memory_of_stalled_readers(
+    poem_file: PoemFile, certificates: Certificates, size: int
+) -> None:
+    """200 stalled TLS readers cost the server at most 160 kB each, however long the poem."""
+    context = certificates.context()
+    with running([*SERVE, "-l", certificates.listen("good"), poem_file(size)]) as server:
+        read_all(server.addresses[0], poem(size), context=context)
+        before = server.resident()
+        with Crowd(server.addresses[0], poem(size), STALLED, count=200, context=context) as crowd:
+            crowd.run(until=crowd.begun)
+            assert len(crowd.received) == 200
+            each = (server.resident() - before) / 200
+            print(f"{each:.0f} bytes a reader of {size} bytes")
+            assert each <= 160_000
+
+
+class Closer:
+    """A TLS client by hand, which can send its close_notify and read on."""
+
+    def __init__(self, address: str, certificates: Certificates, version: ssl.TLSVersion) -> None:
+        from OpenSSL import SSL
+
+        self._errors = SSL
+        context = SSL.Context(SSL.TLS_CLIENT_METHOD)
+        context.set_min_proto_version(version)
+        context.set_max_proto_version(version)
+        context.load_verify_locations(str(certificates.roots / "ca.pem"))
+        self._tls = SSL.Connection(context)
+        self._tls.set_connect_state()
+        port = int(address.rpartition(":")[2])
+        self._sock = socket.create_connection(("127.0.0.1", port), PATIENCE)
+
+    def _flush(self) -> None:
+        with contextlib.suppress(self._errors.WantReadError):
+            self._sock.sendall(self._tls.bio_read(1_000_000))
+
+    def read(self) -> bytes:
+        """Some bytes; none at a close_notify; an OSError or SSL.Error at any other end."""
+        while True:
+            try:
+                return self._tls.recv(65536)
+            except self._errors.ZeroReturnError:
+                return b""
+            except self._errors.WantReadError:
+                self._flush()
+            data = self._sock.recv(65536)
+            if not data:
+                raise ConnectionResetError("no close_notify")
+            self._tls.bio_write(data)
+
+    def close_notify(self) -> None:
+        self._tls.shutdown()
+        self._flush()
+
+    def half_close(self) -> None:
+        self._sock.shutdown(socket.SHUT_WR)
+
+    def rest(self, poem: bytes, received: int) -> str:
+        """Read on to the end, and say how it ended, in the words of `readers`."""
+        try:
+            while data := self.read():
+                if not poem.startswith(data, received):
+                    return "wrong"
+                received += len(data)
+        except (OSError, self._errors.Error):
+            return "reset"
+        finally:
+            self._sock.close()
+        return "whole" if received == len(poem) else "short"
+
+
+@pytest.mark.parametrize("version", VERSIONS, ids=str)
+@pytest.mark.parametrize("end", [Closer.close_notify, Closer.half_close])
+@pytest.mark.parametrize(
+    ("size", "options"),
+    [(3_000, []), (200_000, []), (1_000_000, []), (LONG, []), (30_000, SLOW)],
+    ids=str,
+)
+def test_an_early_end_of_the_reader(
+    poem_file: PoemFile,
+    certificates: Certificates,
+    size: int,
+    options: list[str],
+    end: Callable[[Closer], None],
+    version: ssl.TLSVersion,
+) -> None:
+    """A reader that ends its own side in the middle never has a part with a clean end."""
+    command = [*SERVE, *options, "-l", certificates.listen("good"), poem_file(size)]
+    ends: Counter[str] = Counter()
+    with running(command) as server:
+        for _ in range(READERS):
+            closer = Closer(server.addresses[0], certificates, version)
+            begun = closer.read()
+            end(closer)
+            ends[closer.rest(poem(size), len(begun))] += 1
+        print(dict(ends))
+        assert ends["whole"] + ends["reset"] == READERS
+        assert "Traceback" not in server.stderr
+
+
+def plain_bytes(port: int) -> None:
+    """Speak HTTP to a TLS port."""
+    with socket.create_connection(("127.0.0.1", port), PATIENCE) as sock:
+        sock.sendall(b"GET / HTTP/1.0\r\n\r\n")
+        with contextlib.suppress(ConnectionResetError):
+            while sock.recv(65536):
+                pass
+
+
+def distrust(port: int) -> None:
+    """Refuse the server's certificate."""
+    context = ssl.create_default_context()
+    with (
+        socket.create_connection(("127.0.0.1", port), PATIENCE) as sock,
+        pytest.raises(ssl.SSLCertVerificationError),
+    ):
+        context.wrap_socket(sock, server_hostname="127.0.0.1")
+
+
+def hang_up(port: int) -> None:
+    """Connect, and go away before the handshake."""
+    socket.create_connection(("127.0.0.1", port), PATIENCE).close()
+
+
+@pytest.mark.parametrize("disturb", [plain_bytes, distrust, hang_up])
+def test_a_failed_handshake(
+    poem_file: PoemFile, certificates: Certificates, disturb: Callable[[int], None]
+) -> None:
+    """A peer with which TLS does not come up costs a log line, and no more."""
+    context = certificates.context()
+    command = [*SERVE, "--log-level", "debug", "-l", certificates.listen("good")]
+    with running([*command, poem_file(LONG)]) as server:
+        idle = server.descriptors()
+        before = len(server.stderr)
+        disturb(server.port)
+        assert eventually(lambda: server.descriptors() == idle)
+        assert eventually(lambda: server.stderr[before:].endswith("\n"), 5)
+        print(server.stderr[before:])
+        assert server.stderr[before:].count("\n") == 1
+        assert "Traceback" not in server.stderr
+        ends = read_all(server.addresses[0], poem(LONG), context=context)
+        assert ends == {"whole": 1}
+        assert server.stop() == 0

@@ -1,0 +1,131 @@
+"""The same promise on Unix sockets, as far as they can keep it, and on a socket from systemd."""
+
+from __future__ import annotations
+
+import shutil
+import signal
+import sys
+from pathlib import Path
+
+import pytest
+
+from tests.faults.conftest import SERVE, PoemFile
+from tests.faults.readers import (
+    PAUSES,
+    PLAIN,
+    SPEAKS,
+    Crowd,
+    Habit,
+    eventually,
+    poem,
+    read_all,
+    refuses,
+)
+from tests.processes import running
+
+LONG = 10_000_000
+
+HABITS = {
+    "plain": PLAIN,
+    "speaks first": SPEAKS,
+    "floods": Habit(says=bytes(2_000_000)),
+    "half-closes first": Habit(half_closes=True),
+}
+
+LAUNCHER = """
+import os, socket, sys
+given = socket.create_server(("127.0.0.1", 0), backlog=4096)
+os.dup2(given.fileno(), 3)
+os.set_inheritable(3, True)
+os.environ.update(LISTEN_FDS="1", LISTEN_FDNAMES="poem", LISTEN_PID=str(os.getpid()))
+os.execv(sys.executable, [sys.executable, *sys.argv[1:]])
+"""
+"""What systemd does: the socket is descriptor 3, and the environment says for whom."""
+
+SYSTEMD = (sys.executable, "-c", LAUNCHER, *SERVE[1:], "-l", "systemd:domain=INET:index=0")
+
+
+@pytest.mark.parametrize("habit", HABITS)
+@pytest.mark.parametrize("size", [3_000, 1_000_000])
+def test_unix_readers_have_it_whole(
+    poem_file: PoemFile, tmp_path: Path, habit: str, size: int
+) -> None:
+    """On a Unix socket too, whatever a reader says, it has the poem and a clean end."""
+    path = tmp_path / "socket"
+    with running([*SERVE, "-l", f"unix:{path}", poem_file(size)]) as server:
+        assert server.addresses == [f"unix:{path}"]
+        assert read_all(f"unix:{path}", poem(size), HABITS[habit], count=20) == {"whole": 20}
+
+
+def test_a_unix_stop_lets_readers_finish(poem_file: PoemFile, tmp_path: Path) -> None:
+    """A stop removes the socket, and readers in flight have the poem whole."""
+    path = tmp_path / "socket"
+    with (
+        running([*SERVE, "-l", f"unix:{path}", poem_file(LONG)]) as server,
+        Crowd(f"unix:{path}", poem(LONG), PAUSES, count=20) as crowd,
+    ):
+        crowd.run(until=crowd.begun)
+        server.signal(signal.SIGTERM)
+        assert eventually(lambda: refuses(f"unix:{path}"))
+        crowd.resume()
+        assert crowd.run() == {"whole": 20}
+        assert server.wait() == 0
+
+
+def test_a_unix_socket_left_behind(poem_file: PoemFile, tmp_path: Path) -> None:
+    """The socket that a killed server leaves is taken over by the next."""
+    command = [*SERVE, "-l", f"unix:{tmp_path / 'socket'}", poem_file(3_000)]
+    with running(command) as server:
+        server.signal(signal.SIGKILL)
+        server.wait()
+    with running(command) as server:
+        assert read_all(server.addresses[0], poem(3_000), count=5) == {"whole": 5}
+
+
+@pytest.mark.parametrize("habit", HABITS)
+def test_systemd_readers_have_it_whole(poem_file: PoemFile, habit: str) -> None:
+    """On a socket that systemd hands over, every reader has the poem whole."""
+    size = 1_000_000
+    with running([*SYSTEMD, poem_file(size)]) as server:
+        ends = read_all(server.addresses[0], poem(size), HABITS[habit], count=20)
+        assert ends == {"whole": 20}
+        assert server.stop() == 0
+
+
+@pytest.mark.parametrize("number", [signal.SIGKILL, signal.SIGTERM])
+def test_systemd_no_clean_end(poem_file: PoemFile, number: int) -> None:
+    """A killed server and one without grace reset the readers of a socket from systemd."""
+    with (
+        running([*SYSTEMD, "--grace", "0", poem_file(LONG)]) as server,
+        Crowd(server.addresses[0], poem(LONG), PAUSES, count=20) as crowd,
+    ):
+        crowd.run(until=crowd.begun)
+        server.signal(number)
+        server.wait()
+        crowd.resume()
+        assert crowd.run() == {"reset": 20}
+
+
+def test_systemd_few_descriptors(poem_file: PoemFile) -> None:
+    """The limit of connections holds on a socket from systemd."""
+    size = 1_000_000
+    with running([*SYSTEMD, "--max-connections", "10", poem_file(size)]) as server:
+        with Crowd(server.addresses[0], poem(size), count=200) as crowd:
+            ends = crowd.run()
+        print(dict(ends), f"most at once: {crowd.peak}")
+        assert ends == {"whole": 200}
+        assert crowd.peak <= 10
+
+
+def test_systemd_socket_activate(poem_file: PoemFile, tmp_path: Path) -> None:
+    """The first reader starts the server through the real systemd-socket-activate."""
+    if (activate := shutil.which("systemd-socket-activate")) is None:
+        pytest.skip("systemd-socket-activate is not installed")
+    path = tmp_path / "socket"
+    command = [*SERVE, "-l", "systemd:domain=UNIX:index=0", poem_file(3_000)]
+    with running([activate, "--fdname", "poem", "-l", path, *command], listeners=0) as server:
+        assert eventually(path.exists)
+        assert read_all(f"unix:{path}", poem(3_000)) == {"whole": 1}
+        assert Path(f"/proc/{server.pid}/exe").readlink() == Path(sys.executable).resolve()
+        assert read_all(f"unix:{path}", poem(3_000), count=5) == {"whole": 5}
+        assert server.stop() == 0
