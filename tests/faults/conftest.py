@@ -1,22 +1,27 @@
-"""What the fault tests share: poems in files, the two servers, certificates."""
+"""What the fault tests share: the commands under test, and enough descriptors."""
 
 from __future__ import annotations
 
-import datetime
-import ipaddress
 import resource
-import ssl
 import sys
-from collections.abc import Callable
-from dataclasses import dataclass
 from pathlib import Path
 
 import pytest
 
-from tests.faults.readers import poem
+from tests.certificates import Certificates
+from tests.conftest import PoemFile, certificates, poem_file
 from tests.processes import POETRY
 
-PoemFile = Callable[[int], Path]
+__all__ = [
+    "BARE",
+    "NAIVE",
+    "SERVE",
+    "Certificates",
+    "Command",
+    "PoemFile",
+    "certificates",
+    "poem_file",
+]
 
 Command = tuple[str | Path, ...]
 
@@ -30,110 +35,3 @@ def plenty_of_descriptors() -> None:
     """Let the crowds have as many sockets as the hard limit allows."""
     _, hard = resource.getrlimit(resource.RLIMIT_NOFILE)
     resource.setrlimit(resource.RLIMIT_NOFILE, (hard, hard))
-
-
-@pytest.fixture(scope="session")
-def poem_file(tmp_path_factory: pytest.TempPathFactory) -> PoemFile:
-    """A function that gives the file of `readers.poem(size)`."""
-    directory = tmp_path_factory.mktemp("poems")
-
-    def write(size: int) -> Path:
-        path = directory / f"{size}.txt"
-        if not path.exists():
-            path.write_bytes(poem(size))
-        return path
-
-    return write
-
-
-@dataclass(frozen=True)
-class Certificates:
-    """Certificates with their keys, as NAME.pem; `roots` trusts all but the one named untrusted."""
-
-    directory: Path
-
-    @property
-    def roots(self) -> Path:
-        return self.directory / "roots"
-
-    def path(self, name: str) -> Path:
-        return self.directory / f"{name}.pem"
-
-    def listen(self, name: str) -> str:
-        """Where a TLS server with this certificate listens."""
-        path = self.path(name)
-        return f"ssl:0:interface=127.0.0.1:privateKey={path}:certKey={path}"
-
-    def trusting(self, port: int, host: str = "127.0.0.1") -> str:
-        """The address of a client that trusts `roots`."""
-        return f"tls:{host}:{port}:trustRoots={self.roots}"
-
-    def context(self, version: ssl.TLSVersion | None = None) -> ssl.SSLContext:
-        """A client's, which trusts `roots`."""
-        context = ssl.create_default_context(cafile=str(self.roots / "ca.pem"))
-        if version is not None:
-            context.minimum_version = context.maximum_version = version
-        return context
-
-    def server_context(self, name: str) -> ssl.SSLContext:
-        context = ssl.SSLContext(ssl.PROTOCOL_TLS_SERVER)
-        context.load_cert_chain(self.path(name))
-        return context
-
-
-@pytest.fixture(scope="session")
-def certificates(tmp_path_factory: pytest.TempPathFactory) -> Certificates:
-    """Certificates named good, misnamed, nameless (no SAN, only a common name) and untrusted."""
-    pytest.importorskip("OpenSSL", reason="needs twisted[tls]")
-    from cryptography import x509
-    from cryptography.hazmat.primitives import hashes, serialization
-    from cryptography.hazmat.primitives.asymmetric import ec
-
-    made = Certificates(tmp_path_factory.mktemp("certificates"))
-    made.roots.mkdir()
-    now = datetime.datetime.now(datetime.timezone.utc)
-    day = datetime.timedelta(days=1)
-
-    def subject(name: str) -> x509.Name:
-        return x509.Name([x509.NameAttribute(x509.NameOID.COMMON_NAME, name)])
-
-    def certify(
-        name: str,
-        alternatives: list[x509.GeneralName],
-        issuer: x509.Name,
-        signer: ec.EllipticCurvePrivateKey | None,
-    ) -> ec.EllipticCurvePrivateKey:
-        key = ec.generate_private_key(ec.SECP256R1())
-        builder = (
-            x509.CertificateBuilder()
-            .subject_name(subject("127.0.0.1") if signer else issuer)
-            .issuer_name(issuer)
-            .public_key(key.public_key())
-            .serial_number(x509.random_serial_number())
-            .not_valid_before(now - day)
-            .not_valid_after(now + day)
-            .add_extension(x509.BasicConstraints(ca=signer is None, path_length=None), True)
-        )
-        if alternatives:
-            builder = builder.add_extension(x509.SubjectAlternativeName(alternatives), False)
-        pem = serialization.Encoding.PEM
-        certificate = builder.sign(signer or key, hashes.SHA256()).public_bytes(pem)
-        if name == "ca":
-            (made.roots / "ca.pem").write_bytes(certificate)
-        private = key.private_bytes(
-            pem, serialization.PrivateFormat.PKCS8, serialization.NoEncryption()
-        )
-        made.path(name).write_bytes(private + certificate)
-        return key
-
-    here: list[x509.GeneralName] = [
-        x509.DNSName("localhost"),
-        x509.IPAddress(ipaddress.ip_address("127.0.0.1")),
-    ]
-    authority = subject("The authority of the tests")
-    ca = certify("ca", [], authority, None)
-    certify("good", here, authority, ca)
-    certify("misnamed", [x509.DNSName("elsewhere.example")], authority, ca)
-    certify("nameless", [], authority, ca)
-    certify("untrusted", here, subject("Nobody"), None)
-    return made

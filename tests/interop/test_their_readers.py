@@ -8,7 +8,7 @@ from pathlib import Path
 import pytest
 
 from benchmarks.peers import PROGRAMS
-from tests.interop.conftest import Certificates
+from tests.certificates import Certificates
 from tests.interop.tools import SIZES, fetched, poem_of, require, tool_listening
 from tests.processes import poetry
 
@@ -107,13 +107,8 @@ def test_plain(name: str, size: int, plain: dict[int, int], tmp_path: Path) -> N
     assert (read.returncode, read.stdout == poem_of(size)) == (0, True), read.stderr
 
 
-# ncat misses a close_notify that comes with the last byte: it waits until the server hangs up
-TLS_PAIRS = [
-    (name, size) for name in TLS_READERS for size in SIZES if name != "ncat" or size == 10_000_000
-]
-
-
-@pytest.mark.parametrize(("name", "size"), TLS_PAIRS)
+@pytest.mark.parametrize("size", SIZES)
+@pytest.mark.parametrize("name", TLS_READERS)
 def test_tls(name: str, size: int, encrypted: dict[int, int], certificates: Certificates) -> None:
     """Each tool that checks the certificate gets each poem over TLS, and a close_notify."""
     tool, command = TLS_READERS[name]
@@ -123,7 +118,6 @@ def test_tls(name: str, size: int, encrypted: dict[int, int], certificates: Cert
     assert (read.returncode, read.stdout == poem_of(size)) == (0, True), read.stderr
 
 
-@pytest.mark.xfail(reason="Twisted ends a handshake that offers ALPN with an alert", strict=False)
 def test_alpn(encrypted: dict[int, int], certificates: Certificates) -> None:
     """A reader that offers application protocols, as curl and browsers do, gets the poem."""
     require("curl")

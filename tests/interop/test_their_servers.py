@@ -9,7 +9,7 @@ from pathlib import Path
 import pytest
 
 from benchmarks.peers import PROGRAMS, Setup, nginx
-from tests.interop.conftest import Certificates
+from tests.certificates import Certificates
 from tests.interop.tools import SIZES, poem_of, require, tool_listening
 from tests.processes import poetry
 
@@ -67,7 +67,7 @@ TLS_SERVERS: dict[str, tuple[str, TlsCommand]] = {
         # without -nbio it may wait for the reader to say something, and never send the rest
         lambda port, _, made: [
             *("openssl", "s_server", "-quiet", "-nbio", "-naccept", "1"),
-            *("-cert", str(made.certificate), "-key", str(made.key)),
+            *("-cert", str(made.path("good")), "-key", str(made.path("good"))),
             *("-accept", f"127.0.0.1:{port}"),
         ],
     ),
@@ -75,7 +75,7 @@ TLS_SERVERS: dict[str, tuple[str, TlsCommand]] = {
         "socat",
         lambda port, poem, made: [
             *("socat", "-U"),
-            f"OPENSSL-LISTEN:{port},bind=127.0.0.1,verify=0,cert={made.certificate},key={made.key}",
+            f"OPENSSL-LISTEN:{port},bind=127.0.0.1,verify=0,cert={made.path('good')}",
             f"OPEN:{poem}",
         ],
     ),
@@ -93,7 +93,7 @@ def test_tls(
     require(tool)
     env, options = {"SSL_CERT_FILE": str(certificates.authority)}, ""
     if trust == "address":
-        env, options = {}, f":trustRoots={certificates.authority.parent}"
+        env, options = {}, f":trustRoots={certificates.roots}"
     with tool_listening(
         lambda port: command(port, poems[size], certificates), stdin=poems[size]
     ) as (_, port):
@@ -116,7 +116,12 @@ def test_tls_of_a_stranger(poems: dict[int, Path], certificates: Certificates) -
 def test_tls_cut_off(size: int, poems: dict[int, Path], certificates: Certificates) -> None:
     """ncat ends TLS without a close_notify, as someone who cuts the line would: truncated."""
     require("ncat")
-    files = ["--ssl-cert", str(certificates.certificate), "--ssl-key", str(certificates.key)]
+    files = [
+        "--ssl-cert",
+        str(certificates.path("good")),
+        "--ssl-key",
+        str(certificates.path("good")),
+    ]
     with tool_listening(
         lambda port: ["ncat", "-l", "--send-only", *files, "127.0.0.1", str(port)],
         stdin=poems[size],
