@@ -186,9 +186,9 @@ def test_nothing_is_left(poem_file: PoemFile, tmp_path: Path) -> None:
             with Crowd(server.addresses[1], poem(MEGABYTE), PAUSES, count=count // 10) as leaving:
                 leaving.run(until=leaving.begun)
 
+        idle = {"protocols": 0, "timers": 0, "descriptors": server.descriptors()}
         visit(500)
-        assert eventually(lambda: census(server, report)["protocols"] == 0)
-        idle = census(server, report)
+        assert eventually(lambda: census(server, report) == idle), census(server, report)
         resident = server.resident()
         visit(3_300)
         assert eventually(lambda: census(server, report) == idle), census(server, report)
