@@ -112,7 +112,7 @@ def _parse(parser: Any, reactor: Any, full: str, text: str) -> Any:
         raise BadAddress(f"{text!r} is no address: an IPv6 host goes in brackets, as in [::1]:8000")
     try:
         return parser(reactor, full)
-    except ImportError as error:
+    except (ImportError, NameError) as error:  # NameError: of what Twisted could not import
         raise BadAddress(f"{text!r} needs TLS: install twisted-poetry[tls] ({error})") from error
     except LookupError as error:
         raise BadAddress(

@@ -21,7 +21,6 @@ from twisted.python.failure import Failure
 
 from poetry.addresses import listening_address
 from poetry.errors import EmptyPoem
-from poetry.observe import notify
 from poetry.protocol import PoetryProtocol, PoetryServerFactory
 
 LINGER = 30.0
@@ -171,7 +170,6 @@ class PoetryService(Service):
         if not self.ports:
             self.privilegedStartService()
         super().startService()  # type: ignore[no-untyped-call]
-        notify("READY=1")
 
     def _hold(self, port: Any, factory: Factory) -> None:
         """Keep a port from accepting more than there is room for.
@@ -243,7 +241,6 @@ class PoetryService(Service):
         @return: fires with None when the last connection is gone.
         """
         super().stopService()  # type: ignore[no-untyped-call]
-        notify("STOPPING=1")
         self._stopping = Deferred()
         for port in self._poem_ports():
             self._acceptWaiting(port)
@@ -290,7 +287,6 @@ class PoetryService(Service):
 
         Readers in flight keep the poem that they began.
         """
-        notify("RELOADING=1")
         fresh: dict[Path, bytes] = {}
         self.reloaded_well = True
         for _, factory in self.listeners:
@@ -310,7 +306,6 @@ class PoetryService(Service):
         self.reloaded_at = time()
         if self.reloaded_well:
             _log.info("read the poems again", event="reloaded")
-        notify("READY=1")
 
 
 def describe(error: Exception) -> str:

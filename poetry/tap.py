@@ -10,11 +10,12 @@ from pathlib import Path
 from typing import Any, ClassVar
 
 from twisted.application.service import Service
+from twisted.internet.defer import Deferred
 from twisted.python import usage
 
 from poetry.addresses import BadAddress, server_endpoint
 from poetry.errors import EmptyPoem
-from poetry.observe import Metrics, TransferLog
+from poetry.observe import Metrics, TransferLog, notify
 from poetry.server import PoemFactory, PoetryService, SlowPoetryProtocol, describe
 
 
@@ -88,7 +89,7 @@ def build_service(
                 factory.num_bytes, factory.delay = pace
                 factory.clock = reactor
             listeners.append((server_endpoint(reactor, address), factory))
-        service = ReloadingService(listeners, clock=reactor, **limits)
+        service = DaemonService(listeners, clock=reactor, **limits)
         if metrics is not None:
             site = Metrics(service).site()
             service.others.append((server_endpoint(reactor, metrics), site))
@@ -99,16 +100,25 @@ def build_service(
     return service
 
 
-class ReloadingService(PoetryService):
-    """The service as a process of its own, which reads the poems again on HUP."""
+class DaemonService(PoetryService):
+    """The service as a process of its own: reads the poems again on HUP, and tells systemd."""
 
     def startService(self) -> None:
         """Start, and listen to HUP."""
         super().startService()
-        signal.signal(
-            signal.SIGHUP,
-            lambda *_: self.clock.callFromThread(self.reload),  # wakes the reactor
-        )
+        signal.signal(signal.SIGHUP, lambda *_: self.clock.callFromThread(self.reload))
+        notify("READY=1")
+
+    def reload(self) -> None:
+        """Read the poems again."""
+        notify("RELOADING=1")
+        super().reload()
+        notify("READY=1")
+
+    def stopService(self) -> Deferred[None]:
+        """Stop, as PoetryService does."""
+        notify("STOPPING=1")
+        return super().stopService()
 
 
 # twistd
