@@ -45,7 +45,7 @@ def complain(message: str, code: int) -> int:
 
 
 def cannot_print(error: OSError) -> int:
-    """Say why standard output takes no more, and let it take anything: Python flushes at its end."""
+    """Say why standard output takes no more, and let it take what Python flushes at its end."""
     with Path(os.devnull).open("wb") as nowhere:
         os.dup2(nowhere.fileno(), sys.stdout.fileno())
     return complain(f"standard output: {error.strerror}", FAILED)

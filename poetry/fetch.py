@@ -12,7 +12,6 @@ from pathlib import Path
 from tempfile import SpooledTemporaryFile
 from typing import IO, Any, NamedTuple
 
-from twisted.application.internet import backoffPolicy
 from twisted.internet import error as errors
 from twisted.internet.defer import CancelledError, Deferred
 from twisted.internet.error import ConnectError, DNSLookupError
@@ -153,6 +152,8 @@ class Fetcher:
             except TRANSIENT as error:
                 if attempt > retries or not _restarted(sink):
                     raise
+                from twisted.application.internet import backoffPolicy
+
                 delay = backoffPolicy()(attempt)
                 self._note(
                     f"{address}: {explain(error)}; retry {attempt} of {retries} in {delay:.1f} s"
