@@ -1,0 +1,154 @@
+"""Log lines: what a shipper gets, an event for each trouble, and no flood."""
+
+from __future__ import annotations
+
+import json
+import re
+import signal
+import socket
+import subprocess
+from pathlib import Path
+
+import pytest
+
+from tests.certificates import Certificates
+from tests.conftest import PoemFile
+from tests.deploy.tools import events, need
+from tests.faults.readers import Crowd, Habit, eventually, poem, read_all
+from tests.processes import PATIENCE, POETRY, running
+
+LONG = 10_000_000
+SHORT = 3_000
+PAUSES = Habit(takes=65536)
+JSON = ("--log-format", "json")
+
+FIELDS = {
+    "time": "string",
+    "level": "string",
+    "event": "string",
+    "message": "string",
+    "listener": "string",
+    "poem": "string",
+    "peer": "string",
+    "bytes": "number",
+    "seconds": "number",
+    "outcome": "string",
+}
+
+TIME = r"\d{4}-\d\d-\d\dT\d\d:\d\d:\d\d\.\d{3}Z"
+
+
+def test_json_fields(poem_file: PoemFile) -> None:
+    """jq takes each line as a flat object, a transfer with its fields and their types."""
+    jq = need("jq")
+    with running([*POETRY, "serve", *JSON, poem_file(SHORT)]) as server:
+        assert read_all(server.addresses[0], poem(SHORT), count=3) == {"whole": 3}
+        assert eventually(lambda: len(events(server)) == 3)
+        done = subprocess.run(
+            [jq, "--compact-output", "map_values(type)"],
+            input=server.stderr,
+            capture_output=True,
+            text=True,
+            check=True,
+            timeout=PATIENCE,
+        )
+        assert [json.loads(line) for line in done.stdout.splitlines()] == [FIELDS] * 3
+        for event in events(server):
+            assert re.fullmatch(TIME, event["time"])
+            expected = {"event": "transfer", "level": "info", "outcome": "sent", "bytes": SHORT}
+            expected |= {"listener": server.addresses[0], "poem": "3000.txt"}
+            assert expected.items() <= event.items()
+
+
+def test_text(poem_file: PoemFile) -> None:
+    """A line for a person: time, level, and the transfer in words."""
+    with running([*POETRY, "serve", poem_file(SHORT)]) as server:
+        assert read_all(server.addresses[0], poem(SHORT)) == {"whole": 1}
+        assert eventually(lambda: server.stderr.endswith("\n"))
+        line = rf"{TIME} info  sent 3000\.txt 127\.0\.0\.1:\d+ 3000 bytes in [\d.e-]+ s\n"
+        assert re.fullmatch(line, server.stderr)
+
+
+def test_reload_failed(tmp_path: Path) -> None:
+    """A poem that cannot be read again is an error which names it; a later one is read."""
+    path = tmp_path / "poem.txt"
+    path.write_bytes(b"old\n")
+    with running([*POETRY, "serve", *JSON, path]) as server:
+        path.unlink()
+        server.signal(signal.SIGHUP)
+        assert eventually(lambda: bool(events(server, "reload_failed")))
+        [event] = events(server, "reload_failed")
+        assert event["level"] == "error"
+        assert event["poem"] == str(path)
+        assert read_all(server.addresses[0], b"old\n") == {"whole": 1}
+        path.write_bytes(b"new\n")
+        server.signal(signal.SIGHUP)
+        assert eventually(lambda: bool(events(server, "reloaded")))
+        assert read_all(server.addresses[0], b"new\n") == {"whole": 1}
+
+
+def test_limit(poem_file: PoemFile) -> None:
+    """The limit is logged as reached and as left, once each for one crowd."""
+    with running([*POETRY, "serve", *JSON, "--max-connections", "2", poem_file(LONG)]) as server:
+        with Crowd(server.addresses[0], poem(LONG), PAUSES, count=6) as crowd:
+            crowd.run(until=lambda: sum(map(bool, crowd.received)) == 2)
+            assert eventually(lambda: bool(events(server, "limit_reached")))
+            crowd.resume()
+            assert crowd.run() == {"whole": 6}
+        assert eventually(lambda: bool(events(server, "limit_left")))
+        limits = events(server, "limit_reached", "limit_left")
+        assert [event["event"] for event in limits] == ["limit_reached", "limit_left"]
+        assert all(event["limit"] == 2 and event["level"] == "warn" for event in limits)
+
+
+def test_grace_over(poem_file: PoemFile) -> None:
+    """A stop says whom it waits for, and whom it reset when the grace was over."""
+    with (
+        running([*POETRY, "serve", *JSON, "--grace", "0.2", poem_file(LONG)]) as server,
+        Crowd(server.addresses[0], poem(LONG), PAUSES, count=3) as crowd,
+    ):
+        crowd.run(until=crowd.begun)
+        assert server.stop() == 0
+        crowd.resume()
+        assert crowd.run() == {"reset": 3}
+        [draining], [over] = events(server, "draining"), events(server, "grace_over")
+        assert (draining["level"], draining["count"]) == ("info", 3)
+        assert (over["level"], over["count"]) == ("warn", 3)
+        stopped = events(server, "transfer")
+        assert [event["outcome"] for event in stopped] == ["stopped"] * 3
+
+
+def test_flood_of_handshakes(poem_file: PoemFile, certificates: Certificates) -> None:
+    """500 failed handshakes have an event of their own, and few lines."""
+    listen = certificates.listen("good")
+    with running([*POETRY, "serve", *JSON, "--listen", listen, poem_file(SHORT)]) as server:
+        for _ in range(500):
+            with socket.create_connection(("127.0.0.1", server.port), PATIENCE) as sock:
+                sock.sendall(b"this is no handshake\r\n")
+                while sock.recv(4096):
+                    pass
+        context = certificates.context()
+        assert read_all(server.addresses[0].removeprefix("tls:"), poem(SHORT), context=context) == {
+            "whole": 1
+        }
+        assert server.stop() == 0
+        failed = events(server, "handshake_failed")
+        assert 0 < len(failed) < 50
+        assert all(event["outcome"] == "handshake" for event in failed)
+        assert all(event["level"] == "warn" and event["peer"] for event in failed)
+        assert len(events(server)) < 60
+
+
+@pytest.mark.parametrize(
+    ("level", "logged"),
+    [("debug", ["sent", "timed_out"]), ("warn", ["timed_out"]), ("error", [])],
+)
+def test_levels(poem_file: PoemFile, level: str, logged: list[str]) -> None:
+    """A level keeps the lines below it out of the log."""
+    command = [*POETRY, "serve", *JSON, "--log-level", level, "--idle-timeout", "0.2"]
+    with running([*command, poem_file(LONG)]) as server:
+        assert read_all(server.addresses[0], poem(LONG)) == {"whole": 1}
+        with Crowd(server.addresses[0], poem(LONG), PAUSES) as crowd:
+            crowd.run(until=crowd.begun)
+            assert server.stop() == 0
+        assert [event["outcome"] for event in events(server, "transfer")] == logged

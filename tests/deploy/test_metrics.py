@@ -1,0 +1,134 @@
+"""Metrics, as promtool and a real Prometheus take them."""
+
+from __future__ import annotations
+
+import json
+import re
+import socket
+import subprocess
+from pathlib import Path
+from typing import Any
+from urllib.parse import quote
+
+import pytest
+
+from tests.conftest import PoemFile
+from tests.deploy.tools import DEPLOY, answer, fetch, free_port, need, samples, tool
+from tests.faults.readers import Crowd, Habit, eventually, poem, read_all
+from tests.processes import PATIENCE, POETRY, poetry, running
+
+pytest.importorskip("prometheus_client", reason="needs twisted-poetry[metrics]")
+
+LONG = 10_000_000
+SHORT = 3_000
+PAUSES = Habit(takes=65536)
+
+QUERIES = {
+    'poetry_poems_total{outcome="sent"}': 5.0,
+    "poetry_bytes_total": 5.0 * SHORT,
+    "poetry_open_connections": 0.0,
+    "poetry_waiting_connections": 0.0,
+    'poetry_poem_size_bytes{poem="3000.txt"}': float(SHORT),
+    "poetry_transfer_seconds_count": 5.0,
+    "poetry_last_reload_success": 1.0,
+    'up{job="poetry"}': 1.0,
+}
+
+
+def test_promtool(poem_file: PoemFile) -> None:
+    """promtool finds nothing to say about the metrics, with transfers of two outcomes."""
+    command = (*POETRY, "serve", "--metrics", "0", "--idle-timeout", "0.2", poem_file(LONG))
+    with running(command, listeners=2) as server:
+        assert read_all(server.addresses[0], poem(LONG)) == {"whole": 1}
+        with Crowd(server.addresses[0], poem(LONG), PAUSES) as crowd:
+            crowd.run(until=crowd.begun)
+            failed = 'poetry_poems_total{outcome="timed_out"}'
+            assert eventually(lambda: failed in samples(server.addresses[1]))
+        text = fetch(f"http://{server.addresses[1]}/metrics")
+    done = subprocess.run(
+        [need("promtool"), "check", "metrics"],
+        input=text,
+        capture_output=True,
+        text=True,
+        check=False,
+        timeout=PATIENCE,
+    )
+    assert (done.returncode, done.stdout, done.stderr) == (0, "", "")
+
+
+def test_alerts(poem_file: PoemFile) -> None:
+    """promtool takes the alerts, and they ask for nothing that the server does not have."""
+    rules = DEPLOY / "alerts.yml"
+    done = subprocess.run(
+        [need("promtool"), "check", "rules", str(rules)],
+        capture_output=True,
+        text=True,
+        check=False,
+        timeout=PATIENCE,
+    )
+    assert done.returncode == 0, done.stdout + done.stderr
+    with running([*POETRY, "serve", "--metrics", "0", poem_file(SHORT)], listeners=2) as server:
+        text = fetch(f"http://{server.addresses[1]}/metrics")
+    asked = set(re.findall(r"poetry_\w+", rules.read_text(encoding="utf-8")))
+    assert asked
+    assert all(f"# TYPE {name} " in text for name in asked)
+
+
+def test_prometheus(poem_file: PoemFile, tmp_path: Path) -> None:
+    """A Prometheus scrapes the server, and answers with what its readers had."""
+    listen = f"127.0.0.1:{free_port()}"
+    with running([*POETRY, "serve", "--metrics", "0", poem_file(SHORT)], listeners=2) as server:
+        assert read_all(server.addresses[0], poem(SHORT), count=5) == {"whole": 5}
+        scrape = {
+            "job_name": "poetry",
+            "scrape_interval": "250ms",
+            "scrape_timeout": "250ms",
+            "static_configs": [{"targets": [server.addresses[1]]}],
+        }
+        config = tmp_path / "prometheus.yml"
+        config.write_text(json.dumps({"scrape_configs": [scrape]}))  # JSON is YAML
+        command = [
+            need("prometheus"),
+            f"--config.file={config}",
+            f"--storage.tsdb.path={tmp_path / 'data'}",
+            f"--web.listen-address={listen}",
+        ]
+
+        def asked(query: str) -> float | None:
+            found: Any = answer(f"http://{listen}/api/v1/query?query={quote(query)}")
+            if not found or not found["data"]["result"]:
+                return None
+            return float(found["data"]["result"][0]["value"][1])
+
+        log = tmp_path / "log"
+        with tool(command, log):
+            assert eventually(lambda: asked("poetry_poems_total") == 5.0), log.read_text()
+            assert {query: asked(query) for query in QUERIES} == QUERIES
+
+
+def test_at_the_limit(poem_file: PoemFile) -> None:
+    """At the limit the metrics are still served, and say how many readers wait."""
+    limit = ["--max-connections", "2", "--metrics", "0"]
+    with (
+        running([*POETRY, "serve", *limit, poem_file(LONG)], listeners=2) as server,
+        Crowd(server.addresses[0], poem(LONG), PAUSES, count=5) as crowd,
+    ):
+        crowd.run(until=lambda: sum(map(bool, crowd.received)) == 2)
+        expected = {
+            "poetry_open_connections": 2.0,
+            "poetry_max_connections": 2.0,
+            "poetry_waiting_connections": 3.0,
+        }
+        assert eventually(lambda: expected.items() <= samples(server.addresses[1]).items())
+        crowd.resume()
+        assert crowd.run() == {"whole": 5}
+
+
+def test_port_taken(poem_file: PoemFile) -> None:
+    """A taken port for the metrics is an error of one line that names it, and exit code 1."""
+    with socket.create_server(("127.0.0.1", 0)) as taken:
+        port = taken.getsockname()[1]
+        done = poetry("serve", "--metrics", str(port), poem_file(SHORT))
+    assert (done.returncode, done.stdout) == (1, b"")
+    assert done.stderr.decode().startswith(f"Error: cannot listen on 127.0.0.1:{port}: ")
+    assert done.stderr.count(b"\n") == 1

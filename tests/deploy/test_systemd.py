@@ -1,0 +1,174 @@
+"""The units, and what they rely on: passed sockets, shared ones too, and notifications."""
+
+from __future__ import annotations
+
+import os
+import re
+import shlex
+import shutil
+import signal
+import socket
+import subprocess
+import sys
+import time
+from collections.abc import Iterator
+from contextlib import ExitStack, contextmanager
+from pathlib import Path
+
+import pytest
+
+from tests.conftest import PoemFile
+from tests.deploy.tools import DEPLOY, events, free_port, need, replaced
+from tests.faults.readers import Crowd, Habit, eventually, poem, read_all
+from tests.processes import PATIENCE, POETRY, Server, running
+
+LONG = 10_000_000
+SHORT = 100_000
+PAUSES = Habit(takes=65536)
+
+UNITS = ("poetry.socket", "poetry.service", "poetry@.service")
+INSTALLED = "/opt/twisted-poetry/bin/poetry"
+
+LAUNCHER = """
+import os, sys
+os.dup2(int(sys.argv[1]), 3)
+os.set_inheritable(3, True)
+os.environ.update(LISTEN_FDS="1", LISTEN_FDNAMES="poem", LISTEN_PID=str(os.getpid()))
+os.execv(sys.executable, [sys.executable, *sys.argv[2:]])
+"""
+"""What systemd does: the socket is descriptor 3, and the environment says for whom."""
+
+
+@contextmanager
+def sharing(path: Path, count: int, *options: str) -> Iterator[tuple[str, list[Server]]]:
+    """Run `count` servers on one socket; give its address and the servers."""
+    with socket.create_server(("127.0.0.1", 0), backlog=4096) as given, ExitStack() as stack:
+        launcher = [sys.executable, "-c", LAUNCHER, str(given.fileno()), *POETRY[1:], "serve"]
+        listen = ["--listen", "systemd:domain=INET:index=0", "--log-format", "json"]
+        command = [*launcher, *listen, *options, str(path)]
+        servers = [
+            stack.enter_context(running(command, pass_fds=[given.fileno()])) for _ in range(count)
+        ]
+        yield f"127.0.0.1:{given.getsockname()[1]}", servers
+
+
+def directives(unit: str) -> list[str]:
+    """The lines of a unit that say something."""
+    lines = (DEPLOY / unit).read_text(encoding="utf-8").splitlines()
+    return [line for line in lines if line and not line.startswith("#")]
+
+
+def command_of(unit: str) -> list[str]:
+    """The words of a unit's ExecStart."""
+    [line] = [line for line in directives(unit) if line.startswith("ExecStart=")]
+    return shlex.split(line.removeprefix("ExecStart="))
+
+
+@pytest.fixture
+def installed(tmp_path: Path) -> list[Path]:
+    """The units, with a command that this machine has."""
+    paths = [Path(shutil.copy(DEPLOY / unit, tmp_path)) for unit in UNITS]
+    for path in paths[1:]:
+        text = path.read_text(encoding="utf-8")
+        path.write_text(replaced(text, {INSTALLED: f"{sys.executable} -m poetry"}))
+    return paths
+
+
+def test_verify(installed: list[Path]) -> None:
+    """`systemd-analyze verify` has nothing to say about the units."""
+    command = [need("systemd-analyze"), "verify", "--man=no", *map(str, installed)]
+    done = subprocess.run(command, capture_output=True, text=True, check=False, timeout=PATIENCE)
+    assert (done.returncode, done.stdout, done.stderr) == (0, "", "")
+
+
+def test_security(installed: list[Path]) -> None:
+    """`systemd-analyze security` rates the services as well as docs/operating.md says (1.2)."""
+    for path in installed[1:]:
+        limits = ["--offline=true", "--threshold=12"]
+        command = [need("systemd-analyze"), "--no-pager", "security", *limits, str(path)]
+        done = subprocess.run(
+            command, capture_output=True, text=True, check=False, timeout=PATIENCE
+        )
+        assert done.returncode == 0, done.stdout
+
+
+def test_services_alike() -> None:
+    """The two services differ in the socket's name and the metrics, and share it unblocking."""
+    one, several = directives("poetry.service"), directives("poetry@.service")
+    differing = {line.partition("=")[0] for line in set(one) ^ set(several)}
+    assert differing == {"Description", "ExecStart", "Sockets"}
+    assert [word.replace("%i", "9101") for word in command_of("poetry@.service")] == command_of(
+        "poetry.service"
+    )
+    assert "NonBlocking=yes" in one
+
+
+def test_stop_outlasts_grace() -> None:
+    """systemd waits longer than the server's own grace before it kills."""
+    command = command_of("poetry.service")
+    [timeout] = [line for line in directives("poetry.service") if line.startswith("TimeoutStop")]
+    assert int(timeout.partition("=")[2]) > float(command[command.index("--grace") + 1])
+
+
+def test_socket_activated(poem_file: PoemFile) -> None:
+    """The first reader starts the service's own command, and everyone is served."""
+    address = f"127.0.0.1:{free_port()}"
+    # Twisted looks for names, which systemd always gives.
+    activate = [need("systemd-socket-activate"), "--fdname", "poetry.socket", "-l", address]
+    poem_path = str(poem_file(LONG))
+    changes = {INSTALLED: shlex.join(POETRY), ":9101": ":0", "/etc/poetry/poem.txt": poem_path}
+    command = shlex.split(replaced(shlex.join(command_of("poetry.service")), changes))
+    with running([*activate, *command], listeners=0) as server:
+        assert eventually(lambda: "Listening on" in server.stderr)
+        ends = read_all(address, poem(LONG), count=20)
+        assert ends == {"whole": 20}
+        assert server.stop() == 0
+
+
+def test_two_share(poem_file: PoemFile) -> None:
+    """Two servers on one socket both take a part of the readers, and all are served."""
+    with sharing(poem_file(SHORT), 2) as (address, servers):
+        assert read_all(address, poem(SHORT), count=400, at_once=20) == {"whole": 400}
+        assert all(server.stop() == 0 for server in servers)
+        shares = [len(events(server, "transfer")) for server in servers]
+        assert sum(shares) == 400
+        assert min(shares) > 0
+
+
+@pytest.mark.parametrize(
+    ("number", "ends"),
+    [(signal.SIGKILL, {"reset": 10, "whole": 30}), (signal.SIGTERM, {"whole": 40})],
+)
+def test_one_of_two_ends(poem_file: PoemFile, number: int, ends: dict[str, int]) -> None:
+    """One of two ends with readers waiting in the queue, and the other serves them all."""
+    with sharing(poem_file(LONG), 2, "--max-connections", "10") as (address, servers):
+        with Crowd(address, poem(LONG), PAUSES, count=40) as crowd:
+            crowd.run(until=lambda: sum(map(bool, crowd.received)) == 20)
+            assert sum(map(bool, crowd.received)) == 20
+            servers[0].signal(number)
+            crowd.resume()
+            assert crowd.run() == ends
+        servers[0].wait()
+        assert servers[1].stop() == 0
+
+
+@pytest.mark.parametrize("abstract", [False, True])
+def test_notifies(poem_file: PoemFile, tmp_path: Path, abstract: bool) -> None:
+    """systemd hears when the server is ready, reloading (since when) and stopping."""
+    name = f"poetry-test-{os.getpid()}" if abstract else os.path.relpath(tmp_path / "notify")
+    with socket.socket(socket.AF_UNIX, socket.SOCK_DGRAM) as listener:
+        listener.bind(f"\0{name}" if abstract else name)
+        listener.settimeout(PATIENCE)
+        address = f"@{name}" if abstract else str(Path(name).absolute())
+        began = time.monotonic_ns() // 1000
+        with running(
+            [*POETRY, "serve", poem_file(SHORT)], env={"NOTIFY_SOCKET": address}
+        ) as server:
+            assert listener.recv(1024) == b"READY=1"
+            server.signal(signal.SIGHUP)
+            reloading = listener.recv(1024).decode()
+            assert listener.recv(1024) == b"READY=1"
+            assert (found := re.fullmatch(r"RELOADING=1\nMONOTONIC_USEC=(\d+)\n?", reloading))
+            assert began <= int(found[1]) <= time.monotonic_ns() // 1000
+            assert server.stop() == 0
+            assert listener.recv(1024) == b"STOPPING=1"

@@ -1,0 +1,98 @@
+"""What the deployment tests share: real tools, their logs, and what a server says of itself."""
+
+from __future__ import annotations
+
+import json
+import os
+import re
+import shutil
+import socket
+import subprocess
+import urllib.error
+import urllib.request
+from collections.abc import Iterator, Mapping, Sequence
+from contextlib import contextmanager
+from pathlib import Path
+from typing import Any
+
+import pytest
+
+from tests.processes import PATIENCE, Server
+
+DEPLOY = Path(__file__).parents[2] / "deploy"
+
+
+def need(tool: str) -> str:
+    """The path of a tool; without it the test is skipped."""
+    path = shutil.which(tool, path=f"{os.environ.get('PATH', '')}:/usr/sbin:/sbin")
+    if path is None:
+        pytest.skip(f"{tool} is not installed")
+    return path
+
+
+def free_port() -> int:
+    """A port of 127.0.0.1 that nobody has, for tools that cannot take port 0."""
+    with socket.create_server(("127.0.0.1", 0)) as sock:
+        port: int = sock.getsockname()[1]
+        return port
+
+
+@contextmanager
+def tool(
+    command: Sequence[str | Path], log: Path, *, pass_fds: Sequence[int] = ()
+) -> Iterator[subprocess.Popen[bytes]]:
+    """Run a tool until the block ends; all that it says goes to `log`."""
+    with log.open("wb") as stream:
+        process = subprocess.Popen(
+            [str(word) for word in command],
+            stdin=subprocess.DEVNULL,
+            stdout=stream,
+            stderr=stream,
+            pass_fds=pass_fds,
+        )
+    try:
+        yield process
+    finally:
+        process.terminate()
+        try:
+            process.wait(PATIENCE)
+        finally:
+            process.kill()
+            process.wait(PATIENCE)
+
+
+def replaced(text: str, changes: Mapping[str, object]) -> str:
+    """The text with each of `changes` made; all of them have to be in it."""
+    for old, new in changes.items():
+        assert old in text, old
+        text = text.replace(old, str(new))
+    return text
+
+
+def fetch(url: str) -> str:
+    """What an HTTP server answers."""
+    with urllib.request.urlopen(url, timeout=PATIENCE) as response:
+        text: str = response.read().decode()
+        return text
+
+
+def answer(url: str) -> Any:
+    """The JSON that an HTTP server answers; None while there is none."""
+    try:
+        return json.loads(fetch(url))
+    except (urllib.error.URLError, ConnectionError):
+        return None
+
+
+def samples(address: str) -> dict[str, float]:
+    """The metrics at an address, by name and labels as they are written."""
+    lines = fetch(f"http://{address}/metrics").splitlines()
+    pairs = (line.rsplit(" ", 1) for line in lines if not line.startswith("#"))
+    return {name: float(value) for name, value in pairs}
+
+
+def events(server: Server, *kinds: str) -> list[dict[str, Any]]:
+    """The events that a server with `--log-format json` has logged, of these kinds or of all."""
+    whole_lines = re.findall(r".+\n", server.stderr)
+    logged = [json.loads(line) for line in whole_lines]
+    return [event for event in logged if not kinds or event["event"] in kinds]
