@@ -23,6 +23,7 @@ from twisted.logger import (
     formatEvent,
     globalLogBeginner,
 )
+from twisted.protocols.policies import ProtocolWrapper, WrappingFactory
 from zope.interface import implementer
 
 from poetry.addresses import peer_address
@@ -30,9 +31,11 @@ from poetry.protocol import PoetryFactory, PoetryProtocol
 
 if TYPE_CHECKING:
     from prometheus_client import CollectorRegistry
-    from twisted.web.server import Site
 
     from poetry.server import PoetryService
+
+METRICS_CONNECTIONS, METRICS_SECONDS = 8, 10.0
+"""Scrapes at once, out of `RESERVED_DESCRIPTORS`, and how long each may stay silent."""
 
 FLOOD_LINES, FLOOD_SECONDS = 10, 10.0
 """So many lines of the same trouble are logged in so many seconds; of the rest, their number."""
@@ -93,18 +96,18 @@ def format_text(event: LogEvent) -> str:
 
 def format_json(event: LogEvent) -> str:
     """One event as one flat JSON object: time, level, event, message, and its own fields."""
+    fields = {
+        "time": _time(event),
+        "level": event["log_level"].name,
+        "event": event.get("event", "log"),
+        "message": formatEvent(event),
+    }
     own = {
         key: value
         for key, value in event.items()
         if not key.startswith("log_") and isinstance(value, str | int | float)
     }
-    fields = {
-        "time": _time(event),
-        "level": event["log_level"].name,
-        "event": "log",
-        "message": formatEvent(event),
-        **own,
-    }
+    fields = {**fields, **{key: own[key] for key in own.keys() - fields.keys()}}
     if "log_failure" in event:
         fields["traceback"] = event["log_failure"].getTraceback()
     return json.dumps(fields, ensure_ascii=False) + "\n"
@@ -142,12 +145,13 @@ class Threshold:
         self._observer(event)
 
     def _is_flood(self, event: LogEvent) -> bool:
-        kind = str(event.get("event") or event.get("log_format") or event.get("format"))
+        name = event.get("event") or event.get("log_format") or event.get("format")
+        kind = f"{name} {event.get('outcome', '')}".rstrip()
         now = event["log_time"]
         since, count = self._seen.get(kind, (now, 0))
         if not 0 <= now - since < FLOOD_SECONDS:
             if count > FLOOD_LINES:
-                _log.info(
+                _log.warn(
                     "{count} more of {kind} were not logged",
                     event="suppressed",
                     kind=kind,
@@ -218,8 +222,8 @@ class Metrics:
         self._bytes.inc(protocol.size)
         self._seconds.observe(monotonic() - protocol.started)
 
-    def site(self) -> Site:
-        """A web site that has them at /metrics."""
+    def site(self) -> WrappingFactory:
+        """A web site that has them at /metrics, for a few connections at once."""
         from prometheus_client import CONTENT_TYPE_LATEST, generate_latest
         from twisted.web.resource import Resource
         from twisted.web.server import Request, Site
@@ -233,7 +237,17 @@ class Metrics:
 
         root = Resource()
         root.putChild(b"metrics", Page())
-        return Site(root)
+        return _Few(Site(root, timeout=METRICS_SECONDS))
+
+
+class _Few(WrappingFactory):
+    """Closes more than a few connections: the descriptors are the readers'."""
+
+    def buildProtocol(self, addr: Any) -> ProtocolWrapper | None:
+        if len(self.protocols) >= METRICS_CONNECTIONS:
+            return None
+        protocol: ProtocolWrapper = super().buildProtocol(addr)
+        return protocol
 
 
 def _poem_size(factory: PoetryFactory) -> float:

@@ -13,7 +13,7 @@ from twisted.application.service import Service
 from twisted.internet.defer import Deferred, gatherResults, maybeDeferred
 from twisted.internet.error import CannotListenError
 from twisted.internet.interfaces import IListeningPort, IStreamServerEndpoint
-from twisted.internet.protocol import Factory
+from twisted.internet.protocol import Factory, connectionDone
 from twisted.internet.task import LoopingCall
 from twisted.internet.tcp import Port
 from twisted.logger import Logger
@@ -120,7 +120,14 @@ class PoetryService(Service):
         @param idle_timeout: seconds without progress after which a peer is reset.
         @param grace: seconds that a stop waits for readers in flight.
         @param clock: an IReactorTime; None: the global reactor.
+        @raise ValueError: where a limit makes no sense.
         """
+        if max_connections is not None and max_connections < 1:
+            raise ValueError(f"max_connections has to be at least 1, not {max_connections}")
+        if not idle_timeout > 0:
+            raise ValueError(f"idle_timeout has to be more than 0 s, not {idle_timeout:g}")
+        if not grace >= 0:
+            raise ValueError(f"grace has to be at least 0 s, not {grace:g}")
         self.listeners = list(listeners)
         self.max_connections = max_connections
         self.idle_timeout = idle_timeout
@@ -242,9 +249,7 @@ class PoetryService(Service):
         """
         super().stopService()  # type: ignore[no-untyped-call]
         self._stopping = Deferred()
-        for port in self._poem_ports():
-            self._acceptWaiting(port)
-        closed: list[Any] = [maybeDeferred(port.stopListening) for port in self.ports]
+        closed: list[Any] = [maybeDeferred(self._close, port) for port in self.ports]
         if self.connections:
             _log.info(
                 "stopping: {count} in flight have {grace:g} s to finish",
@@ -264,12 +269,20 @@ class PoetryService(Service):
 
         return gatherResults([self._stopping, *closed]).addCallback(done)
 
-    def _acceptWaiting(self, port: Any) -> None:
-        """Take in those whom the kernel has connected: closing the listener would reset them."""
+    def _close(self, port: Any) -> Any:
+        """Close a listener, and take in first whom the kernel has connected: it would reset them.
+
+        All in one reactor turn: `stopListening` would leave the next one for more to connect.
+        """
+        if port not in self._poem_ports():
+            return port.stopListening()
+        port.stopReading()
         before = -1
         while before < len(self.connections):
             before = len(self.connections)
             port.doRead()
+        port.connectionLost(connectionDone)
+        return None
 
     def abort(self) -> None:
         """End what is in flight: with a plain close where the kernel has the poem, else a reset."""

@@ -13,7 +13,7 @@ from twisted.application.service import Service
 from twisted.internet.defer import Deferred
 from twisted.python import usage
 
-from poetry.addresses import BadAddress, server_endpoint
+from poetry.addresses import server_endpoint
 from poetry.errors import EmptyPoem
 from poetry.observe import Metrics, TransferLog, notify
 from poetry.server import PoemFactory, PoetryService, SlowPoetryProtocol, describe
@@ -93,7 +93,7 @@ def build_service(
         if metrics is not None:
             site = Metrics(service).site()
             service.others.append((server_endpoint(reactor, metrics), site))
-    except BadAddress as error:
+    except ValueError as error:
         raise UsageError(str(error)) from error
     except ImportError as error:
         raise UsageError(f"metrics need twisted-poetry[metrics]: {error}") from error

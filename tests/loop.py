@@ -4,6 +4,8 @@ from __future__ import annotations
 
 import atexit
 from collections.abc import Callable
+from functools import partial
+from threading import Thread
 from time import monotonic
 from typing import Any
 
@@ -16,6 +18,8 @@ PATIENCE = 30.0
 
 reactor: Any = _reactor
 
+# Python waits for threads before it calls what was registered with atexit.
+reactor.getThreadPool().threadFactory = partial(Thread, daemon=True)
 reactor.startRunning(installSignalHandlers=False)
 atexit.register(reactor.fireSystemEvent, "shutdown")
 
