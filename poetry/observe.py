@@ -23,7 +23,7 @@ from twisted.logger import (
     formatEvent,
     globalLogBeginner,
 )
-from twisted.protocols.policies import ProtocolWrapper, WrappingFactory
+from twisted.protocols.policies import WrappingFactory
 from zope.interface import implementer
 
 from poetry.addresses import peer_address
@@ -243,11 +243,10 @@ class Metrics:
 class _Few(WrappingFactory):
     """Closes more than a few connections: the descriptors are the readers'."""
 
-    def buildProtocol(self, addr: Any) -> ProtocolWrapper | None:
+    def buildProtocol(self, addr: Any) -> Any:
         if len(self.protocols) >= METRICS_CONNECTIONS:
             return None
-        protocol: ProtocolWrapper = super().buildProtocol(addr)
-        return protocol
+        return super().buildProtocol(addr)
 
 
 def _poem_size(factory: PoetryFactory) -> float:
