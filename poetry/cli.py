@@ -10,7 +10,9 @@ import signal
 import sys
 from collections.abc import Callable, Coroutine, Iterator, Sequence
 from contextlib import contextmanager, suppress
+from functools import partial
 from pathlib import Path
+from threading import Thread
 from typing import TYPE_CHECKING, Any, TextIO
 
 import click
@@ -190,7 +192,7 @@ def serve(
         raise click.UsageError(str(error)) from error
     try:
         service.startService()
-    except (CannotListenError, OSError) as error:
+    except CannotListenError as error:
         return complain(cannot_listen(error), FAILED)
     return run_service(reactor, service)
 
@@ -202,11 +204,10 @@ def bracketed(host: str) -> str:
 
 def cannot_listen(error: Any) -> str:
     """Why an address cannot be had, and what to do about it."""
-    reason = getattr(error, "socketError", error)
+    reason = error.socketError
     if isinstance(reason, str):  # Twisted could not lock a Unix socket
         reason = OSError(errno.EADDRINUSE, reason)
-    host = getattr(error, "interface", None)
-    port = getattr(error, "port", None) or reason.filename2  # of a lock that cannot be made
+    host, port = error.interface, error.port
     if isinstance(port, bytes):
         port = os.fsdecode(port)
     where = ":".join(str(part) for part in (host and bracketed(host), port) if part)
@@ -243,6 +244,8 @@ def run_service(reactor: Any, service: PoetryService) -> int:
     reactor.callWhenRunning(announce)
     reactor.addSystemEventTrigger("before", "shutdown", service.stopService)
     reactor.run()
+    for number in (signal.SIGINT, signal.SIGTERM):
+        signal.signal(number, signal.SIG_IGN)  # it is done: one more must not change the exit code
     return 0
 
 
@@ -395,7 +398,7 @@ def progress_bar(*, shown: bool) -> Iterator[tuple[Callable[[int], Any], Callabl
 
 
 def run_to_end(reactor: Any, work: Coroutine[Any, Any, bool]) -> int:
-    """Run the reactor until the work is done; INT and TERM cancel it, so that it can clean up."""
+    """Run the reactor until the work is done; a signal cancels it, so that it can clean up."""
     from twisted.internet.defer import CancelledError, Deferred
     from twisted.internet.error import ReactorNotRunning
     from twisted.python.failure import Failure
@@ -406,12 +409,17 @@ def run_to_end(reactor: Any, work: Coroutine[Any, Any, bool]) -> int:
         failure.trap(ReactorNotRunning)
 
     def start() -> None:
+        if signal.getsignal(signal.SIGHUP) == signal.SIG_DFL:
+            signal.signal(signal.SIGHUP, reactor.sigTerm)
         done = Deferred.fromCoroutine(work)
         reactor.addSystemEventTrigger("before", "shutdown", done.cancel)
         done.addBoth(results.append)
         done.addCallback(lambda _: reactor.stop())
         done.addErrback(not_running)
 
+    # A resolver that does not answer must not hold up the end.
+    reactor.getThreadPool().threadFactory = partial(Thread, daemon=True)
+    reactor.removeSystemEventTrigger(reactor.threadpoolShutdownID)
     reactor.callWhenRunning(start)
     reactor.run()
     result = results[0] if results else None

@@ -40,9 +40,9 @@ def get_poem(
     """
 
     async def get() -> bytes:
-        parts: list[bytes] = []
-        await download(endpoint, parts.append, timeout=timeout, max_bytes=max_bytes, clock=clock)
-        return b"".join(parts)
+        poem = bytearray()
+        await download(endpoint, poem.extend, timeout=timeout, max_bytes=max_bytes, clock=clock)
+        return bytes(poem)
 
     return Deferred.fromCoroutine(get())
 
@@ -99,16 +99,16 @@ class _DownloadProtocol(PoetryProtocol):
             factory.output.registerProducer(_Throttle(self), True)
 
     def handshakeCompleted(self) -> None:
-        # Twisted only logs that it could not compare the names of a certificate that has none.
-        from cryptography.x509 import ExtensionNotFound, SubjectAlternativeName
+        # Twisted compares the names, but only logs what it cannot compare: none, or nonsense.
+        from service_identity.cryptography import extract_patterns
 
-        certificate = self.transport.getPeerCertificate().to_cryptography()
         try:
-            certificate.extensions.get_extension_for_class(SubjectAlternativeName)
-        except ExtensionNotFound:
-            self.fail(
-                error.CertificateError("the server's certificate names no host (subjectAltName)")
-            )
+            names = extract_patterns(self.transport.getPeerCertificate().to_cryptography())
+        except Exception as nonsense:
+            self.fail(error.CertificateError(f"the server's certificate is unusable: {nonsense}"))
+        else:
+            if not names:
+                self.fail(error.CertificateError("the server's certificate names no host"))
 
     def chunkReceived(self, data: bytes) -> None:
         self._timer.reset(self.factory.timeout)

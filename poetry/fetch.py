@@ -69,9 +69,10 @@ class Fetcher:
         async def send(spool: IO[bytes]) -> None:
             try:
                 await FileSender().beginFileTransfer(spool, output)
-            except Exception:
-                await output.closed
+            except CancelledError:
                 raise
+            except Exception:  # all that a FileSender says is that the output is gone
+                await output.closed
 
         try:
             output = Output(self._reactor, sys.stdout.fileno())
@@ -88,9 +89,7 @@ class Fetcher:
         return arrived
 
     async def to_file(self, sources: Sequence[Source], path: Path) -> bool:
-        """All poems into one file, in order; no file unless all arrived."""
-        if len(sources) == 1:
-            return await self.to_files(sources, [path])
+        """Several poems into one file, in order; no file unless all arrived."""
 
         async def append(spool: IO[bytes]) -> None:
             shutil.copyfileobj(spool, file)
@@ -146,7 +145,7 @@ class Fetcher:
         """Download into a file or the `Output`, with the retries that are wanted."""
         address, _ = source
         retries = self._wanted.retries
-        for attempt in count(1):
+        for attempt in count(1):  # pragma: no branch (it has no end)
             try:
                 await self._fetch_once(source, sink)
             except TRANSIENT as error:
@@ -240,7 +239,7 @@ def explain(error: Exception) -> str:
     if isinstance(error, errors.ConnectionRefusedError):
         return "connection refused: is a server running there?"
     if isinstance(error, errors.TimeoutError):
-        return " ".join(map(str, error.args)) or "no connection in time"
+        return "no connection in time: nothing answers there"
     if isinstance(error, ConnectError):
         return f"no connection: {' '.join(map(str, error.args)) or error}"
     if isinstance(error, OSError):

@@ -42,6 +42,7 @@ FLOOD_LINES, FLOOD_SECONDS = 10, 10.0
 
 _LEVELS = {LogLevel.debug: 0, LogLevel.info: 1, LogLevel.warn: 2, LogLevel.error: 3}
 _WORST = 4
+_NOT_JSON = (float("inf"), float("-inf"))
 _SUCCESSES = frozenset({"sent", "received"})
 _log = Logger()
 
@@ -91,6 +92,9 @@ def _one_line(value: object) -> str:
 def format_text(event: LogEvent) -> str:
     """One event for a reader at a terminal; a traceback only for what nobody foresaw."""
     text = eventAsText(event, includeTimestamp=False, includeSystem=False)
+    if "log_failure" not in event:
+        # A peer may choose a name that looks like another line.
+        text = "".join(c if c.isprintable() else repr(c)[1:-1] for c in text)
     return f"{_time(event)} {event['log_level'].name:5} {text}\n"
 
 
@@ -103,7 +107,7 @@ def format_json(event: LogEvent) -> str:
         "message": formatEvent(event),
     }
     own = {
-        key: value
+        key: str(value) if value in _NOT_JSON else value
         for key, value in event.items()
         if not key.startswith("log_") and isinstance(value, str | int | float)
     }

@@ -87,13 +87,17 @@ def atomic_file(path: Path) -> Iterator[IO[bytes]]:
     @raise OSError: where it cannot be written.
     """
     if path.exists() and not path.is_file():
-        with path.open("wb") as file:
+        # Not blocking: nobody may ever read a FIFO.
+        descriptor = os.open(path, os.O_WRONLY | os.O_NONBLOCK)
+        os.set_blocking(descriptor, True)
+        with os.fdopen(descriptor, "wb") as file:
             yield file
         return
     target = Path(os.path.realpath(path))
     part = target.with_name(f".poetry-{token_hex(6)}.part")
+    mode = stat.S_IMODE(target.stat().st_mode) if target.exists() else 0o666
     try:
-        with part.open("xb") as file:
+        with os.fdopen(os.open(part, os.O_WRONLY | os.O_CREAT | os.O_EXCL, mode), "wb") as file:
             yield file
         if target.exists():
             shutil.copymode(target, part)

@@ -26,6 +26,9 @@ from poetry.protocol import PoetryProtocol, PoetryServerFactory
 LINGER = 30.0
 """Seconds that a reader which has everything may keep the connection (nginx's lingering_time)."""
 
+CROWDED_LINGER = 2.0
+"""The same while others wait for a place."""
+
 RESERVED_DESCRIPTORS = 48
 """Descriptors kept back from readers: standard streams, the reactor's, files, metrics."""
 
@@ -231,7 +234,9 @@ class PoetryService(Service):
     def _sweep(self) -> None:
         # Sweeps are counted rather than timed, so that a clock that jumps resets nobody.
         self._now += self._interval
-        linger = LINGER if self._stopping is None else 0.0
+        linger = CROWDED_LINGER if self.waiting else LINGER
+        if self._stopping is not None:
+            linger = 0.0
         for connection in list(self.connections):
             connection.sweep(self._now, self.idle_timeout, linger)
         if not self.connections:

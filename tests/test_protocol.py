@@ -54,8 +54,8 @@ class Server(PoetryServerFactory):
     def poemFailed(self, reason: Failure) -> None:
         self.told.append(reason.value)
 
-    def poemSent(self) -> None:
-        super().poemSent()
+    def poemSent(self, poem: bytes) -> None:
+        super().poemSent(poem)
         self.told.append("sent")
 
 
