@@ -102,13 +102,12 @@ class _DownloadProtocol(PoetryProtocol):
         # Twisted compares the names, but only logs what it cannot compare: none, or nonsense.
         from service_identity.cryptography import extract_patterns
 
+        certificate = self.transport.getPeerCertificate().to_cryptography()
         try:
-            names = extract_patterns(self.transport.getPeerCertificate().to_cryptography())
-        except Exception as nonsense:
-            self.fail(error.CertificateError(f"the server's certificate is unusable: {nonsense}"))
-        else:
-            if not names:
-                self.fail(error.CertificateError("the server's certificate names no host"))
+            if not extract_patterns(certificate):
+                raise ValueError("it names no host (subjectAltName)")
+        except Exception as unusable:
+            self.fail(error.CertificateError(f"the server's certificate is unusable: {unusable}"))
 
     def chunkReceived(self, data: bytes) -> None:
         self._timer.reset(self.factory.timeout)

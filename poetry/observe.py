@@ -247,6 +247,8 @@ class Metrics:
 class _Few(WrappingFactory):
     """Closes more than a few connections: the descriptors are the readers'."""
 
+    noisy = False
+
     def buildProtocol(self, addr: Any) -> Any:
         if len(self.protocols) >= METRICS_CONNECTIONS:
             return None

@@ -100,5 +100,7 @@ def make_certificates(directory: Path) -> Certificates:
     certify("good", here, authority, ca)
     certify("misnamed", [x509.DNSName("elsewhere.example")], authority, ca)
     certify("nameless", [], authority, ca)
+    certify("mail", [x509.RFC822Name("poet@example.org")], authority, ca)
+    certify("star", [x509.DNSName("*.com")], authority, ca)
     certify("untrusted", here, subject("Nobody"), None)
     return made

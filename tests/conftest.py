@@ -39,5 +39,5 @@ def poem_file(tmp_path_factory: pytest.TempPathFactory) -> PoemFile:
 
 @pytest.fixture(scope="session")
 def certificates(tmp_path_factory: pytest.TempPathFactory) -> Certificates:
-    """Certificates named good, misnamed, nameless (no SAN, only a common name) and untrusted."""
+    """Certificates: good, untrusted, misnamed; and nameless, mail and star, which name no host."""
     return make_certificates(tmp_path_factory.mktemp("certificates"))

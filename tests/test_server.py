@@ -272,6 +272,70 @@ def test_a_reader_that_stays_is_let_go() -> None:
         assert (protocol.outcome, drain(connection)) == ("sent", b"short")
 
 
+# Hooks
+
+
+@pytest.mark.parametrize("hook", ["poemSent", "poemFailed", "observers"])
+def test_a_hook_that_raises_keeps_nobody_waiting(hook: str) -> None:
+    """What a hook or an observer raises is logged; the limit, the sweep and the stop go on."""
+
+    def fail(_: object) -> None:
+        raise RuntimeError("a mistake in a hook")
+
+    factory = PoetryServerFactory(LONG)
+    setattr(factory, hook, (fail,) if hook == "observers" else fail)
+    endpoint = TCP4ServerEndpoint(reactor, 0, interface="127.0.0.1")
+    clock = Clock()
+    service = PoetryService([(endpoint, factory)], max_connections=1, clock=clock, idle_timeout=4)
+    service.startService()
+    with logged() as events:
+        for _ in range(2):
+            assert get_it(service, clock) == LONG
+        with reader(service):
+            until(lambda: service.connections)
+            (protocol,) = service.connections
+            size = -1
+            while size != protocol.size:
+                size = protocol.size
+                reactor.iterate(0.05)
+            clock.pump([1.0] * 6)
+            until(lambda: not service.connections)
+        stopped = service.stopService()
+        wait(stopped)
+    assert "hook_failed" in events
+
+
+def get_it(service: PoetryService, clock: Clock) -> bytes:
+    """A poem, and the time for the service to let its reader go."""
+    with reader(service) as connection:
+        poem = drain(connection)
+    until(lambda: not service.connections)
+    clock.advance(1.0)
+    return poem
+
+
+@pytest.mark.parametrize(
+    "limits", [{"max_connections": 0}, {"idle_timeout": 0}, {"grace": -1}, {"idle_timeout": -1.0}]
+)
+def test_limits_that_make_no_sense_are_refused(limits: dict[str, Any]) -> None:
+    """A limit below its least is an error that names it."""
+    with pytest.raises(ValueError, match=next(iter(limits))):
+        PoetryService([], clock=reactor, **limits)
+
+
+def test_others_wait_shorter() -> None:
+    """While readers wait for a place, one that has everything and stays is let go sooner."""
+    clock = Clock()
+    with serving(b"short", clock=clock, max_connections=1) as service, reader(service) as first:
+        until(lambda: service.waiting)
+        (protocol,) = service.connections
+        until(lambda: not protocol._queued())
+        clock.pump([1.0] * 4)
+        with reader(service) as second:
+            assert drain(second) == b"short"
+        assert drain(first) == b"short"
+
+
 # Stopping
 
 

@@ -97,3 +97,21 @@ def whole(sock: socket.socket, poem: bytes) -> None:
     else:
         sock.shutdown(socket.SHUT_WR)
         stall(sock)
+
+
+def alerts(sock: socket.socket, context: ssl.SSLContext, part: bytes) -> None:
+    """Send a part of a poem over TLS, and then a real fatal alert, as if the peer had erred."""
+    incoming, outgoing = ssl.MemoryBIO(), ssl.MemoryBIO()
+    tls = context.wrap_bio(incoming, outgoing, server_side=True)
+    while True:
+        try:
+            tls.do_handshake()
+            break
+        except ssl.SSLWantReadError:
+            sock.sendall(outgoing.read())
+            incoming.write(sock.recv(65536))
+    tls.write(part)
+    incoming.write(b"\x17\x03\x03\x00\x20" + b"A" * 32)
+    with contextlib.suppress(ssl.SSLError):
+        tls.read(1)
+    sock.sendall(outgoing.read())

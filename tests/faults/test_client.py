@@ -10,6 +10,7 @@ import resource
 import shutil
 import signal
 import socket
+import ssl
 import subprocess
 import sys
 import threading
@@ -20,7 +21,7 @@ from pathlib import Path
 
 import pytest
 
-from tests.faults.bad import Handler, black_hole, nobody, reset, serving, stall, whole
+from tests.faults.bad import Handler, alerts, black_hole, nobody, reset, serving, stall, whole
 from tests.faults.conftest import NAIVE, Certificates, Command
 from tests.faults.readers import eventually, poem
 from tests.processes import PATIENCE, POETRY, poetry
@@ -78,7 +79,7 @@ TLS_FAILURES: dict[str, tuple[Handler, list[str], str]] = {
 
 UNREACHABLE = {
     "refused": (nobody, "127.0.0.1:{port}", "refused"),
-    "black hole": (black_hole, "127.0.0.1:{port}", "within 1 s"),
+    "black hole": (black_hole, "127.0.0.1:{port}", "in time"),
     "unknown name": (nobody, "no-such-name.invalid:{port}", "no-such-name.invalid"),
 }
 
@@ -153,15 +154,30 @@ def test_an_unreachable_server(tmp_path: Path, failure: str) -> None:
 
 @pytest.mark.parametrize(
     ("certificate", "pattern"),
-    [("untrusted", "verify"), ("misnamed", "another name"), ("nameless", "subjectAltName")],
+    [
+        ("untrusted", "verify"),
+        ("misnamed", "another name"),
+        ("nameless", "subjectAltName"),
+        ("mail", "subjectAltName"),
+        ("star", "unusable"),
+    ],
 )
 @pytest.mark.parametrize("host", ["127.0.0.1", "localhost"])
 def test_a_refused_certificate(
     certificates: Certificates, tmp_path: Path, certificate: str, pattern: str, host: str
 ) -> None:
-    """An untrusted certificate, a wrong name and one without a SAN are refused."""
+    """An untrusted certificate, a wrong name and one that names no host are refused."""
     with serving(sends, certificates.server_context(certificate)) as port:
         assert_fails(certificates.trusting(port, host), [], pattern, tmp_path)
+
+
+@pytest.mark.parametrize("version", [ssl.TLSVersion.TLSv1_2, ssl.TLSVersion.TLSv1_3])
+def test_a_fatal_alert(certificates: Certificates, tmp_path: Path, version: ssl.TLSVersion) -> None:
+    """A server that ends TLS with a fatal alert in the middle has not sent a poem."""
+    context = certificates.server_context("good")
+    context.minimum_version = context.maximum_version = version
+    with serving(partial(alerts, context=context, part=POEM[:10_000])) as port:
+        assert_fails(certificates.trusting(port), [], "truncated", tmp_path)
 
 
 @pytest.mark.parametrize("host", ["127.0.0.1", "localhost"])
