@@ -1,0 +1,183 @@
+"""Text to endpoints and back."""
+
+from __future__ import annotations
+
+import subprocess
+import sys
+from pathlib import Path
+from typing import Any
+
+import pytest
+from twisted.internet.address import HostnameAddress, IPv4Address, IPv6Address, UNIXAddress
+from twisted.internet.protocol import ServerFactory
+from twisted.internet.testing import MemoryReactorClock, StringTransport
+
+from poetry.addresses import (
+    BACKLOG,
+    BadAddress,
+    client_endpoint,
+    listening_address,
+    peer_address,
+    server_endpoint,
+    split,
+)
+from poetry.client import get_poem
+from poetry.protocol import PoetryServerFactory
+from tests.loop import reactor, wait
+from tests.processes import PATIENCE
+
+
+@pytest.mark.parametrize(
+    ("text", "expected"),
+    [
+        ("10000", ("127.0.0.1", 10000)),
+        ("0", ("127.0.0.1", 0)),
+        ("poems.example.org:65535", ("poems.example.org", 65535)),
+        ("0.0.0.0:1", ("0.0.0.0", 1)),
+        ("[::1]:8000", ("::1", 8000)),
+        ("[fe80::1%eth0]:8000", ("fe80::1%eth0", 8000)),
+        ("tcp:8000", None),
+        ("unix:/run/poem", None),
+        ("systemd:domain=INET:index=0", None),
+        ("tcp:8000:interface=127.0.0.1", None),
+    ],
+)
+def test_split(text: str, expected: tuple[str, int] | None) -> None:
+    """A plain address is a host and a port; the rest is for Twisted."""
+    assert split(text) == expected
+
+
+BAD = [
+    ("", "use PORT, HOST:PORT or an endpoint string"),
+    ("nonsense", "use PORT, HOST:PORT or an endpoint string"),
+    ("unix", "use PORT, HOST:PORT or an endpoint string"),
+    ("-1", "use PORT, HOST:PORT or an endpoint string"),
+    ("65536", "port 65536 is out of range (0 to 65535)"),
+    ("localhost:99999", "port 99999 is out of range (0 to 65535)"),
+    ("[::1]:99999", "port 99999 is out of range (0 to 65535)"),
+    ("::1:8000", "an IPv6 host goes in brackets, as in [::1]:8000"),
+    ("frob:1:2", "Unknown endpoint type: 'frob'"),
+    ("http://localhost:80/", "Unknown endpoint type: 'http'"),
+]
+
+
+@pytest.mark.parametrize("parse", [server_endpoint, client_endpoint])
+@pytest.mark.parametrize(("text", "reason"), BAD)
+def test_no_address(parse: Any, text: str, reason: str) -> None:
+    """What makes no sense on either side is refused in one line that quotes it."""
+    with pytest.raises(BadAddress) as caught:
+        parse(MemoryReactorClock(), text)
+    message = str(caught.value)
+    assert message.startswith(repr(text))
+    assert reason in message
+    assert "\n" not in message
+
+
+@pytest.mark.parametrize(
+    ("parse", "text", "reason"),
+    [
+        (server_endpoint, "tcp:x", "invalid literal for int()"),
+        (server_endpoint, "tcp:", "invalid literal for int()"),
+        (server_endpoint, "tcp:0:frob=1", "too few or too many arguments"),
+        (server_endpoint, "ssl:0:privateKey=/no/such/key", "No such file or directory"),
+        (server_endpoint, "systemd:domain=INET:index=0", "no such socket was passed in"),
+        (server_endpoint, "stdio:", "not a listener"),
+        (server_endpoint, "haproxy:tcp:0", "the PROXY protocol is not supported"),
+        (client_endpoint, "tcp:x", "too few or too many arguments"),
+        (client_endpoint, "127.0.0.1:0", "port 0 is not one to connect to"),
+    ],
+)
+def test_bad_arguments(monkeypatch: pytest.MonkeyPatch, parse: Any, text: str, reason: str) -> None:
+    """Endpoint strings with bad arguments are refused in one line that quotes them."""
+    monkeypatch.delenv("LISTEN_FDS", raising=False)
+    with pytest.raises(BadAddress, match=r"\A'.*\Z") as caught:
+        parse(MemoryReactorClock(), text)
+    assert repr(text) in str(caught.value)
+    assert reason in str(caught.value)
+
+
+@pytest.mark.parametrize(
+    ("command", "address"), [("serve -l", "ssl:0"), ("get", "ssl:h:1"), ("get", "tls:h:1")]
+)
+def test_without_tls(command: str, address: str) -> None:
+    """Where TLS is not installed, the error says what to install."""
+    script = "import sys; sys.modules['OpenSSL'] = None; from poetry.cli import main; main()"
+    words = [sys.executable, "-c", script, *command.split(), address]
+    result = subprocess.run(words, capture_output=True, text=True, timeout=PATIENCE, check=False)
+    assert result.returncode == 2
+    assert result.stderr.startswith(f"Error: {address!r} needs TLS: install twisted-poetry[tls]")
+    assert result.stderr.count("\n") == 1
+
+
+@pytest.mark.parametrize(
+    ("text", "port", "host", "backlog"),
+    [
+        ("10000", 10000, "127.0.0.1", BACKLOG),
+        ("[::1]:10000", 10000, "::1", BACKLOG),
+        ("tcp:10000", 10000, "", BACKLOG),
+        ("tcp:10000:backlog=7:interface=127.0.0.1", 10000, "127.0.0.1", 7),
+    ],
+)
+def test_listen(text: str, port: int, host: str, backlog: int) -> None:
+    """A listener has our backlog unless its text has one."""
+    memory = MemoryReactorClock()
+    server_endpoint(memory, text).listen(ServerFactory())
+    [(listened, _, queue, interface)] = memory.tcpServers
+    assert (listened, interface, queue) == (port, host, backlog)
+
+
+@pytest.mark.parametrize(
+    ("listen", "connect"),
+    [
+        ("0", "{port}"),
+        ("127.0.0.1:0", "127.0.0.1:{port}"),
+        ("tcp:0:interface=127.0.0.1", "tcp:127.0.0.1:{port}"),
+        ("0", "{announced}"),
+        ("unix:{directory}/po\\:em", "{announced}"),
+    ],
+)
+def test_there_and_back(tmp_path: Path, listen: str, connect: str) -> None:
+    """What a listener is announced as reaches it, and so does every other way to write it."""
+    endpoint = server_endpoint(reactor, listen.format(directory=tmp_path))
+    port = wait(endpoint.listen(PoetryServerFactory(b"a poem")))
+    announced = listening_address(port, listen)
+    address = connect.format(announced=announced, port=announced.rpartition(":")[2])
+    assert wait(get_poem(client_endpoint(reactor, address))) == b"a poem"
+    wait(port.stopListening())
+
+
+@pytest.mark.parametrize(
+    ("text", "checked"),
+    [
+        ("ssl:poems.example.org:1", True),
+        ("ssl:poems.example.org:1:hostname=other.example.org", True),
+        ("ssl:host=poems.example.org:port=1", False),
+    ],
+)
+def test_ssl_is_told_whose_certificate(
+    monkeypatch: pytest.MonkeyPatch, text: str, *, checked: bool
+) -> None:
+    """`ssl:` is given a name to compare, where Twisted would check none."""
+    given: list[str] = []
+    monkeypatch.setattr("poetry.addresses.clientFromString", lambda _, full: given.append(full))
+    client_endpoint(MemoryReactorClock(), text)
+    assert ("hostname=" in given[0]) is checked
+
+
+@pytest.mark.parametrize(
+    ("address", "text", "expected"),
+    [
+        (IPv4Address("TCP", "127.0.0.1", 1), "", "127.0.0.1:1"),
+        (IPv6Address("TCP", "::1", 1), "tcp6:1", "[::1]:1"),
+        (IPv4Address("TCP", "127.0.0.1", 1), "ssl:1", "tls:127.0.0.1:1"),
+        (UNIXAddress(b"/run/poem"), "unix:/run/poem", "unix:/run/poem"),
+        (UNIXAddress(b"/a:b"), "unix:/a\\:b", "unix:/a\\:b"),
+        (UNIXAddress(None), "", "unix:"),
+        (HostnameAddress(b"h", 1), "", "HostnameAddress(hostname=b'h', port=1)"),
+    ],
+)
+def test_format(address: Any, text: str, expected: str) -> None:
+    """Addresses are written as `poetry get` reads them."""
+    transport = StringTransport(hostAddress=address, peerAddress=address)
+    assert listening_address(transport, text) == expected  # type: ignore[arg-type]
+    assert peer_address(transport) == expected.removeprefix("tls:")

@@ -1,0 +1,170 @@
+"""What `poetry get` does with its addresses: attempts, order, and the words for what went wrong."""
+
+from __future__ import annotations
+
+from collections.abc import Iterator
+from hashlib import sha256
+from pathlib import Path
+from typing import Any
+
+import pytest
+from twisted.internet import error
+from twisted.internet.defer import CancelledError, Deferred
+from twisted.internet.testing import MemoryReactorClock, StringTransport
+from twisted.python.failure import Failure
+
+from poetry.errors import PoemTooLong
+from poetry.fetch import Fetcher, Source, Wanted, explain
+
+CLEAN, RESET = error.ConnectionDone(), error.ConnectionLost()
+REFUSED = error.ConnectionRefusedError(111, "Connection refused")
+
+
+class Scripted:
+    """An endpoint that does what is next in its script: raise, or send and end."""
+
+    def __init__(self, *script: Exception | tuple[bytes, Exception]) -> None:
+        self.script = list(script)
+
+    def connect(self, factory: Any) -> Deferred[Any]:
+        """Fail, or bring a connection that has already ended."""
+        step = self.script.pop(0)
+        connected: Deferred[Any] = Deferred()
+        if isinstance(step, Exception):
+            connected.errback(step)
+            return connected
+        protocol = factory.buildProtocol(None)
+        protocol.makeConnection(StringTransport())
+        protocol.dataReceived(step[0])
+        protocol.connectionLost(Failure(step[1]))
+        connected.callback(protocol)
+        return connected
+
+
+class Never:
+    """An endpoint to a black hole, which Twisted ends with an error of its own when cancelled."""
+
+    def connect(self, factory: Any) -> Deferred[Any]:
+        """Wait for ever."""
+        del factory
+        return Deferred(lambda it: it.errback(error.ConnectingCancelledError(None)))
+
+
+class Fetching:
+    """A `Fetcher` on a clock, and what it said."""
+
+    def __init__(self, retries: int = 0, **wanted: Any) -> None:
+        self.clock = MemoryReactorClock()
+        self.advanced: list[int] = []
+        self.notes: list[str] = []
+        self.complaints: list[str] = []
+        self.fetcher = Fetcher(
+            self.clock,
+            Wanted(
+                **{"timeout": 30.0, "max_bytes": None, "sha256": None, **wanted}, retries=retries
+            ),
+            self.advanced.append,
+            self.notes.append,
+            self.complaints.append,
+        )
+
+    def to_files(self, *paths: Path, endpoints: list[Any]) -> list[bool | Failure]:
+        """Begin; what it gives is in the list when it is done."""
+        results: list[bool | Failure] = []
+        sources: list[Source] = [(f"address {i}", each) for i, each in enumerate(endpoints)]
+        self.done = Deferred.fromCoroutine(self.fetcher.to_files(sources, paths))
+        self.done.addBoth(results.append)
+        return results
+
+
+@pytest.fixture
+def path(tmp_path: Path) -> Iterator[Path]:
+    """Where a poem is to go; nothing else is left there."""
+    yield tmp_path / "poem.txt"
+    assert {each.name for each in tmp_path.iterdir()} <= {"poem.txt"}
+
+
+def test_retries_from_the_start(path: Path) -> None:
+    """Each failure that may pass is tried again from the start, after a longer and longer wait."""
+    fetching = Fetching(retries=4)
+    endpoint = Scripted(
+        REFUSED,
+        (b"half", RESET),
+        (b"", CLEAN),
+        error.DNSLookupError("no results"),
+        (b"a poem", CLEAN),
+    )
+    done = fetching.to_files(path, endpoints=[endpoint])
+    for attempt in range(1, 5):
+        assert not done
+        assert len(fetching.notes) == attempt
+        assert f"; retry {attempt} of 4 in " in fetching.notes[-1]
+        fetching.clock.advance(60)
+    assert done == [True]
+    assert path.read_bytes() == b"a poem"
+    assert fetching.complaints == []
+    assert sum(fetching.advanced) == len(b"half" + b"a poem")
+    assert fetching.notes[0].startswith("address 0: connection refused")
+    assert fetching.notes[1].startswith("address 0: truncated after 4 bytes")
+
+
+@pytest.mark.parametrize(
+    ("retries", "script", "complaint"),
+    [
+        (0, [REFUSED], "connection refused: is a server running there?"),
+        (1, [REFUSED, (b"half", RESET)], "truncated after 4 bytes: "),
+        (9, [(b"a poem!", CLEAN)], "too long: more than 6 bytes"),
+        (9, [(b"another", CLEAN)], "too long: more than 6 bytes"),
+        (9, [(b"others", CLEAN)], "wrong digest: expected "),
+        (9, [RuntimeError("nobody foresaw it")], "nobody foresaw it"),
+    ],
+)
+def test_it_gives_up(path: Path, retries: int, script: list[Any], complaint: str) -> None:
+    """When the retries are used up, or no retry can mend it, it complains and leaves no file."""
+    fetching = Fetching(retries, max_bytes=6, sha256=sha256(b"a poem").hexdigest())
+    done = fetching.to_files(path, endpoints=[Scripted(*script)])
+    fetching.clock.advance(60)
+    assert done == [False]
+    assert [each.startswith(f"address 0: {complaint}") for each in fetching.complaints] == [True]
+    assert not path.exists()
+    assert not fetching.clock.getDelayedCalls()
+
+
+def test_cancelled(path: Path, tmp_path: Path) -> None:
+    """When it is cancelled, nothing goes on and nobody complains."""
+    fetching = Fetching(retries=1)
+    paths = (path, *(tmp_path / name for name in "ab"))
+    done = fetching.to_files(*paths, endpoints=[Never(), Never(), Scripted(REFUSED)])
+    assert not done
+    fetching.done.cancel()
+    [failure] = done
+    assert isinstance(failure, Failure)
+    assert failure.check(CancelledError)
+    assert fetching.complaints == []
+    assert not fetching.clock.getDelayedCalls()
+
+
+@pytest.mark.parametrize(
+    ("reason", "words"),
+    [
+        (error.DNSLookupError("no results"), "no such host (DNS lookup failed: no results.)"),
+        (REFUSED, "connection refused: is a server running there?"),
+        (error.TimeoutError(), "no connection in time: nothing answers there"),
+        (error.NoRouteError(113, "No route to host"), "no connection: No route to host"),
+        (error.ConnectError(), "no connection: An error occurred while connecting."),
+        (OSError(28, "No space left on device"), "No space left on device"),
+        (OSError("odd"), "odd"),
+        (PoemTooLong(1_000_000), "too long: more than 1,000,000 bytes"),
+    ],
+)
+def test_explain(reason: Exception, words: str) -> None:
+    """Each reason is a few words."""
+    assert explain(reason) == words
+
+
+def test_explain_tls() -> None:
+    """What TLS says is taken out of its lists; where it says nothing, so do we."""
+    ssl = pytest.importorskip("OpenSSL.SSL", reason="needs twisted[tls]")
+    failed = ssl.Error([("SSL routines", "", "certificate verify failed"), ("", "", "and more")])
+    assert explain(failed) == "refused: TLS failed: certificate verify failed; and more"
+    assert explain(ssl.Error()) == ""
