@@ -1,4 +1,4 @@
-"""`make demo`: serves the sample poem on a free port, fetches it, prints it, and stops the server."""
+"""`make demo`: serve the sample poem on a free port, fetch it, print it, and stop the server."""
 
 import subprocess
 import sys
