@@ -11,6 +11,7 @@ import sys
 from collections.abc import Callable, Coroutine, Iterator, Sequence
 from contextlib import contextmanager, suppress
 from functools import partial
+from io import StringIO
 from pathlib import Path
 from threading import Thread
 from typing import TYPE_CHECKING, Any, TextIO
@@ -25,6 +26,8 @@ FAILED, USAGE, INTERRUPTED = 1, 2, 130
 
 def main() -> None:
     """The commands `poetry` and `twisted-poetry`: each error is one line on standard error."""
+    if sys.stdout is None:  # it is closed, which the oldest click cannot take
+        sys.stdout = StringIO()
     try:
         code = cli.main(standalone_mode=False)
     except click.UsageError as error:
@@ -318,7 +321,7 @@ def get(
     """Fetch poems at the same time, and print them in the order asked for."""
     sha256 = digest_wanted(sha256)
     paths = files_wanted(addresses, output, directory)
-    if not paths and sys.stdout is None:
+    if not paths and sys.__stdout__ is None:
         raise click.ClickException("standard output: it is closed")
 
     from twisted.internet import reactor

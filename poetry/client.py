@@ -71,12 +71,11 @@ async def download(
     try:
         await connecting
     except Exception as failed:
-        if late.active():
-            raise
-        raise error.TimeoutError(string=f"no connection within {timeout:g} s") from failed
-    finally:
-        if late.active():
-            late.cancel()
+        if not late.active():
+            raise error.TimeoutError(string=f"no connection within {timeout:g} s") from failed
+        late.cancel()
+        raise
+    late.cancel()
     try:
         await factory.received
     except CancelledError as cancelled:

@@ -29,6 +29,7 @@ from contextlib import suppress
 from time import monotonic
 from typing import Any
 
+from twisted.copyright import version
 from twisted.internet.abstract import FileDescriptor
 from twisted.internet.defer import Deferred
 from twisted.internet.error import ConnectionDone, ConnectionLost
@@ -50,7 +51,7 @@ from twisted.internet.protocol import (
 )
 from twisted.logger import Logger
 from twisted.python.failure import Failure
-from zope.interface import alsoProvides, implementer
+from zope.interface import alsoProvides, classImplements, implementer
 
 from poetry.errors import (
     EmptyPoem,
@@ -127,11 +128,6 @@ class PoetryProtocol(Protocol):
     _delivered = False
     _mark: tuple[int, int] | None = None
     _markedAt = 0.0
-
-    @property
-    def sends(self) -> bool:
-        """Whether this end has the poem."""
-        return self._poem is not None
 
     def connectionMade(self) -> None:
         """Start: send if there is a poem, else get ready to receive."""
@@ -449,13 +445,17 @@ class PoetryFactory(Factory):
         """A poem was not received, or not sent: `PoemError`, or what TLS failed with. Override."""
 
 
-@implementer(IProtocolNegotiationFactory)
 class PoetryServerFactory(PoetryFactory, ServerFactory):
     """For whoever connects: sends them `poem`, or receives theirs where it is None."""
 
     def acceptableProtocols(self) -> list[bytes]:
-        """For ALPN: Twisted refuses TLS to who offers some and gets none (curl, a browser)."""
+        """For ALPN (IProtocolNegotiationFactory), which curl and browsers offer."""
         return [b"http/0.9", b"http/1.0", b"http/1.1"]
+
+
+if tuple(map(int, version.split(".")[:2])) >= (26, 4):  # pragma: no branch (of one Twisted)
+    # From then on Twisted refuses TLS to who offers ALPN and gets none; before, it ignores it.
+    classImplements(PoetryServerFactory, IProtocolNegotiationFactory)
 
 
 class PoetryClientFactory(PoetryFactory, ClientFactory):

@@ -3,16 +3,23 @@
 from __future__ import annotations
 
 import socket
+import ssl
 import struct
 from collections.abc import Callable, Iterator
-from contextlib import contextmanager
+from contextlib import contextmanager, suppress
 from typing import Any
 
 import pytest
 from hypothesis import given
 from hypothesis import strategies as st
 from twisted.internet import error
-from twisted.internet.endpoints import TCP4ClientEndpoint, TCP4ServerEndpoint, UNIXClientEndpoint
+from twisted.internet.endpoints import (
+    TCP4ClientEndpoint,
+    TCP4ServerEndpoint,
+    UNIXClientEndpoint,
+    clientFromString,
+    serverFromString,
+)
 from twisted.internet.testing import MemoryReactorClock, StringTransport
 from twisted.protocols.policies import WrappingFactory
 from twisted.python.failure import Failure
@@ -31,6 +38,7 @@ from poetry.protocol import (
     PoetryProtocol,
     PoetryServerFactory,
 )
+from tests.certificates import Certificates
 from tests.loop import reactor, until, wait, wait_error
 
 LONG = bytes(range(256)) * 40_000  # 10 MB: more than the kernel takes at once
@@ -541,3 +549,97 @@ def test_half_closed_writing_is_not_used() -> None:
     protocol = PoetryProtocol()
     protocol.writeConnectionLost()
     assert not protocol.finished
+
+
+# TLS
+
+
+@contextmanager
+def listening_tls(factory: Any, certificates: Certificates) -> Iterator[int]:
+    """A TLS listener on a free port."""
+    endpoint = serverFromString(reactor, certificates.listen("good"))
+    port = wait(endpoint.listen(factory))
+    try:
+        yield port.getHost().port
+    finally:
+        wait(port.stopListening())
+
+
+@EACH_POEM
+def test_over_tls(poem: bytes, certificates: Certificates) -> None:
+    """Over TLS each poem arrives whole, and its sender is told."""
+    server, client = Server(poem), PoetryClientFactory()
+    with listening_tls(server, certificates) as port:
+        clientFromString(reactor, certificates.trusting(port)).connect(client)
+        assert wait(client.received) == poem
+        until(lambda: server.told)
+    assert (server.told, server.outcomes) == (["sent"], ["sent"])
+
+
+def test_a_reader_that_ends_tls_early_was_not_served(certificates: Certificates) -> None:
+    """A close_notify from the reader in the middle of a poem is a poem that was not sent."""
+
+    class Leaves(PoetryProtocol):
+        def dataReceived(self, data: bytes) -> None:
+            del data
+            self.transport.loseConnection()
+
+    server, client = Server(LONG), PoetryClientFactory()
+    client.protocol = Leaves
+    with listening_tls(server, certificates) as port:
+        clientFromString(reactor, certificates.trusting(port)).connect(client)
+        assert isinstance(wait_error(client.received), PoemTruncated | EmptyPoem)
+        until(lambda: server.told)
+    assert server.outcomes == ["truncated"]
+
+
+def test_a_sweep_ends_what_tls_does_not(certificates: Certificates) -> None:
+    """A reader that does not answer a close_notify sees the FIN, and is let go in the end."""
+    server = Server(b"short")
+    with listening_tls(server, certificates) as port, reader(port) as connection:
+        context = certificates.context()
+        connection.setblocking(False)
+        tls = context.wrap_socket(
+            connection, server_hostname="localhost", do_handshake_on_connect=False
+        )
+        with tls:
+            assert until_tls(tls.do_handshake) is None
+            assert until_tls(lambda: tls.recv(100)) == b"short"
+            (protocol,) = server.connections
+            for now in (0, 10, 20):
+                until(lambda: not protocol._queued())
+                protocol.sweep(now, 5.0, 30.0)
+            until(lambda: not protocol._queued())
+            assert not server.outcomes
+            protocol.sweep(30, 5.0, 30.0)
+            until(lambda: server.outcomes)
+    assert server.outcomes == ["sent"]
+
+
+def until_tls(step: Callable[[], Any]) -> Any:
+    """Turn the reactor until a step of non-blocking TLS is done; give its result."""
+    results: list[Any] = []
+
+    def done() -> bool:
+        with suppress(ssl.SSLWantReadError):
+            results.append(step())
+        return bool(results)
+
+    until(done)
+    return results[0]
+
+
+def test_a_kernel_that_does_not_tell(monkeypatch: pytest.MonkeyPatch) -> None:
+    """Where the kernel does not say what is queued, nothing is."""
+
+    def refuse(*_: object) -> bytes:
+        raise OSError(25, "Inappropriate ioctl for device")
+
+    server = Server(LONG)
+    with listening(server) as port, reader(port):
+        until(lambda: server.connections)
+        monkeypatch.setattr("fcntl.ioctl", refuse)
+        (protocol,) = server.connections
+        assert protocol._queued() == 0
+        protocol.stop()
+        until(lambda: server.outcomes)

@@ -459,10 +459,17 @@ def test_a_paused_slow_server_waits() -> None:
 def test_the_slow_server_on_a_socket() -> None:
     """On a real socket the slow poem arrives whole."""
     clock = Clock()
-    port = reactor.listenTCP(0, slow_factory(b"12345", clock), interface="127.0.0.1")
+    factory = slow_factory(b"12345", clock)
+    port = reactor.listenTCP(0, factory, interface="127.0.0.1")
     with socket.create_connection(("127.0.0.1", port.getHost().port), 20) as connection:
         connection.setblocking(False)
         until(lambda: clock.getDelayedCalls())
+        (protocol,) = factory.connections
+        until(lambda: not protocol._queued())
+        for now in (0.0, 100.0, 200.0):
+            protocol.sweep(now, 1.0, 1.0)  # it is not the reader who is slow
+        assert protocol.outcome is None
         clock.pump([1.5, 1.5])
+        protocol.sweep(300.0, 1.0, 1.0)
         assert drain(connection) == b"12345"
     wait(port.stopListening())
