@@ -6,6 +6,7 @@ import json
 import re
 import socket
 import subprocess
+from contextlib import ExitStack
 from pathlib import Path
 from typing import Any
 from urllib.parse import quote
@@ -132,3 +133,13 @@ def test_port_taken(poem_file: PoemFile) -> None:
     assert (done.returncode, done.stdout) == (1, b"")
     assert done.stderr.decode().startswith(f"Error: cannot listen on 127.0.0.1:{port}: ")
     assert done.stderr.count(b"\n") == 1
+
+
+def test_scrapers_cannot_take_the_readers_descriptors(poem_file: PoemFile) -> None:
+    """Idle connections to the metrics, more than there are descriptors, leave readers theirs."""
+    command = [*POETRY, "serve", "--metrics", "0", str(poem_file(SHORT))]
+    with running(command, listeners=2, descriptors=100) as server, ExitStack() as stack:
+        host, port = server.addresses[1].rsplit(":", 1)
+        for _ in range(120):
+            stack.enter_context(socket.create_connection((host, int(port)), PATIENCE))
+        assert read_all(server.addresses[0], poem(SHORT), count=200, at_once=50) == {"whole": 200}
