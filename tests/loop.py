@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import atexit
+import socket
 from collections.abc import Callable
 from functools import partial
 from threading import Thread
@@ -12,6 +13,8 @@ from typing import Any
 from twisted.internet import reactor as _reactor
 from twisted.internet.defer import Deferred
 from twisted.python.failure import Failure
+
+from poetry.protocol import PoetryProtocol
 
 PATIENCE = 30.0
 """Seconds before a test gives up waiting: a bound, never an expectation."""
@@ -50,3 +53,27 @@ def wait_error(deferred: Deferred[Any]) -> BaseException:
     assert isinstance(results[0], Failure), f"it did not fail, but gave {results[0]!r:.100}"
     assert results[0].value is not None
     return results[0].value
+
+
+def drain(connection: socket.socket) -> bytes:
+    """Read to the end while the reactor turns."""
+    connection.setblocking(False)
+    parts: list[bytes] = []
+
+    def ended() -> bool:
+        try:
+            parts.append(connection.recv(1 << 20))
+        except BlockingIOError:
+            return False
+        return not parts[-1]
+
+    until(ended)
+    return b"".join(parts)
+
+
+def turn_until_still(protocol: PoetryProtocol) -> None:
+    """Turn the reactor until the kernel takes no more of a poem."""
+    size = -1
+    while size != protocol.size:
+        size = protocol.size
+        reactor.iterate(0.05)

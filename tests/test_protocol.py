@@ -39,7 +39,7 @@ from poetry.protocol import (
     PoetryServerFactory,
 )
 from tests.certificates import Certificates
-from tests.loop import reactor, until, wait, wait_error
+from tests.loop import drain, reactor, turn_until_still, until, wait, wait_error
 
 LONG = bytes(range(256)) * 40_000  # 10 MB: more than the kernel takes at once
 POEMS = {"1 byte": b"\0", "3 kB": b"line\n" * 600, "16 kB + 1": b"x" * (SHORT + 1), "10 MB": LONG}
@@ -178,23 +178,6 @@ def test_a_new_poem_is_for_new_connections() -> None:
         connect_tcp(port, client)
         assert wait(client.received) == b"new"
         assert drain(slow) == LONG
-
-
-def drain(connection: socket.socket) -> bytes:
-    """Read to the end while the reactor turns."""
-    connection.setblocking(False)
-    parts: list[bytes] = []
-
-    def ended() -> bool:
-        try:
-            data = connection.recv(1 << 20)
-        except BlockingIOError:
-            return False
-        parts.append(data)
-        return not data
-
-    until(ended)
-    return b"".join(parts)
 
 
 # A poem is bytes, and not empty
@@ -434,14 +417,6 @@ def test_a_sweep_resets_a_reader_that_takes_nothing() -> None:
         assert protocol.outcome == "timed_out"
         assert ended_with_reset(connection)
     assert isinstance(server.told[0], PoemTimedOut)
-
-
-def turn_until_still(protocol: PoetryProtocol) -> None:
-    """Turn until the kernel takes no more."""
-    sizes = [-1]
-    while sizes[-1] != protocol.size:
-        sizes.append(protocol.size)
-        reactor.iterate(0.05)
 
 
 def test_a_sweep_lets_go_of_a_reader_that_never_ends() -> None:

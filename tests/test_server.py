@@ -29,7 +29,7 @@ from poetry.server import (
     connection_limit,
     serve_poem,
 )
-from tests.loop import reactor, until, wait, wait_error
+from tests.loop import drain, reactor, turn_until_still, until, wait, wait_error
 
 LONG = bytes(range(256)) * 40_000
 
@@ -83,21 +83,6 @@ def reader(service: PoetryService, index: int = 0) -> Iterator[socket.socket]:
     with socket.create_connection(("127.0.0.1", port_of(service, index)), 20) as connection:
         connection.setblocking(False)
         yield connection
-
-
-def drain(connection: socket.socket) -> bytes:
-    """Read to the end while the reactor turns."""
-    parts: list[bytes] = []
-
-    def ended() -> bool:
-        try:
-            parts.append(connection.recv(1 << 20))
-        except BlockingIOError:
-            return False
-        return not parts[-1]
-
-    until(ended)
-    return b"".join(parts)
 
 
 def fetch(service: PoetryService, index: int = 0) -> bytes:
@@ -247,10 +232,7 @@ def test_the_sweep_ends_when_nobody_is_left() -> None:
     with serving(LONG, clock=clock, idle_timeout=8.0) as service, reader(service):
         until(lambda: service.connections)
         (protocol,) = service.connections
-        size = -1
-        while size != protocol.size:
-            size = protocol.size
-            reactor.iterate(0.05)
+        turn_until_still(protocol)
         clock.pump([1.0] * 8)
         assert protocol.outcome is None
         clock.pump([1.0] * 2)
@@ -294,10 +276,7 @@ def test_a_hook_that_raises_keeps_nobody_waiting(hook: str) -> None:
         with reader(service):
             until(lambda: service.connections)
             (protocol,) = service.connections
-            size = -1
-            while size != protocol.size:
-                size = protocol.size
-                reactor.iterate(0.05)
+            turn_until_still(protocol)
             clock.pump([1.0] * 6)
             until(lambda: not service.connections)
         stopped = service.stopService()
