@@ -118,7 +118,7 @@ class PoetryProtocol(Protocol):
     outcome: str | None = None
     error: BaseException | None = None
     _poem: memoryview | None = None
-    _parts: bytearray | None = None
+    _collected: bytearray | None = None
     _socket: socket.socket | None = None
     _tls: Any = None
     _wrapped = False
@@ -280,9 +280,9 @@ class PoetryProtocol(Protocol):
 
     def chunkReceived(self, data: bytes) -> None:
         """Some of the poem came. Override to do without one large `bytes`."""
-        if self._parts is None:
-            self._parts = bytearray()
-        self._parts += data
+        if self._collected is None:
+            self._collected = bytearray()
+        self._collected += data
 
     # The end
 
@@ -337,7 +337,7 @@ class PoetryProtocol(Protocol):
         self.factory.connections.discard(self)
         if self.outcome is None:
             self._conclude(reason)
-        self._socket = self._tls = self._parts = None
+        self._socket = self._tls = self._collected = None
         for observer in self.factory.observers:
             _tell(observer, self)
 
@@ -348,7 +348,7 @@ class PoetryProtocol(Protocol):
             _tell(self.factory.poemSent, self._poem.obj)
         elif self._poem is None and done and self.size:
             self.outcome = "received"
-            _tell(self.factory.poemReceived, bytes(self._parts or b""))
+            _tell(self.factory.poemReceived, bytes(self._collected or b""))
         elif self._poem is None and done:
             self.fail(EmptyPoem())
         elif self.size or reason.check(ConnectionDone, ConnectionLost):
