@@ -11,7 +11,7 @@ from dataclasses import dataclass, replace
 from pathlib import Path
 
 from benchmarks.load import OUTCOMES, Spec
-from benchmarks.measure import Json, Served, loading, measured, write_poem
+from benchmarks.measure import Json, Served, available_memory, loading, measured, write_poem
 from benchmarks.peers import Peer, serving
 
 REQUEST = "GET / HTTP/1.1\r\nHost: poem\r\nAccept: */*\r\n\r\n"
@@ -111,19 +111,21 @@ def deliver(scenario: Scenario, peer: Peer, directory: Path, quick: bool) -> Jso
 
 
 def stall(peer: Peer, poem: Path, readers: int, tls: tuple[Path, Path] | None) -> Json:
-    """Bytes of memory a reader costs that takes one byte and rests; then let them all read on."""
+    """Bytes of memory that a reader costs who takes one byte and rests, the server and the machine;
+    then let them all read on."""
     with serving(peer, poem, tls=tls) as server:
         spec = Spec(server.port, str(poem), readers, 1, hold_after=1, tls=tls is not None)
         # the first readers load what all the others share
         measured(server, replace(spec, readers=2, hold_after=0))
         with loading(spec) as load:
-            before = server.memory()
+            before, available = server.memory(), available_memory()
             load.go()
             load.until("holding")
-            used = server.memory() - before
+            used, of_machine = server.memory() - before, available - available_memory()
             load.go()
             result = load.result()
-    return {"size": poem.stat().st_size, "bytes_a_reader": used / readers, **counts(result)}
+    each = {"bytes_a_reader": used / readers, "of_machine": of_machine / readers}
+    return {"size": poem.stat().st_size, **each, **counts(result)}
 
 
 def applies(scenario: Scenario, peer: Peer) -> bool:
@@ -144,7 +146,7 @@ def run(peers: Sequence[Peer], directory: Path, quick: bool) -> Json:
     certificate = make_certificate(directory)
     for name, tls in (("stalled", None), ("stalled-tls", certificate)):
         results[name] = {
-            peer.name: stall(peer, write_poem(directory, LONG), 3 if quick else 50, tls)
+            peer.name: stall(peer, write_poem(directory, LONG), 3 if quick else 100, tls)
             for peer in peers
             if peer.largest >= LONG and (peer.tls or not tls)
         }

@@ -84,6 +84,16 @@ def cpu(root: int) -> float:
     return total
 
 
+def files_in_memory(pid: int) -> int:
+    """Bytes that `pid` has in files in memory, which count for no process (memfd_create(2))."""
+    total = 0
+    for descriptor in Path(f"/proc/{pid}/fd").iterdir():
+        with suppress(OSError):
+            if str(descriptor.readlink()).startswith("/memfd:"):
+                total += descriptor.stat().st_blocks * 512
+    return total
+
+
 def memory(root: int) -> int:
     """Bytes of memory of the whole tree, shared pages divided among those who share them."""
     total = 0
@@ -91,7 +101,14 @@ def memory(root: int) -> int:
         with suppress(OSError):
             lines = Path(f"/proc/{pid}/smaps_rollup").read_text(encoding="ascii").splitlines()
             total += sum(int(line.split()[1]) for line in lines if line.startswith("Pss:")) * 1024
+            total += files_in_memory(pid)
     return total
+
+
+def available_memory() -> int:
+    """Bytes that the machine has left for all; what its kernel buffers is missing there."""
+    lines = Path("/proc/meminfo").read_text(encoding="ascii").splitlines()
+    return next(int(line.split()[1]) * 1024 for line in lines if line.startswith("MemAvailable:"))
 
 
 def peak(pid: int) -> int:
@@ -99,7 +116,7 @@ def peak(pid: int) -> int:
     with suppress(OSError):
         for line in Path(f"/proc/{pid}/status").read_text(encoding="ascii").splitlines():
             if line.startswith("VmHWM:"):
-                return int(line.split()[1]) * 1024
+                return int(line.split()[1]) * 1024 + files_in_memory(pid)
     return 0
 
 

@@ -158,9 +158,18 @@ def memory(result: Json) -> str:
     part = result["delivery"]
     rows = []
     for name in measured_peers(part["stalled"]):
-        cells = [part["stalled"].get(name), part["stalled-tls"].get(name)]
-        rows.append([name, *(scaled(c["bytes_a_reader"]) if c else NOTHING for c in cells)])
-    return table(["memory of a stalled reader of 10 MB", "plain", "TLS"], rows)
+        cells = [
+            part[kind][name][field] if name in part[kind] else None
+            for kind in ("stalled", "stalled-tls")
+            for field in ("bytes_a_reader", "of_machine")
+        ]
+        rows.append([name, *(NOTHING if cell is None else scaled(cell) for cell in cells)])
+    with_kernel = "with the kernel's"
+    head = ["memory of a stalled reader of 10 MB", "plain", with_kernel, "TLS", with_kernel]
+    return table(head, rows) + (
+        "\n\nOf the server's processes, and of the whole machine: both ends of the connection, and "
+        "what else changed meanwhile."
+    )
 
 
 def rate(run: Json, values: Sequence[float]) -> str:
@@ -260,7 +269,7 @@ def by_size(result: Json) -> str:
     head = ["CPU to the tutorial's", *(size_name(int(size)) for size in part), "peak memory"]
     return table(head, rows) + (
         "\n\nBy the size of the poem, four readers at once. Peak memory: of the (first) process, "
-        "after the longest poem that it was asked for."
+        "its files in memory included, after the longest poem that it was asked for."
     )
 
 

@@ -6,8 +6,8 @@ sent after the last byte of a poem and at no other time; whatever else ends a tr
 
 How a poem is sent, so that this holds and costs little:
 
-- On a plain socket each reader is a pull producer that holds one number, its offset in the one poem
-  that all share. `send` gives the kernel what it has room for, once a reactor turn.
+- On a plain socket each reader is a pull producer that holds one number, its offset in the one
+  `Poem` that all share. The kernel is given what it has room for, once a reactor turn.
 - The socket is armed (`SO_LINGER` 1, 0) before the first byte of a poem that the kernel may not
   take at once: from there on even a SIGKILL ends in a reset. It is disarmed when all is given.
 - Then only the sending half is shut down and input is discarded until the reader ends, because
@@ -62,6 +62,7 @@ from poetry.errors import (
     PoemTooLong,
     PoemTruncated,
 )
+from poetry.poem import TURN, Poem
 
 __all__ = [
     "EmptyPoem",
@@ -117,7 +118,7 @@ class PoetryProtocol(Protocol):
     finished = False
     outcome: str | None = None
     error: BaseException | None = None
-    _poem: memoryview | None = None
+    _poem: Poem | None = None
     _collected: bytearray | None = None
     _socket: socket.socket | None = None
     _tls: Any = None
@@ -132,7 +133,7 @@ class PoetryProtocol(Protocol):
     def connectionMade(self) -> None:
         """Start: send if there is a poem, else get ready to receive."""
         self.started = monotonic()
-        self._poem = self.factory.view
+        self._poem = self.factory.sending
         self.factory.connections.add(self)
         transport: Any = self.transport
         if isinstance(transport, FileDescriptor):
@@ -157,10 +158,10 @@ class PoetryProtocol(Protocol):
         """Hand over at once what the kernel takes; let the transport pull the rest."""
         assert self._poem is not None
         if self._socket is not None:
-            if len(self._poem) > SHORT:
+            if len(self._poem.data) > SHORT:
                 self._resetOnClose()
-            self.handOver(None)
-        elif len(self._poem) <= SHORT and not self._wrapped:
+            self.handOver(TURN)
+        elif len(self._poem.data) <= SHORT and not self._wrapped:
             self.handOver(SHORT)
         if not self.finished and self.outcome is None:
             self.produce(streaming=False)
@@ -180,7 +181,7 @@ class PoetryProtocol(Protocol):
         if self._socket is None:
             self.handOver(CHUNK)
             return
-        self.handOver(None)
+        self.handOver(TURN)
         if not self.finished and self.outcome is None:
             self.transport.startWriting()
 
@@ -188,17 +189,16 @@ class PoetryProtocol(Protocol):
         """The transport is going, and the poem is not out: the reader must not see a clean end."""
         self._resetOnClose()
 
-    def handOver(self, limit: int | None) -> None:
-        """Give the kernel or the transport up to `limit` bytes (None: all that it takes)."""
+    def handOver(self, limit: int) -> None:
+        """Give the kernel or the transport up to `limit` bytes."""
         assert self._poem is not None
-        end = None if limit is None else self.size + limit
-        data = self._poem[self.size : end]
         try:
             if self._socket is not None:
-                self.size += self._socket.send(data, 0 if self._producing else _MORE)
+                flags = 0 if self._producing else _MORE
+                self.size += self._poem.send(self._socket, self.size, limit, flags)
             else:
-                self._write(bytes(data))
-            if self.size == len(self._poem):
+                self._write(bytes(self._poem.view[self.size : self.size + limit]))
+            if self.size == len(self._poem.data):
                 self._end()
         except OSError as error:
             if error.errno not in _KERNEL_IS_FULL:
@@ -345,7 +345,7 @@ class PoetryProtocol(Protocol):
         done = self._endedByPeer(reason)
         if self._poem is not None and self.finished and (done or self._delivered):
             self.outcome = "sent"
-            _tell(self.factory.poemSent, self._poem.obj)
+            _tell(self.factory.poemSent, self._poem.data)
         elif self._poem is None and done and self.size:
             self.outcome = "received"
             _tell(self.factory.poemReceived, bytes(self._collected or b""))
@@ -411,7 +411,7 @@ class PoetryFactory(Factory):
     name = "poem"
     max_bytes: int | None = None
     observers: Sequence[Callable[[PoetryProtocol], object]] = ()
-    view: memoryview | None = None
+    sending: Poem | None = None
 
     def __init__(self, poem: bytes | None = None) -> None:
         """@param poem: what to send; None: receive.
@@ -425,7 +425,7 @@ class PoetryFactory(Factory):
     @property
     def poem(self) -> bytes | None:
         """The poem that new connections get. Those in flight keep the one that they began."""
-        return None if self.view is None else self.view.obj  # type: ignore[return-value]
+        return None if self.sending is None else self.sending.data
 
     @poem.setter
     def poem(self, poem: bytes | None) -> None:
@@ -433,7 +433,9 @@ class PoetryFactory(Factory):
             raise TypeError(f"a poem is bytes or None, not {type(poem).__name__}")
         if poem == b"":
             raise EmptyPoem
-        self.view = None if poem is None else memoryview(poem)
+        if self.sending is not None:
+            self.sending.retire()
+        self.sending = None if poem is None else Poem(poem)
 
     def poemReceived(self, poem: bytes) -> None:
         """A whole poem was received. Override."""
@@ -476,7 +478,7 @@ class PoetryClientFactory(PoetryFactory, ClientFactory):
         """Declare the half-close before an endpoint wraps the protocol: it looks no second time."""
         protocol = super().buildProtocol(addr)
         assert isinstance(protocol, PoetryProtocol)
-        if self.view is not None:
+        if self.sending is not None:
             alsoProvides(protocol, IHalfCloseableProtocol)
         return protocol
 

@@ -193,6 +193,8 @@ class PoetryService(Service):
             factory.listener = self.addresses[-1]
         if not isinstance(port, Port) or not isinstance(factory, PoetryServerFactory):
             return
+        if port.factory is factory and factory.sending is not None:  # not under TLS
+            factory.sending.share()
         accept: Callable[[], None] = port.doRead
 
         def acceptWithin() -> None:
@@ -342,7 +344,7 @@ def connection_limit(wanted: int | None, listeners: int = 1) -> int:
     soft, hard = resource.getrlimit(resource.RLIMIT_NOFILE)
     if soft != hard:
         resource.setrlimit(resource.RLIMIT_NOFILE, (hard, hard))
-    allowed = max(1, hard - RESERVED_DESCRIPTORS - listeners)
+    allowed = max(1, hard - RESERVED_DESCRIPTORS - 2 * listeners)  # its socket, and its poem
     if hard == resource.RLIM_INFINITY:
         allowed = sys.maxsize
     if wanted is not None and wanted > allowed:

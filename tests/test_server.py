@@ -101,6 +101,20 @@ def test_each_listener_has_its_poem() -> None:
         assert service.addresses == [f"127.0.0.1:{port_of(service, i)}" for i in (0, 1)]
 
 
+def test_readers_bring_no_descriptors_but_their_own() -> None:
+    """What sending a long poem takes is there when listening begins, and gone after the end."""
+    descriptors = Path("/proc/self/fd")
+    before = len(list(descriptors.iterdir()))
+    with serving(LONG) as service:
+        idle = len(list(descriptors.iterdir()))
+        assert fetch(service) == LONG
+        until(lambda: not service.connections)
+        assert len(list(descriptors.iterdir())) == idle
+        factory = service.listeners[0][1]
+    factory.poem = None
+    assert len(list(descriptors.iterdir())) == before
+
+
 def test_a_taken_port_leaves_none_open() -> None:
     """Where one address is taken, the service does not start, and listens nowhere."""
     with socket.socket() as taken:
@@ -206,7 +220,7 @@ def test_the_default_limit_is_what_the_descriptors_allow() -> None:
     try:
         with logged() as events:
             allowed = connection_limit(None)
-            assert allowed == hard - RESERVED_DESCRIPTORS - 1
+            assert allowed == hard - RESERVED_DESCRIPTORS - 2
             assert connection_limit(10) == 10
             assert not events
             assert connection_limit(hard) == allowed

@@ -159,6 +159,37 @@ def test_memory_of_stalled_readers(poem_file: PoemFile, size: int) -> None:
             assert each <= 6_000
 
 
+def machine_memory() -> int:
+    """Bytes that the whole machine has available: what the kernel buffers is missing there."""
+    lines = Path("/proc/meminfo").read_text(encoding="ascii").splitlines()
+    return next(int(line.split()[1]) * 1024 for line in lines if line.startswith("MemAvailable"))
+
+
+def sending(port: int) -> int:
+    """Bytes that wait in the kernel for the readers of `port`."""
+    total = 0
+    for line in Path("/proc/net/tcp").read_text(encoding="ascii").splitlines()[1:]:
+        _, local, _, _, queues, *_ = line.split()
+        if local.endswith(f":{port:04X}"):
+            total += int(queues.split(":")[0], 16)
+    return total
+
+
+def test_the_kernel_keeps_no_copy_for_stalled_readers(poem_file: PoemFile) -> None:
+    """What waits in the send buffers of 200 of them, megabytes each, are the poem's own pages."""
+    size = 10 * MEGABYTE
+    with running([*SERVE, poem_file(size)]) as server:
+        read_all(server.addresses[0], poem(size))
+        before = machine_memory()
+        with Crowd(server.addresses[0], poem(size), PAUSES, count=200) as crowd:
+            crowd.run(until=crowd.begun)
+            port = server.port
+            assert eventually(lambda: sending(port) >= 200 * MEGABYTE)
+            used, waiting = before - machine_memory(), sending(port)
+        print(f"{waiting / 200:.0f} bytes wait for each, of which {used / 200:.0f} are its own")
+        assert used <= waiting / 2
+
+
 def census(server: Server, report: Path) -> dict[str, float]:
     """What `census.py` counts in itself now."""
     report.unlink(missing_ok=True)

@@ -92,13 +92,16 @@ def test_tools_have_it_whole(servers: Server, tool: str, size: int) -> None:
 
 def test_the_naive_server_fails_curl(poem_file: PoemFile) -> None:
     """The tutorial's server cuts the poem short for curl, which speaks first."""
+    lengths = []
     with running([*NAIVE, "serve", poem_file(10_000_000)]) as server:
-        done = subprocess.run(
-            ["curl", "-sS", "--http0.9", f"http://127.0.0.1:{server.port}/"],
-            stdin=subprocess.DEVNULL,
-            capture_output=True,
-            timeout=PATIENCE,
-            check=False,
-        )
-    print(f"naive: curl had {len(done.stdout)} of 10000000 bytes and exit {done.returncode}")
-    assert done.stdout != poem(10_000_000)
+        for _ in range(10):
+            done = subprocess.run(
+                ["curl", "-sS", "--http0.9", f"http://127.0.0.1:{server.port}/"],
+                stdin=subprocess.DEVNULL,
+                capture_output=True,
+                timeout=PATIENCE,
+                check=False,
+            )
+            lengths.append(len(done.stdout))
+    print(f"naive: of 10000000 bytes curl had {lengths}")
+    assert min(lengths) < 10_000_000  # one that is quicker than the server's close is lucky
