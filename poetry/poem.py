@@ -22,7 +22,7 @@ class Poem:
 
     A long one is also kept in an unnamed file in memory (memfd_create(2), Linux). Its pages are
     what sendfile(2) hands to the network: nothing is copied for a reader, and a reader of 10 MB
-    that stalls takes under 100 kB of the machine's memory where a copy in its send buffer takes
+    that stalls takes about 100 kB of the machine's memory where a copy in its send buffer takes
     4.2 MB (measured). For that a long poem is in memory twice.
 
     @ivar data: the poem.
