@@ -2,8 +2,10 @@
 
 from __future__ import annotations
 
+import errno
 import fcntl
 import os
+import resource
 import socket
 import weakref
 
@@ -17,13 +19,22 @@ SHARED = 256 * 1024
 300 kB, 0.6 to 0.7 times at 10 MB with several readers at once (measured)."""
 
 
+_NO_SENDFILE = frozenset(
+    {errno.EINVAL, errno.EIO, errno.ENOMEM, errno.ENOSYS, errno.EOPNOTSUPP, errno.EPERM}
+)
+"""What sendfile(2) fails with for reasons of its own, rather than of the connection."""
+
+
 class Poem:
     """The bytes of a poem, as sockets are sent them.
 
-    A long one is also kept in an unnamed file in memory (memfd_create(2), Linux). Its pages are
-    what sendfile(2) hands to the network: nothing is copied for a reader, and a reader of 10 MB
-    that stalls takes about 100 kB of the machine's memory where a copy in its send buffer takes
-    4.2 MB (measured). For that a long poem is in memory twice.
+    A long one is also kept in an unnamed file in memory (memfd_create(2), Linux), from its second
+    reader on. Its pages are what sendfile(2) hands to the network: nothing is copied for a reader,
+    and a reader of 10 MB that stalls takes about 100 kB of the machine's memory where a copy in its
+    send buffer takes 4.2 MB (measured). For that a long poem is in memory twice.
+
+    A Unix socket gets a copy: there it costs the same, its buffers are small, and its kernel tells
+    of a reader's progress in steps of what was sent at once.
 
     @ivar data: the poem.
     @ivar view: the same, to cut without a copy.
@@ -33,44 +44,60 @@ class Poem:
         self.data = data
         self.view = memoryview(data)
         self._shares = len(data) >= SHARED
+        self._readers = 0
         self._file: int | None = None
 
     def send(self, to: socket.socket, offset: int, limit: int, flags: int = 0) -> int:
         """Give the kernel what it has room for, from `offset` on and up to `limit` bytes.
 
+        @param flags: as of send(2), where it is send(2).
         @return: how many bytes it took.
         @raise OSError: as from send(2): EAGAIN (BlockingIOError) where it has no room.
         """
-        self.share()
-        if self._file is None:
-            return to.send(self.view[offset : offset + limit], flags)
-        count = min(limit, len(self.data) - offset)
-        return os.sendfile(to.fileno(), self._file, offset, count)
+        if len(self.data) >= SHARED and to.family != socket.AF_UNIX:
+            self._readers += not offset
+            if self._readers > 1:
+                self.share()
+            if self._file is not None:
+                try:
+                    count = min(limit, len(self.data) - offset)
+                    return os.sendfile(to.fileno(), self._file, offset, count)
+                except OSError as error:
+                    if error.errno not in _NO_SENDFILE:
+                        raise
+                    self.retire()
+        return to.send(self.view[offset : offset + limit], flags)
 
     def share(self) -> None:
-        """Make the file of a long poem, unless that is done, or do without where there is none."""
-        if not self._shares:
-            return
-        self._shares = False
-        try:
-            descriptor = os.memfd_create("poem", os.MFD_CLOEXEC | os.MFD_ALLOW_SEALING)
-        except (AttributeError, OSError):
-            return
-        self._close = weakref.finalize(self, os.close, descriptor)
-        try:
-            with open(descriptor, "wb", closefd=False) as file:
-                file.write(self.data)
-            # It can never change under a reader.
-            seals = fcntl.F_SEAL_SEAL | fcntl.F_SEAL_SHRINK | fcntl.F_SEAL_GROW | fcntl.F_SEAL_WRITE
-            fcntl.fcntl(descriptor, fcntl.F_ADD_SEALS, seals)
-        except OSError:
-            self._close()
-        else:
-            self._file = descriptor
+        """Make the file of a long poem, unless that is done or was tried."""
+        if self._shares:
+            self._shares = False
+            self._file = _in_memory(self.data)
+            if self._file is not None:
+                self._close = weakref.finalize(self, os.close, self._file)
 
     def retire(self) -> None:
-        """No new reader gets it: give the file up. Those in flight get the rest from the bytes."""
+        """Give the file up. Who reads from now on gets the bytes."""
         self._shares = False
         if self._file is not None:
             self._file = None
             self._close()
+
+
+def _in_memory(data: bytes) -> int | None:
+    """A descriptor of a file in memory that can never change; None where there is none to have."""
+    try:
+        descriptor = os.memfd_create("poem", os.MFD_CLOEXEC | os.MFD_ALLOW_SEALING)
+    except (AttributeError, OSError):
+        return None
+    try:
+        if 2 * descriptor > resource.getrlimit(resource.RLIMIT_NOFILE)[0]:
+            raise OSError(errno.EMFILE, "descriptors are scarce, and readers need them more")
+        with open(descriptor, "wb", closefd=False) as file:
+            file.write(data)
+        seals = fcntl.F_SEAL_SEAL | fcntl.F_SEAL_SHRINK | fcntl.F_SEAL_GROW | fcntl.F_SEAL_WRITE
+        fcntl.fcntl(descriptor, fcntl.F_ADD_SEALS, seals)
+    except (AttributeError, OSError):
+        os.close(descriptor)
+        return None
+    return descriptor

@@ -433,6 +433,8 @@ class PoetryFactory(Factory):
             raise TypeError(f"a poem is bytes or None, not {type(poem).__name__}")
         if poem == b"":
             raise EmptyPoem
+        if poem == self.poem:
+            return
         if self.sending is not None:
             self.sending.retire()
         self.sending = None if poem is None else Poem(poem)

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import resource
+import socket
 import sys
 from collections.abc import Callable, Sequence
 from pathlib import Path
@@ -174,6 +175,14 @@ class PoetryService(Service):
                     where = getattr(factory, "address", "")
                     raise CannotListenError("", where, failures[0].value)
                 failures[0].raiseException()
+        self._share()
+
+    def _share(self) -> None:
+        """Make the files of long poems now, so that a reader brings no descriptor but its own."""
+        for port in self._poem_ports():
+            sending = getattr(port.factory, "sending", None)  # under TLS it is another factory
+            if sending is not None and port.addressFamily != socket.AF_UNIX:
+                sending.share()
 
     def startService(self) -> None:
         """Listen, unless that is done, and begin to watch over the connections."""
@@ -193,8 +202,6 @@ class PoetryService(Service):
             factory.listener = self.addresses[-1]
         if not isinstance(port, Port) or not isinstance(factory, PoetryServerFactory):
             return
-        if port.factory is factory and factory.sending is not None:  # not under TLS
-            factory.sending.share()
         accept: Callable[[], None] = port.doRead
 
         def acceptWithin() -> None:
@@ -307,15 +314,19 @@ class PoetryService(Service):
 
         Readers in flight keep the poem that they began.
         """
-        fresh: dict[Path, bytes] = {}
+        fresh: dict[Path, PoetryServerFactory] = {}
         self.reloaded_well = True
         for _, factory in self.listeners:
             path = getattr(factory, "path", None)
             if path is None:
                 continue
+            if path in fresh:
+                factory.sending = fresh[path].sending
+                continue
             try:
-                factory.poem = fresh[path] = fresh.get(path) or path.read_bytes()
-            except (OSError, EmptyPoem) as error:
+                factory.poem = path.read_bytes()
+                fresh[path] = factory
+            except (EmptyPoem, MemoryError, OSError) as error:
                 self.reloaded_well = False
                 _log.error(
                     "kept the old {poem}: {reason}",
@@ -323,6 +334,7 @@ class PoetryService(Service):
                     poem=str(path),
                     reason=describe(error),
                 )
+        self._share()
         self.reloaded_at = time()
         if self.reloaded_well:
             _log.info("read the poems again", event="reloaded")
@@ -332,6 +344,8 @@ def describe(error: Exception) -> str:
     """What was wrong with a poem's file, in a few words without its name."""
     if isinstance(error, OSError):
         return error.strerror or type(error).__name__
+    if isinstance(error, MemoryError):
+        return "it does not fit into memory"
     return "it is empty, and there is no empty poem"
 
 

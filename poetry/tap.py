@@ -16,6 +16,7 @@ from twisted.python import usage
 from poetry.addresses import server_endpoint
 from poetry.errors import EmptyPoem
 from poetry.observe import Metrics, TransferLog, notify
+from poetry.poem import Poem
 from poetry.server import PoemFactory, PoetryService, SlowPoetryProtocol, describe
 
 
@@ -52,7 +53,7 @@ def read_poem(word: str | None) -> tuple[bytes, str, Path | None]:
         raise UsageError("-: standard input is closed")
     try:
         poem = sys.stdin.buffer.read() if path is None else path.read_bytes()
-    except OSError as error:
+    except (MemoryError, OSError) as error:
         raise UsageError(f"{word}: {describe(error)}") from error
     if not poem:
         raise UsageError(f"{word}: {describe(EmptyPoem())}")
@@ -77,12 +78,14 @@ def build_service(
     """
     transfers = TransferLog(log_level)
     read: dict[str | None, tuple[bytes, str, Path | None]] = {}
+    sending: dict[str | None, Poem | None] = {}
     listeners = []
     try:
         for word, address in pair(poems, addresses):
             if word not in read:
                 read[word] = read_poem(word)
             factory = PoemFactory(*read[word], address)
+            factory.sending = sending.setdefault(word, factory.sending)
             factory.observers = (transfers,)
             if pace is not None:
                 factory.protocol = SlowPoetryProtocol

@@ -6,6 +6,7 @@ import errno
 import fcntl
 import os
 import random
+import resource
 import socket
 from collections.abc import Callable, Iterator
 from contextlib import suppress
@@ -19,21 +20,28 @@ from poetry.poem import SHARED, Poem
 LONG = random.Random(11).randbytes(1_000_000)
 
 
-@pytest.fixture
-def pair() -> Iterator[tuple[socket.socket, socket.socket]]:
-    """Two connected sockets, of which neither waits."""
-    with socket.create_server(("127.0.0.1", 0)) as listener:
-        sender = socket.create_connection(listener.getsockname())
-        receiver, _ = listener.accept()
+Pair = tuple[socket.socket, socket.socket]
+
+
+@pytest.fixture(params=[socket.AF_INET, socket.AF_UNIX], ids=["TCP", "Unix"])
+def any_pair(request: pytest.FixtureRequest) -> Iterator[Pair]:
+    """Two connected sockets of either kind, of which neither waits."""
+    if request.param == socket.AF_UNIX:
+        sender, receiver = socket.socketpair()
+    else:
+        with socket.create_server(("127.0.0.1", 0)) as listener:
+            sender = socket.create_connection(listener.getsockname())
+            receiver, _ = listener.accept()
     with sender, receiver:
         sender.setblocking(False)
         receiver.setblocking(False)
         yield sender, receiver
 
 
-def carry(
-    poem: Poem, pair: tuple[socket.socket, socket.socket], meanwhile: Callable[[], object] = int
-) -> bytes:
+tcp = pytest.mark.parametrize("any_pair", [socket.AF_INET], indirect=True)
+
+
+def carry(poem: Poem, pair: Pair, meanwhile: Callable[[], object] = int) -> bytes:
     """Send it in pieces, with something done after each; give what arrives."""
     sender, receiver = pair
     sent, arrived = 0, b""
@@ -56,61 +64,96 @@ def files() -> int:
 
 
 @pytest.mark.parametrize("size", [1, SHARED - 1, SHARED, 1_000_000])
-def test_it_arrives(size: int, pair: Any) -> None:
-    """Short or long, in one piece or in many."""
-    assert carry(Poem(LONG[:size]), pair) == LONG[:size]
+def test_it_arrives(size: int, any_pair: Pair) -> None:
+    """Short or long, for the first reader and for the next."""
+    poem = Poem(LONG[:size])
+    assert [carry(poem, any_pair) for _ in range(3)] == [LONG[:size]] * 3
 
 
-def test_only_a_long_one_has_a_file_and_one_for_all_readers(pair: Any) -> None:
-    """None before the first reader, and none for a short poem."""
+@tcp
+def test_one_file_from_the_second_reader_of_a_long_poem_on(any_pair: Pair) -> None:
+    """None for a single reader, none for a short poem, and none when the poem is gone."""
     before = files()
-    long, short = Poem(LONG), Poem(LONG[: SHARED - 1])
-    assert files() == before
-    for poem in (short, long, long):
-        carry(poem, pair)
-    assert files() == before + 1
+    short, long = Poem(LONG[: SHARED - 1]), Poem(LONG)
+    for poem, expected in ((short, 0), (short, 0), (long, 0), (long, 1), (long, 1)):
+        carry(poem, any_pair)
+        assert files() == before + expected
     del poem, long
     assert files() == before
 
 
-def test_a_retired_poem_goes_on_from_its_bytes(pair: Any) -> None:
-    """Reload as often as you like: no file is left, and readers in flight miss nothing."""
+def test_no_file_for_unix_sockets() -> None:
+    """Their kernel's steps of progress would be longer, and nothing would be saved."""
     before = files()
     poem = Poem(LONG)
-    assert carry(poem, pair, poem.retire) == LONG
+    ends = socket.socketpair()
+    with ends[0], ends[1]:
+        for end in ends:
+            end.setblocking(False)
+        for _ in range(3):
+            assert carry(poem, ends) == LONG
     assert files() == before
 
 
-def refuse(*_: object) -> int:
-    raise OSError(errno.EMFILE, "too many open files")
+@tcp
+def test_a_retired_poem_goes_on_from_its_bytes(any_pair: Pair) -> None:
+    """Reload as often as you like: no file is left, and readers in flight miss nothing."""
+    before = files()
+    poem = Poem(LONG)
+    poem.share()
+    assert files() == before + 1
+    assert carry(poem, any_pair, poem.retire) == LONG
+    poem.share()
+    assert files() == before
 
 
+def refuse(number: int) -> Callable[..., Any]:
+    def call(*_: object) -> None:
+        raise OSError(number, os.strerror(number))
+
+    return call
+
+
+@tcp
 @pytest.mark.parametrize(
     "spoil",
     [
         lambda patch: patch.delattr(os, "memfd_create"),
-        lambda patch: patch.setattr(os, "memfd_create", refuse),
-        lambda patch: patch.setattr(fcntl, "fcntl", refuse),
+        lambda patch: patch.setattr(os, "memfd_create", refuse(errno.EMFILE)),
+        lambda patch: patch.setattr(fcntl, "fcntl", refuse(errno.EBUSY)),
+        lambda patch: patch.setattr(resource, "getrlimit", lambda _: (4, 4)),
+        lambda patch: patch.setattr(os, "sendfile", refuse(errno.EPERM)),
     ],
-    ids=["not Linux", "out of descriptors", "no seals"],
+    ids=["not Linux", "out of descriptors", "no seals", "few descriptors", "no sendfile"],
 )
 def test_without_a_file_it_arrives_too(
-    spoil: Callable[[pytest.MonkeyPatch], None], pair: Any, monkeypatch: pytest.MonkeyPatch
+    spoil: Callable[[pytest.MonkeyPatch], None], any_pair: Pair, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    """Where the system gives no file, the bytes are copied, and none is left behind."""
+    """Where the system gives or sends no file, the bytes are copied, and none is left behind."""
     before = files()
     poem = Poem(LONG)
     spoil(monkeypatch)
-    assert carry(poem, pair) == LONG
+    assert [carry(poem, any_pair) for _ in range(3)] == [LONG] * 3
     assert files() == before
 
 
-def test_nothing_can_change_what_readers_get(pair: Any) -> None:
+@tcp
+def test_a_lost_connection_is_told(any_pair: Pair) -> None:
+    """What is wrong with the connection is not taken for a want of sendfile."""
+    poem = Poem(LONG)
+    poem.share()
+    any_pair[0].shutdown(socket.SHUT_WR)
+    with pytest.raises(BrokenPipeError):
+        carry(poem, any_pair)
+
+
+@tcp
+def test_nothing_can_change_what_readers_get(any_pair: Pair) -> None:
     """The file is sealed: not even this process can write to it."""
     poem = Poem(LONG)
-    carry(poem, pair)
+    poem.share()
     assert poem._file is not None
     for spoil in (lambda file: os.pwrite(file, b"x", 0), lambda file: os.truncate(file, 1)):
         with pytest.raises(PermissionError):
             spoil(poem._file)
-    assert carry(poem, pair) == LONG
+    assert carry(poem, any_pair) == LONG

@@ -105,12 +105,16 @@ def test_readers_bring_no_descriptors_but_their_own() -> None:
     """What sending a long poem takes is there when listening begins, and gone after the end."""
     descriptors = Path("/proc/self/fd")
     before = len(list(descriptors.iterdir()))
-    with serving(LONG) as service:
+    with serving(LONG, b"short") as service:
         idle = len(list(descriptors.iterdir()))
+        assert idle == before + 3  # two ports and a file in memory
         assert fetch(service) == LONG
         until(lambda: not service.connections)
         assert len(list(descriptors.iterdir())) == idle
         factory = service.listeners[0][1]
+        factory.poem = LONG + b"!"
+        service.reload()
+        assert len(list(descriptors.iterdir())) == idle
     factory.poem = None
     assert len(list(descriptors.iterdir())) == before
 
@@ -383,7 +387,11 @@ def test_a_stop_does_not_wait_for_who_has_everything() -> None:
 # Reloading
 
 
-def test_reload_reads_the_files_again(tmp_path: Path) -> None:
+def too_large(_: Path) -> bytes:
+    raise MemoryError
+
+
+def test_reload_reads_the_files_again(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     """New readers get the new text; a file that is gone or empty leaves the old poem."""
     path = tmp_path / "poem.txt"
     path.write_bytes(b"old")
@@ -401,10 +409,14 @@ def test_reload_reads_the_files_again(tmp_path: Path) -> None:
         path.unlink()
         service.reload()
         assert (factory.poem, service.reloaded_well) == (b"new", False)
+        with monkeypatch.context() as patch:
+            patch.setattr(Path, "read_bytes", too_large)
+            service.reload()
+        assert (factory.poem, service.reloaded_well) == (b"new", False)
         path.write_bytes(b"back")
         service.reload()
         assert (factory.poem, service.reloaded_well) == (b"back", True)
-    assert events == ["reloaded", *["reload_failed"] * 4, "reloaded"]
+    assert events == ["reloaded", *["reload_failed"] * 6, "reloaded"]
 
 
 # The slow server

@@ -95,6 +95,17 @@ def test_no_poem(monkeypatch: pytest.MonkeyPatch, word: str, reason: str) -> Non
     assert str(caught.value) == f"{word}: {reason}"
 
 
+def test_a_poem_that_is_too_long(monkeypatch: pytest.MonkeyPatch) -> None:
+    """What does not fit into memory is a usage error that names it."""
+
+    def too_large(_: Path) -> bytes:
+        raise MemoryError
+
+    monkeypatch.setattr(Path, "read_bytes", too_large)
+    with pytest.raises(UsageError, match="it does not fit into memory"):
+        read_poem("poem.txt")
+
+
 def test_an_unreadable_poem(tmp_path: Path) -> None:
     """A file that may not be read is a usage error that names it."""
     path = tmp_path / "poem.txt"
@@ -114,6 +125,7 @@ def test_standard_input_is_read_once(monkeypatch: pytest.MonkeyPatch, reactor: R
     service = build_service(reactor, ["-"], ["1", "2"], max_connections=7, grace=8.0)
     first, second = factories(service)
     assert first.poem is second.poem
+    assert first.sending is second.sending
     assert (service.max_connections, service.grace, service.clock) == (7, 8.0, reactor)
     assert (first.address, second.address) == ("1", "2")
 
