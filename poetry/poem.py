@@ -18,7 +18,6 @@ SHARED = 256 * 1024
 """Bytes from which on sendfile(2) costs less CPU than send(2): as much at 100 kB, 0.9 times at
 300 kB, 0.6 to 0.7 times at 10 MB with several readers at once (measured)."""
 
-
 _NO_SENDFILE = frozenset(
     {errno.EINVAL, errno.EIO, errno.ENOMEM, errno.ENOSYS, errno.EOPNOTSUPP, errno.EPERM}
 )
@@ -69,7 +68,7 @@ class Poem:
         return to.send(self.view[offset : offset + limit], flags)
 
     def share(self) -> None:
-        """Make the file of a long poem, unless that is done or was tried."""
+        """Make the file of a long poem, unless that was tried: a service does so at once."""
         if self._shares:
             self._shares = False
             self._file = _in_memory(self.data)

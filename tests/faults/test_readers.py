@@ -68,10 +68,13 @@ def test_the_bare_factory_too(poem_file: PoemFile, habit: str) -> None:
 def test_the_naive_server_truncates(poem_file: PoemFile, habit: str) -> None:
     """The tutorial's server loses the end of a poem for readers that speak first."""
     size = 10_000_000
-    with running([*NAIVE, "serve", poem_file(size)]) as server:
-        ends = read_all(server.addresses[0], poem(size), HABITS[habit][1], count=20)
-    print("naive:", dict(ends))
-    assert ends["whole"] < 20
+    for _ in range(5):  # readers that keep pace to the very end are lucky: all of one run in 60
+        with running([*NAIVE, "serve", poem_file(size)]) as server:
+            ends = read_all(server.addresses[0], poem(size), HABITS[habit][1], count=20)
+        print("naive:", dict(ends))
+        if ends["whole"] < 20:
+            return
+    pytest.fail("the naive server truncates nothing")
 
 
 @pytest.mark.parametrize("size", SIZES)
