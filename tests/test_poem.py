@@ -10,12 +10,12 @@ import resource
 import socket
 from collections.abc import Callable, Iterator
 from contextlib import suppress
-from pathlib import Path
 from typing import Any
 
 import pytest
 
 from poetry.poem import SHARED, Poem
+from tests.loop import poem_files
 
 LONG = random.Random(11).randbytes(1_000_000)
 
@@ -57,12 +57,6 @@ def carry(poem: Poem, pair: Pair, meanwhile: Callable[[], object] = int) -> byte
     return arrived
 
 
-def files() -> int:
-    """How many files in memory this process has open for poems."""
-    open_files = [path.readlink() for path in Path("/proc/self/fd").iterdir() if path.is_symlink()]
-    return sum("memfd:poem" in str(target) for target in open_files)
-
-
 @pytest.mark.parametrize("size", [1, SHARED - 1, SHARED, 1_000_000])
 def test_it_arrives(size: int, any_pair: Pair) -> None:
     """Short or long, for the first reader and for the next."""
@@ -73,18 +67,18 @@ def test_it_arrives(size: int, any_pair: Pair) -> None:
 @tcp
 def test_one_file_from_the_second_reader_of_a_long_poem_on(any_pair: Pair) -> None:
     """None for a single reader, none for a short poem, and none when the poem is gone."""
-    before = files()
+    before = poem_files()
     short, long = Poem(LONG[: SHARED - 1]), Poem(LONG)
     for poem, expected in ((short, 0), (short, 0), (long, 0), (long, 1), (long, 1)):
         carry(poem, any_pair)
-        assert files() == before + expected
+        assert poem_files() == before + expected
     del poem, long
-    assert files() == before
+    assert poem_files() == before
 
 
 def test_no_file_for_unix_sockets() -> None:
     """Their kernel's steps of progress would be longer, and nothing would be saved."""
-    before = files()
+    before = poem_files()
     poem = Poem(LONG)
     ends = socket.socketpair()
     with ends[0], ends[1]:
@@ -92,19 +86,19 @@ def test_no_file_for_unix_sockets() -> None:
             end.setblocking(False)
         for _ in range(3):
             assert carry(poem, ends) == LONG
-    assert files() == before
+    assert poem_files() == before
 
 
 @tcp
 def test_a_retired_poem_goes_on_from_its_bytes(any_pair: Pair) -> None:
     """Reload as often as you like: no file is left, and readers in flight miss nothing."""
-    before = files()
+    before = poem_files()
     poem = Poem(LONG)
     poem.share()
-    assert files() == before + 1
+    assert poem_files() == before + 1
     assert carry(poem, any_pair, poem.retire) == LONG
     poem.share()
-    assert files() == before
+    assert poem_files() == before
 
 
 def refuse(number: int) -> Callable[..., Any]:
@@ -130,11 +124,11 @@ def test_without_a_file_it_arrives_too(
     spoil: Callable[[pytest.MonkeyPatch], None], any_pair: Pair, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     """Where the system gives or sends no file, the bytes are copied, and none is left behind."""
-    before = files()
+    before = poem_files()
     poem = Poem(LONG)
     spoil(monkeypatch)
     assert [carry(poem, any_pair) for _ in range(3)] == [LONG] * 3
-    assert files() == before
+    assert poem_files() == before
 
 
 @tcp
