@@ -14,8 +14,9 @@ from tests.faults.readers import poem
 
 PoemFile = Callable[[int], Path]
 
-# A shell's background jobs ignore it, and so would the processes under test.
+# Background jobs ignore the one, under nohup the other, and so would the processes under test.
 signal.signal(signal.SIGINT, signal.default_int_handler)
+signal.signal(signal.SIGHUP, signal.SIG_DFL)
 
 
 @pytest.hookimpl(wrapper=True)
