@@ -9,11 +9,6 @@ import resource
 import socket
 import weakref
 
-TURN = 2 * 1024 * 1024
-"""Most bytes for one reader in a reactor turn, so that a fast one starves nobody: nginx's
-sendfile_max_chunk. A 10 MB poem costs as much CPU with 4 MiB, or without a limit; with 512 KiB 1.1
-to 1.6 times as much (measured)."""
-
 SHARED = 256 * 1024
 """Bytes from which on sendfile(2) costs less CPU than send(2): as much at 100 kB, 0.9 times at
 300 kB, 0.6 to 0.7 times at 10 MB with several readers at once (measured)."""

@@ -12,6 +12,7 @@ from pathlib import Path
 
 import pytest
 
+from benchmarks.measure import available_memory
 from tests.faults.conftest import NAIVE, SERVE, PoemFile
 from tests.faults.readers import (
     PAUSES,
@@ -159,12 +160,6 @@ def test_memory_of_stalled_readers(poem_file: PoemFile, size: int) -> None:
             assert each <= 6_000
 
 
-def machine_memory() -> int:
-    """Bytes that the whole machine has available: what the kernel buffers is missing there."""
-    lines = Path("/proc/meminfo").read_text(encoding="ascii").splitlines()
-    return next(int(line.split()[1]) * 1024 for line in lines if line.startswith("MemAvailable"))
-
-
 def sending(port: int) -> int:
     """Bytes that wait in the kernel for the readers of `port`."""
     total = 0
@@ -180,12 +175,12 @@ def test_the_kernel_keeps_no_copy_for_stalled_readers(poem_file: PoemFile) -> No
     size = 10 * MEGABYTE
     with running([*SERVE, poem_file(size)]) as server:
         read_all(server.addresses[0], poem(size))
-        before = machine_memory()
+        before = available_memory()
         with Crowd(server.addresses[0], poem(size), PAUSES, count=200) as crowd:
             crowd.run(until=crowd.begun)
             port = server.port
             assert eventually(lambda: sending(port) >= 200 * MEGABYTE)
-            used, waiting = before - machine_memory(), sending(port)
+            used, waiting = before - available_memory(), sending(port)
         print(f"{waiting / 200:.0f} bytes wait for each, of which {used / 200:.0f} are its own")
         assert used <= waiting / 2
 
