@@ -4,13 +4,15 @@ from __future__ import annotations
 
 import os
 import signal
-from collections.abc import Callable, Generator
+from collections.abc import Callable, Generator, Iterator
 from pathlib import Path
 
 import pytest
+from twisted.logger import globalLogPublisher
 
 from tests.certificates import Certificates, make_certificates
 from tests.faults.readers import poem
+from tests.transfers import Log
 
 PoemFile = Callable[[int], Path]
 
@@ -46,3 +48,12 @@ def poem_file(tmp_path_factory: pytest.TempPathFactory) -> PoemFile:
 def certificates(tmp_path_factory: pytest.TempPathFactory) -> Certificates:
     """Certificates: good, untrusted, misnamed; and nameless, mail and star, which name no host."""
     return make_certificates(tmp_path_factory.mktemp("certificates"))
+
+
+@pytest.fixture
+def log() -> Iterator[Log]:
+    """What is logged during the test."""
+    events = Log()
+    globalLogPublisher.addObserver(events)
+    yield events
+    globalLogPublisher.removeObserver(events)

@@ -26,7 +26,8 @@ import pytest
 from click.testing import CliRunner
 from twisted.internet.error import CannotListenError
 
-from poetry.cli import cannot_listen, cli
+from poetry.cli import cli
+from poetry.command_serve import cannot_listen
 from tests.certificates import Certificates
 from tests.processes import PATIENCE, POETRY, Server, poetry, running
 

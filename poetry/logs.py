@@ -1,18 +1,13 @@
-"""What the server tells the world: log lines, metrics, and systemd's notifications."""
+"""Log lines: one for each transfer, as text or JSON, and floods cut short."""
 
 from __future__ import annotations
 
 import json
-import os
-import socket
-import struct
 from collections.abc import Callable
 from datetime import datetime, timezone
-from functools import partial
-from time import monotonic, monotonic_ns
-from typing import TYPE_CHECKING, Any, TextIO
+from time import monotonic
+from typing import TextIO
 
-from twisted.internet.tcp import Port
 from twisted.logger import (
     FileLogObserver,
     ILogObserver,
@@ -23,19 +18,10 @@ from twisted.logger import (
     formatEvent,
     globalLogBeginner,
 )
-from twisted.protocols.policies import WrappingFactory
 from zope.interface import implementer
 
 from poetry.addresses import peer_address
-from poetry.protocol import PoetryFactory, PoetryProtocol
-
-if TYPE_CHECKING:
-    from prometheus_client import CollectorRegistry
-
-    from poetry.server import PoetryService
-
-METRICS_CONNECTIONS, METRICS_SECONDS = 8, 10.0
-"""Scrapes at once, out of `RESERVED_DESCRIPTORS`, and how long each may stay silent."""
+from poetry.protocol import PoetryProtocol
 
 FLOOD_LINES, FLOOD_SECONDS = 10, 10.0
 """So many lines of the same trouble are logged in so many seconds; of the rest, their number."""
@@ -45,9 +31,6 @@ _WORST = 4
 _NOT_JSON = (float("inf"), float("-inf"))
 _SUCCESSES = frozenset({"sent", "received"})
 _log = Logger()
-
-
-# Transfers
 
 
 class TransferLog:
@@ -84,9 +67,6 @@ class TransferLog:
 
 def _one_line(value: object) -> str:
     return " ".join(str(value).split())
-
-
-# Log lines
 
 
 def format_text(event: LogEvent) -> str:
@@ -172,118 +152,3 @@ def start_logging(stream: TextIO, log_format: str, level: str) -> None:
     globalLogBeginner.beginLoggingTo(
         [Threshold(observer, level)], discardBuffer=True, redirectStandardIO=False
     )
-
-
-# Metrics
-
-
-class Metrics:
-    """Prometheus metrics of a `PoetryService`: an observer of its transfers, and a web resource."""
-
-    def __init__(self, service: PoetryService) -> None:
-        """@raise ImportError: without prometheus-client (the extra `metrics`)."""
-        from prometheus_client import CollectorRegistry, Counter, Gauge, Histogram
-
-        self.registry: CollectorRegistry = CollectorRegistry()
-        given: dict[str, Any] = {"registry": self.registry}
-        self._poems = Counter("poetry_poems", "Transfers, by how they ended.", ["outcome"], **given)
-        self._bytes = Counter("poetry_bytes", "Bytes of poems sent or received.", **given)
-        self._seconds = Histogram(
-            "poetry_transfer_seconds",
-            "Seconds from connection to its end.",
-            buckets=(0.001, 0.005, 0.02, 0.1, 0.5, 2, 10, 60, 300),
-            **given,
-        )
-        gauges: list[tuple[str, str, Callable[[], float]]] = [
-            ("open_connections", "Connections open now.", lambda: len(service.connections)),
-            ("max_connections", "Connections that may be open.", lambda: service.limit),
-            (
-                "waiting_connections",
-                "Connections that wait in the kernel's queue.",
-                lambda: sum(map(accept_queue, service.ports)),
-            ),
-            (
-                "last_reload_success",
-                "1 where the last reload read all poems, else 0.",
-                lambda: service.reloaded_well,
-            ),
-            (
-                "last_reload_timestamp_seconds",
-                "When the poems were last read.",
-                lambda: service.reloaded_at,
-            ),
-        ]
-        for name, text, value in gauges:
-            Gauge(f"poetry_{name}", text, **given).set_function(value)
-        sizes = Gauge("poetry_poem_size_bytes", "Size of each poem.", ["poem"], **given)
-        for _, factory in service.listeners:
-            sizes.labels(factory.name).set_function(partial(_poem_size, factory))
-            factory.observers = (*factory.observers, self)
-
-    def __call__(self, protocol: PoetryProtocol) -> None:
-        """Be one of a factory's `observers`."""
-        self._poems.labels(protocol.outcome).inc()
-        self._bytes.inc(protocol.size)
-        self._seconds.observe(monotonic() - protocol.started)
-
-    def site(self) -> WrappingFactory:
-        """A web site that has them at /metrics, for a few connections at once."""
-        from prometheus_client import CONTENT_TYPE_LATEST, generate_latest
-        from twisted.web.resource import Resource
-        from twisted.web.server import Request, Site
-
-        class Page(Resource):
-            isLeaf = True
-
-            def render_GET(page, request: Request) -> bytes:
-                request.setHeader(b"content-type", CONTENT_TYPE_LATEST.encode())
-                return generate_latest(self.registry)
-
-        root = Resource()
-        root.putChild(b"metrics", Page())
-        return _Few(Site(root, timeout=METRICS_SECONDS))
-
-
-class _Few(WrappingFactory):
-    """Closes more than a few connections: the descriptors are the readers'."""
-
-    noisy = False
-
-    def buildProtocol(self, addr: Any) -> Any:
-        if len(self.protocols) >= METRICS_CONNECTIONS:
-            return None
-        return super().buildProtocol(addr)
-
-
-def _poem_size(factory: PoetryFactory) -> float:
-    return len(factory.poem or b"")
-
-
-def accept_queue(port: object) -> int:
-    """How many connections the kernel holds for a listener (Linux: TCP_INFO's tcpi_unacked)."""
-    if not isinstance(port, Port) or port.addressFamily not in (socket.AF_INET, socket.AF_INET6):
-        return 0
-    if not port.connected or not hasattr(socket, "TCP_INFO"):
-        return 0
-    info = port.socket.getsockopt(socket.IPPROTO_TCP, socket.TCP_INFO, 28)
-    return int(struct.unpack_from("=I", info, 24)[0])
-
-
-# systemd
-
-
-def notify(state: str) -> None:
-    """Tell systemd, where it asked to be told (sd_notify(3)): READY=1, RELOADING=1, STOPPING=1."""
-    path = os.environ.get("NOTIFY_SOCKET")
-    if not path:
-        return
-    if state == "RELOADING=1":
-        state += f"\nMONOTONIC_USEC={monotonic_ns() // 1000}"
-    try:
-        with socket.socket(socket.AF_UNIX, socket.SOCK_DGRAM | socket.SOCK_CLOEXEC) as notifier:
-            notifier.connect("\0" + path[1:] if path.startswith("@") else path)
-            notifier.sendall(state.encode())
-    except OSError as error:
-        _log.warn(
-            "cannot notify {path}: {reason}", event="notify_failed", path=path, reason=str(error)
-        )

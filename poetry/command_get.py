@@ -1,0 +1,143 @@
+"""`poetry get`: its options. Twisted is imported only when it is called."""
+
+from __future__ import annotations
+
+import re
+import sys
+from collections.abc import Sequence
+from pathlib import Path
+from typing import Any
+
+import click
+
+from poetry.console import Seconds
+from poetry.progress import is_terminal, progress_bar
+
+
+@click.command(
+    epilog="""Examples:
+
+    \b
+      poetry get 127.0.0.1:10000                print the poem
+      poetry get 10000 > poem.txt               of this machine
+      poetry get -o poem.txt host:10000         a failure leaves poem.txt as it was
+      poetry get -d poems a:10000 b:10000       one file an address
+      poetry get --retries 5 --timeout 5 host:10000
+      poetry get unix:/run/poem
+      poetry get tls:poems.example.org:10000
+    """
+)
+@click.argument("addresses", metavar="ADDRESS...", nargs=-1, required=True)
+@click.option(
+    "-o",
+    "--output",
+    type=click.Path(path_type=Path),
+    metavar="FILE",
+    help="Write here instead, atomically: a failure leaves no file, and an old one as it was.",
+)
+@click.option(
+    "-d",
+    "--directory",
+    type=click.Path(path_type=Path),
+    metavar="DIR",
+    help="One file an address.",
+)
+@click.option(
+    "--timeout",
+    type=Seconds(0, min_open=True),
+    default=30.0,
+    show_default=True,
+    metavar="SECONDS",
+    help="Longest wait to connect and between bytes.",
+)
+@click.option(
+    "--max-bytes", type=click.IntRange(1), metavar="N", help="Fail rather than take more."
+)
+@click.option(
+    "--retries",
+    type=click.IntRange(0),
+    default=0,
+    show_default=True,
+    metavar="N",
+    help="Try a failed download again from the start, with backoff.",
+)
+@click.option("--sha256", metavar="HEX", help="Fail unless the poem has this digest.")
+@click.option(
+    "--progress/--no-progress",
+    default=None,
+    help="Show progress.  [default: on a terminal's standard error]",
+)
+@click.option("-q", "--quiet", is_flag=True, help="Errors only.")
+def get(
+    addresses: tuple[str, ...],
+    output: Path | None,
+    directory: Path | None,
+    progress: bool | None,
+    quiet: bool,
+    sha256: str | None,
+    **wanted: Any,
+) -> int:
+    """Fetch poems at the same time, and print them in the order asked for."""
+    sha256 = digest_wanted(sha256)
+    paths = files_wanted(addresses, output, directory)
+    if not paths and sys.__stdout__ is None:
+        raise click.ClickException("standard output: it is closed")
+
+    from twisted.internet import reactor
+    from twisted.logger import globalLogBeginner
+
+    from poetry.addresses import BadAddress, client_endpoint
+    from poetry.fetch import Fetcher, Wanted
+    from poetry.run import run_to_end
+
+    globalLogBeginner.beginLoggingTo([], discardBuffer=True, redirectStandardIO=False)
+    try:
+        sources = [
+            (address, client_endpoint(reactor, address, wanted["timeout"])) for address in addresses
+        ]
+    except BadAddress as error:
+        raise click.UsageError(str(error)) from error
+    if progress is None:
+        # On the terminal that shows the poem, a bar would be in its way.
+        printed = not paths and is_terminal(sys.stdout)
+        progress = is_terminal(sys.stderr) and not quiet and not printed
+    with progress_bar(shown=progress) as (advance, say):
+        fetcher = Fetcher(
+            reactor,
+            Wanted(sha256=sha256, **wanted),
+            advance,
+            note=(lambda _: None) if quiet else say,
+            complain=lambda message: say(f"Error: {message}"),
+        )
+        if not paths:
+            work = fetcher.to_stdout(sources)
+        elif len(paths) < len(sources):
+            work = fetcher.to_file(sources, paths[0])
+        else:
+            work = fetcher.to_files(sources, paths)
+        return run_to_end(reactor, work)
+
+
+def digest_wanted(text: str | None) -> str | None:
+    """A SHA-256 in lower case."""
+    if text is not None and not re.fullmatch("[0-9a-fA-F]{64}", text):
+        raise click.UsageError(f"--sha256 {text}: not 64 hexadecimal digits")
+    return text and text.lower()
+
+
+def files_wanted(
+    addresses: Sequence[str], output: Path | None, directory: Path | None
+) -> list[Path]:
+    """Where the poems go: one file each, one for all, or none (standard output)."""
+    if directory is None:
+        return [] if output is None else [output]
+    if output is not None:
+        raise click.UsageError("give --output or --directory, not both")
+    names = [re.sub(r"[^\w.-]+", "_", address).strip("_") + ".txt" for address in addresses]
+    if len(set(names)) < len(names):
+        raise click.UsageError("two addresses would share a file in --directory")
+    try:
+        directory.mkdir(parents=True, exist_ok=True)
+    except OSError as error:
+        raise click.ClickException(f"{directory}: {error.strerror}") from error
+    return [directory / name for name in names]

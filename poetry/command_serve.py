@@ -1,0 +1,147 @@
+"""`poetry serve`: its options, and what it says. Twisted is imported only when it is called."""
+
+from __future__ import annotations
+
+import errno
+import os
+import sys
+from typing import Any
+
+import click
+
+from poetry.console import FAILED, Seconds, complain
+
+
+@click.command(
+    epilog="""Examples:
+
+    \b
+      poetry serve                                  the sample poem, on a free port
+      poetry serve -p 10000 poem.txt                on port 10000 of this machine
+      poetry serve -i 0.0.0.0 -p 10000 poem.txt     for other machines too
+      poetry serve ecstasy.txt fascination.txt      a free port for each
+      poetry serve -l 10000 -l unix:/run/poem p.txt on two listeners
+      fortune | poetry serve -p 10000 -             standard input
+      poetry serve --num-bytes 10 --delay 0.1 p.txt the slow poetry server
+
+    TERM and INT stop it when the readers in flight are done, HUP makes it read the poems again.
+    """
+)
+@click.argument("poems", metavar="[POEM]...", nargs=-1)
+@click.option(
+    "-p", "--port", type=click.IntRange(0, 65535), metavar="N", help="Port; 0 takes a free one."
+)
+@click.option("-i", "--interface", metavar="ADDR", help="Where to listen.  [default: 127.0.0.1]")
+@click.option(
+    "-l",
+    "--listen",
+    "addresses",
+    multiple=True,
+    metavar="ADDRESS",
+    help="Where to listen, instead of the two above: PORT, HOST:PORT, [IPV6]:PORT or a Twisted"
+    " endpoint string. Repeatable: one poem may have any number, several poems one each, in order.",
+)
+@click.option(
+    "--max-connections",
+    type=click.IntRange(1),
+    metavar="N",
+    help="Most readers at once; more wait.  [default: what the descriptor limit allows]",
+)
+@click.option(
+    "--idle-timeout",
+    type=Seconds(0, min_open=True),
+    default=60.0,
+    show_default=True,
+    metavar="SECONDS",
+    help="Reset a reader that takes nothing for so long.",
+)
+@click.option(
+    "--grace",
+    type=Seconds(0),
+    default=30.0,
+    show_default=True,
+    metavar="SECONDS",
+    help="How long a stop waits for readers in flight.",
+)
+@click.option("--num-bytes", type=click.IntRange(1), metavar="N", help="Send N bytes at a time,")
+@click.option(
+    "--delay",
+    type=Seconds(0, min_open=True),
+    metavar="SECONDS",
+    help="so long apart (the slow poetry server).  [default: 10 bytes, 0.1 s if one is given]",
+)
+@click.option(
+    "--log-format", type=click.Choice(["text", "json"]), default="text", show_default=True
+)
+@click.option(
+    "--log-level",
+    type=click.Choice(["debug", "info", "warn", "error"]),
+    default="info",
+    show_default=True,
+    help="Logs go to standard error.",
+)
+@click.option("--metrics", metavar="[HOST:]PORT", help="Prometheus metrics at /metrics.")
+def serve(
+    poems: tuple[str, ...],
+    port: int | None,
+    interface: str | None,
+    addresses: tuple[str, ...],
+    num_bytes: int | None,
+    delay: float | None,
+    log_format: str,
+    log_level: str,
+    **limits: Any,
+) -> int:
+    """Send each POEM to everyone who connects.
+
+    POEM is a file, or - for standard input; without one, it is the sample poem.
+    """
+    if addresses and (port is not None or interface is not None):
+        raise click.UsageError("give --listen, or --port and --interface, not both")
+    if len(poems) > 1 and port:
+        raise click.UsageError("several poems cannot share --port: give each a --listen")
+    if not addresses and (port is not None or interface is not None):
+        host = interface or "127.0.0.1"
+        address = f"{bracketed(host)}:{port or 0}"
+        addresses = (address,) * max(1, len(poems))
+    pace = None if num_bytes is delay is None else (num_bytes or 10, delay or 0.1)
+
+    from twisted.internet import reactor
+    from twisted.internet.error import CannotListenError
+
+    from poetry.build import UsageError, build_service
+    from poetry.logs import start_logging
+    from poetry.run import run_service
+
+    start_logging(sys.stderr, log_format, log_level)
+    try:
+        service = build_service(reactor, poems, addresses, log_level=log_level, pace=pace, **limits)
+    except UsageError as error:
+        raise click.UsageError(str(error)) from error
+    try:
+        service.startService()
+    except CannotListenError as error:
+        return complain(cannot_listen(error), FAILED)
+    return run_service(reactor, service)
+
+
+def bracketed(host: str) -> str:
+    """A host as it is written before `:PORT`."""
+    return f"[{host}]" if ":" in host else host
+
+
+def cannot_listen(error: Any) -> str:
+    """Why an address cannot be had, and what to do about it."""
+    reason = error.socketError
+    if isinstance(reason, str):  # Twisted could not lock a Unix socket
+        reason = OSError(errno.EADDRINUSE, reason)
+    host, port = error.interface, error.port
+    if isinstance(port, bytes):
+        port = os.fsdecode(port)
+    where = ":".join(str(part) for part in (host and bracketed(host), port) if part)
+    hint = {
+        errno.EADDRINUSE: "; it is taken: choose another, or port 0 for any free one",
+        errno.EACCES: "; ports below 1024 need privileges" if isinstance(port, int) else "",
+        errno.EADDRNOTAVAIL: "; no interface of this machine has that address",
+    }.get(reason.errno, "")
+    return f"cannot listen on {where}: {reason.strerror or reason}{hint}"

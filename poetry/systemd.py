@@ -1,0 +1,28 @@
+"""systemd's notifications (sd_notify(3))."""
+
+from __future__ import annotations
+
+import os
+import socket
+from time import monotonic_ns
+
+from twisted.logger import Logger
+
+_log = Logger()
+
+
+def notify(state: str) -> None:
+    """Tell systemd, where it asked to be told (sd_notify(3)): READY=1, RELOADING=1, STOPPING=1."""
+    path = os.environ.get("NOTIFY_SOCKET")
+    if not path:
+        return
+    if state == "RELOADING=1":
+        state += f"\nMONOTONIC_USEC={monotonic_ns() // 1000}"
+    try:
+        with socket.socket(socket.AF_UNIX, socket.SOCK_DGRAM | socket.SOCK_CLOEXEC) as notifier:
+            notifier.connect("\0" + path[1:] if path.startswith("@") else path)
+            notifier.sendall(state.encode())
+    except OSError as error:
+        _log.warn(
+            "cannot notify {path}: {reason}", event="notify_failed", path=path, reason=str(error)
+        )
