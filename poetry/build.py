@@ -13,11 +13,13 @@ from twisted.internet.defer import Deferred
 
 from poetry.addresses import server_endpoint
 from poetry.errors import EmptyPoem
+from poetry.limits import DEFAULTS, Limits
 from poetry.logs import TransferLog
 from poetry.metrics import Metrics
-from poetry.poem import Poem
-from poetry.server import PoemFactory, PoetryService, SlowPoetryProtocol, describe
+from poetry.server import PoemFactory, PoetryService, describe
 from poetry.systemd import notify
+from poetry.wire.poem import Poem
+from poetry.wire.sender import Pace
 
 
 class UsageError(ValueError):
@@ -65,18 +67,22 @@ def build_service(
     poems: Sequence[str],
     addresses: Sequence[str],
     *,
-    log_level: str = "info",
-    pace: tuple[int, float] | None = None,
+    limits: Limits = DEFAULTS,
+    num_bytes: int | None = None,
+    delay: float | None = None,
     metrics: str | None = None,
-    **limits: Any,
+    log_level: str = "info",
 ) -> PoetryService:
-    """A service for poems and addresses as on the command line; `limits` are PoetryService's.
+    """A service for poems and addresses as on the command line.
 
-    @param pace: of the slow server: bytes at a time, and seconds between them.
+    @param num_bytes: of the slow server, bytes at a time; 10 where only `delay` is given.
+    @param delay: of the slow server, seconds between them; 0.1 where only `num_bytes` is given.
     @param metrics: where to serve metrics, `[HOST:]PORT`.
     @raise UsageError: where one of them makes no sense.
     """
     transfers = TransferLog(log_level)
+    slow = num_bytes is not None or delay is not None
+    pace = Pace(num_bytes or 10, delay or 0.1, reactor) if slow else None
     read: dict[str | None, tuple[bytes, str, Path | None]] = {}
     sending: dict[str | None, Poem | None] = {}
     listeners = []
@@ -87,12 +93,15 @@ def build_service(
             factory = PoemFactory(*read[word], address)
             factory.sending = sending.setdefault(word, factory.sending)
             factory.observers = (transfers,)
-            if pace is not None:
-                factory.protocol = SlowPoetryProtocol
-                factory.num_bytes, factory.delay = pace
-                factory.clock = reactor
+            factory.pace = pace
             listeners.append((server_endpoint(reactor, address), factory))
-        service = DaemonService(listeners, clock=reactor, **limits)
+        service = DaemonService(
+            listeners,
+            max_connections=limits.max_connections,
+            idle_timeout=limits.idle_timeout,
+            grace=limits.grace,
+            clock=reactor,
+        )
         if metrics is not None:
             site = Metrics(service).site()
             service.others.append((server_endpoint(reactor, metrics), site))
@@ -110,7 +119,7 @@ class DaemonService(PoetryService):
         """Start, and listen to HUP."""
         super().startService()
         signal.signal(signal.SIGHUP, lambda *_: self.clock.callFromThread(self.reload))
-        notify("READY=1")
+        self.whenListening().addCallbacks(lambda _: notify("READY=1"), lambda _: None)
 
     def reload(self) -> None:
         """Read the poems again."""

@@ -10,6 +10,7 @@ from typing import Any
 import click
 
 from poetry.console import FAILED, Seconds, complain
+from poetry.limits import DEFAULTS, Limits
 
 
 @click.command(
@@ -50,7 +51,7 @@ from poetry.console import FAILED, Seconds, complain
 @click.option(
     "--idle-timeout",
     type=Seconds(0, min_open=True),
-    default=60.0,
+    default=DEFAULTS.idle_timeout,
     show_default=True,
     metavar="SECONDS",
     help="Reset a reader that takes nothing for so long.",
@@ -58,7 +59,7 @@ from poetry.console import FAILED, Seconds, complain
 @click.option(
     "--grace",
     type=Seconds(0),
-    default=30.0,
+    default=DEFAULTS.grace,
     show_default=True,
     metavar="SECONDS",
     help="How long a stop waits for readers in flight.",
@@ -86,11 +87,14 @@ def serve(
     port: int | None,
     interface: str | None,
     addresses: tuple[str, ...],
+    max_connections: int | None,
+    idle_timeout: float,
+    grace: float,
     num_bytes: int | None,
     delay: float | None,
     log_format: str,
     log_level: str,
-    **limits: Any,
+    metrics: str | None,
 ) -> int:
     """Send each POEM to everyone who connects.
 
@@ -104,25 +108,33 @@ def serve(
         host = interface or "127.0.0.1"
         address = f"{bracketed(host)}:{port or 0}"
         addresses = (address,) * max(1, len(poems))
-    pace = None if num_bytes is delay is None else (num_bytes or 10, delay or 0.1)
 
     from twisted.internet import reactor
     from twisted.internet.error import CannotListenError
 
     from poetry.build import UsageError, build_service
     from poetry.logs import start_logging
-    from poetry.run import run_service
+    from poetry.run import ServiceRunner
 
     start_logging(sys.stderr, log_format, log_level)
     try:
-        service = build_service(reactor, poems, addresses, log_level=log_level, pace=pace, **limits)
+        service = build_service(
+            reactor,
+            poems,
+            addresses,
+            limits=Limits(max_connections, idle_timeout, grace),
+            num_bytes=num_bytes,
+            delay=delay,
+            metrics=metrics,
+            log_level=log_level,
+        )
     except UsageError as error:
         raise click.UsageError(str(error)) from error
     try:
         service.startService()
+        return ServiceRunner(reactor, service).run()
     except CannotListenError as error:
         return complain(cannot_listen(error), FAILED)
-    return run_service(reactor, service)
 
 
 def bracketed(host: str) -> str:

@@ -62,7 +62,7 @@ class Metrics:
         for name, text, value in gauges:
             Gauge(f"poetry_{name}", text, **given).set_function(value)
         sizes = Gauge("poetry_poem_size_bytes", "Size of each poem.", ["poem"], **given)
-        for _, factory in service.listeners:
+        for factory in {factory for _, factory in service.listeners}:
             sizes.labels(factory.name).set_function(partial(_poem_size, factory))
             factory.observers = (*factory.observers, self)
 

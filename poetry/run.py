@@ -16,34 +16,56 @@ if TYPE_CHECKING:
     from poetry.server import PoetryService
 
 
-def run_service(reactor: Any, service: PoetryService) -> int:
-    """Run until TERM or INT, and let readers in flight finish; a second signal resets them."""
-    stopping = False
+class ServiceRunner:
+    """Runs a started service until TERM or INT, and lets readers in flight finish."""
 
-    def stop() -> None:
-        nonlocal stopping
-        if stopping:
-            service.abort()
-        else:
-            stopping = True
-            reactor.stop()
+    def __init__(self, reactor: Any, service: PoetryService) -> None:
+        self._reactor = reactor
+        self._service = service
+        self._stopping = False
+        self._failure: Any = None
 
-    def announce() -> None:
+    def run(self) -> int:
+        """Run the reactor; give the exit code.
+
+        @raise CannotListenError: where an endpoint that listens later could not.
+        """
+        self._reactor.callWhenRunning(self._start)
+        self._reactor.addSystemEventTrigger("before", "shutdown", self._service.stopService)
+        self._reactor.run()
         for number in (signal.SIGINT, signal.SIGTERM):
-            signal.signal(number, lambda *_: reactor.callFromThread(stop))
-        names = [factory.name for _, factory in service.listeners] + ["metrics"]
+            signal.signal(number, signal.SIG_IGN)  # one more must not change the exit code
+        if self._failure is not None:
+            self._failure.raiseException()
+        return 0
+
+    def _start(self) -> None:
+        for number in (signal.SIGINT, signal.SIGTERM):
+            signal.signal(number, lambda *_: self._reactor.callFromThread(self._stop))
+        self._service.whenListening().addCallbacks(self._announce, self._cannotListen)
+
+    def _announce(self, _: None) -> None:
+        names = [factory.name for _, factory in self._service.listeners] + ["metrics"]
         try:
-            for name, address in zip(names, service.addresses, strict=False):
+            for name, address in zip(names, self._service.addresses, strict=False):
                 click.echo(f"Serving {name} on {address}")
         except OSError as error:
             cannot_print(error)
 
-    reactor.callWhenRunning(announce)
-    reactor.addSystemEventTrigger("before", "shutdown", service.stopService)
-    reactor.run()
-    for number in (signal.SIGINT, signal.SIGTERM):
-        signal.signal(number, signal.SIG_IGN)  # it is done: one more must not change the exit code
-    return 0
+    def _cannotListen(self, failure: Any) -> None:
+        from twisted.internet.defer import CancelledError
+
+        if not failure.check(CancelledError):  # that is a stop before it listened
+            self._failure = failure
+            self._stop()
+
+    def _stop(self) -> None:
+        """Stop; the second time, reset who is still in flight."""
+        if self._stopping:
+            self._service.abort()
+        else:
+            self._stopping = True
+            self._reactor.stop()
 
 
 def run_to_end(reactor: Any, work: Coroutine[Any, Any, bool]) -> int:

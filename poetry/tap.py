@@ -9,8 +9,7 @@ from twisted.application.service import Service
 from twisted.python import usage
 
 from poetry.build import UsageError, build_service
-
-LIMITS = ("max_connections", "idle_timeout", "grace", "metrics")
+from poetry.limits import DEFAULTS, Limits
 
 
 class Options(usage.Options):
@@ -22,11 +21,13 @@ class Options(usage.Options):
         [
             "idle-timeout",
             None,
-            60.0,
+            DEFAULTS.idle_timeout,
             "reset a reader that takes nothing for so many seconds",
             float,
         ],
-        ["grace", None, 30.0, "seconds that a stop waits for readers in flight", float],
+        ["grace", None, DEFAULTS.grace, "seconds that a stop waits for readers in flight", float],
+        ["num-bytes", None, None, "the slow poetry server: so many bytes at a time", int],
+        ["delay", None, None, "the slow poetry server: so many seconds between them", float],
         ["metrics", None, None, "Prometheus metrics at [HOST:]PORT/metrics"],
     ]
 
@@ -53,9 +54,16 @@ def makeService(options: Options) -> Service:
     """
     from twisted.internet import reactor  # not before twist has installed the one asked for
 
-    limits = {key: options[key.replace("_", "-")] for key in LIMITS}
     try:
-        return build_service(reactor, options["poems"], options["listen"], **limits)
+        return build_service(
+            reactor,
+            options["poems"],
+            options["listen"],
+            limits=Limits(options["max-connections"], options["idle-timeout"], options["grace"]),
+            num_bytes=options["num-bytes"],
+            delay=options["delay"],
+            metrics=options["metrics"],
+        )
     except UsageError as error:
         print(f"Error: {error}", file=sys.stderr)
         raise SystemExit(2) from error

@@ -15,7 +15,9 @@ import pytest
 from twisted.internet.testing import MemoryReactorClock
 
 from poetry.build import UsageError, build_service, pair, read_poem
-from poetry.server import PoemFactory, PoetryService, SlowPoetryProtocol
+from poetry.limits import Limits
+from poetry.server import PoemFactory, PoetryService
+from poetry.wire.sender import Pace
 
 SAMPLE = (Path(__file__).parents[1] / "poetry" / "sample.txt").read_bytes()
 
@@ -120,7 +122,7 @@ def test_an_unreadable_poem(tmp_path: Path) -> None:
 def test_standard_input_is_read_once(monkeypatch: pytest.MonkeyPatch, reactor: Reactor) -> None:
     """On two listeners one reading of a poem is shared."""
     monkeypatch.setattr("sys.stdin", SimpleNamespace(buffer=io.BytesIO(b"given")))
-    service = build_service(reactor, ["-"], ["1", "2"], max_connections=7, grace=8.0)
+    service = build_service(reactor, ["-"], ["1", "2"], limits=Limits(7, 60.0, 8.0))
     first, second = factories(service)
     assert first.poem is second.poem
     assert first.sending is second.sending
@@ -128,11 +130,16 @@ def test_standard_input_is_read_once(monkeypatch: pytest.MonkeyPatch, reactor: R
     assert (first.address, second.address) == ("1", "2")
 
 
-def test_slow(reactor: Reactor) -> None:
-    """A pace makes the factories those of the slow poetry server."""
-    [factory] = factories(build_service(reactor, [], [], pace=(3, 0.5)))
-    assert factory.protocol is SlowPoetryProtocol
-    assert (factory.num_bytes, factory.delay, factory.clock) == (3, 0.5, reactor)
+@pytest.mark.parametrize(
+    ("num_bytes", "delay", "expected"),
+    [(None, None, None), (3, 0.5, (3, 0.5)), (3, None, (3, 0.1)), (None, 0.5, (10, 0.5))],
+)
+def test_slow(
+    reactor: Reactor, num_bytes: int | None, delay: float | None, expected: tuple[int, float] | None
+) -> None:
+    """A pace makes it the slow poetry server; of the two, one is enough."""
+    [factory] = factories(build_service(reactor, [], [], num_bytes=num_bytes, delay=delay))
+    assert factory.pace == (None if expected is None else Pace(*expected, reactor))
 
 
 @pytest.mark.parametrize(
@@ -140,7 +147,7 @@ def test_slow(reactor: Reactor) -> None:
     [
         ({"addresses": ["nonsense"]}, "'nonsense' is no address"),
         ({"metrics": "nonsense"}, "'nonsense' is no address"),
-        ({"max_connections": 0}, "max_connections has to be at least 1"),
+        ({"limits": Limits(max_connections=0)}, "max_connections has to be at least 1"),
     ],
 )
 def test_nonsense(reactor: Reactor, arguments: dict[str, Any], message: str) -> None:

@@ -1,12 +1,10 @@
-"""The wire: both ends, all four combinations, and what each end makes of how the other ends."""
+"""Both ends, all four combinations, and what each end makes of how the other ends."""
 
 from __future__ import annotations
 
 import socket
-import ssl
 import struct
-from collections.abc import Callable, Iterator
-from contextlib import contextmanager, suppress
+from collections.abc import Callable
 from typing import Any
 
 import pytest
@@ -14,18 +12,13 @@ from hypothesis import given
 from hypothesis import strategies as st
 from twisted.internet import error
 from twisted.internet.endpoints import (
-    TCP4ClientEndpoint,
     TCP4ServerEndpoint,
     UNIXClientEndpoint,
-    clientFromString,
-    serverFromString,
 )
 from twisted.internet.testing import MemoryReactorClock, StringTransport
-from twisted.protocols.policies import WrappingFactory
 from twisted.python.failure import Failure
 
-from poetry.protocol import (
-    SHORT,
+from poetry.errors import (
     EmptyPoem,
     PoemError,
     PoemMismatch,
@@ -33,67 +26,31 @@ from poetry.protocol import (
     PoemTimedOut,
     PoemTooLong,
     PoemTruncated,
+)
+from poetry.protocol import (
     PoetryClientFactory,
     PoetryFactory,
     PoetryProtocol,
     PoetryServerFactory,
+    State,
 )
-from tests.certificates import Certificates
-from tests.loop import drain, reactor, turn_until_still, until, wait, wait_error
+from tests.ends import (
+    EACH_POEM,
+    LONG,
+    Server,
+    connect_endpoint,
+    connect_tcp,
+    ended_with_reset,
+    listening,
+    reader,
+)
+from tests.loop import drain, reactor, until, wait, wait_error
 
-LONG = bytes(range(256)) * 40_000  # 10 MB: more than the kernel takes at once
-POEMS = {"1 byte": b"\0", "3 kB": b"line\n" * 600, "16 kB + 1": b"x" * (SHORT + 1), "10 MB": LONG}
 DONE = Failure(error.ConnectionDone())
 LOST = Failure(error.ConnectionLost())
 
 
-class Server(PoetryServerFactory):
-    """Keeps what its hooks are told."""
-
-    def __init__(self, poem: bytes | None = None) -> None:
-        super().__init__(poem)
-        self.told: list[Any] = []
-        self.outcomes: list[str | None] = []
-        self.observers = (lambda protocol: self.outcomes.append(protocol.outcome),)
-
-    def poemReceived(self, poem: bytes) -> None:
-        self.told.append(poem)
-
-    def poemFailed(self, reason: Failure) -> None:
-        self.told.append(reason.value)
-
-    def poemSent(self, poem: bytes) -> None:
-        super().poemSent(poem)
-        self.told.append("sent")
-
-
-@contextmanager
-def listening(factory: Any) -> Iterator[int]:
-    """A listener on a free port."""
-    port = reactor.listenTCP(0, factory, interface="127.0.0.1")
-    try:
-        yield port.getHost().port
-    finally:
-        wait(port.stopListening())
-
-
-@contextmanager
-def reader(port: int) -> Iterator[socket.socket]:
-    """A blocking reader, once connected."""
-    with socket.create_connection(("127.0.0.1", port), timeout=20) as connection:
-        yield connection
-
-
-def connect_tcp(port: int, factory: PoetryClientFactory) -> None:
-    reactor.connectTCP("127.0.0.1", port, factory)
-
-
-def connect_endpoint(port: int, factory: PoetryClientFactory) -> None:
-    TCP4ClientEndpoint(reactor, "127.0.0.1", port).connect(factory)
-
-
 CONNECTS = pytest.mark.parametrize("connect", [connect_tcp, connect_endpoint])
-EACH_POEM = pytest.mark.parametrize("poem", POEMS.values(), ids=POEMS.keys())
 
 
 def received(*chunks: bytes, reason: Failure = DONE, limit: int | None = None) -> Any:
@@ -273,34 +230,6 @@ def test_the_hooks_of_a_plain_factory_do_nothing() -> None:
     assert protocol.outcome == "received"
 
 
-# Sending, in memory
-
-
-def test_without_a_socket_a_short_poem_is_written_at_once() -> None:
-    """On a transport that is not a socket, the poem is written and the stream ended."""
-    protocol = PoetryServerFactory(b"poem").buildProtocol(None)
-    assert isinstance(protocol, PoetryProtocol)
-    transport = StringTransport()
-    protocol.makeConnection(transport)
-    assert (transport.value(), transport.disconnecting) == (b"poem", True)
-    protocol.dataReceived(b"GET / HTTP/1.1")
-    protocol.connectionLost(DONE)
-    assert protocol.outcome == "sent"
-
-
-def test_without_a_socket_a_long_poem_is_pulled() -> None:
-    """On a transport that is not a socket, a long poem waits for the transport to ask."""
-    protocol = PoetryServerFactory(LONG).buildProtocol(None)
-    assert isinstance(protocol, PoetryProtocol)
-    transport = StringTransport()
-    protocol.makeConnection(transport)
-    assert transport.value() == b""
-    while transport.producer is not None:
-        assert not transport.disconnecting
-        transport.producer.resumeProducing()
-    assert (transport.value() == LONG, transport.disconnecting) == (True, True)
-
-
 # How a reader may behave, on real sockets
 
 
@@ -349,15 +278,6 @@ def test_a_reset_before_the_first_byte_is_noticed() -> None:
     assert server.outcomes == ["truncated"]
 
 
-def ended_with_reset(connection: socket.socket) -> bool:
-    """Whether a reader gets an error before the end of the stream."""
-    try:
-        drain(connection)
-    except ConnectionResetError:
-        return True
-    return False
-
-
 @pytest.mark.parametrize(
     "end",
     [
@@ -399,94 +319,6 @@ def test_stop_closes_plainly_what_the_kernel_has() -> None:
     assert server.outcomes == ["sent"]
 
 
-# The sweep
-
-
-def test_a_sweep_resets_a_reader_that_takes_nothing() -> None:
-    """No progress for the idle limit is a reset; progress starts it again."""
-    server = Server(LONG)
-    with listening(server) as port, reader(port) as connection:
-        until(lambda: server.connections)
-        (protocol,) = server.connections
-        until(lambda: not reactor.getWriters() or protocol.size)
-        for now in (0, 5, 9.9):
-            protocol.sweep(now, 10.0, 30.0)
-            turn_until_still(protocol)
-        assert protocol.outcome is None
-        protocol.sweep(1000, 10.0, 30.0)
-        assert protocol.outcome == "timed_out"
-        assert ended_with_reset(connection)
-    assert isinstance(server.told[0], PoemTimedOut)
-
-
-def test_a_sweep_lets_go_of_a_reader_that_never_ends() -> None:
-    """A reader that has everything is closed plainly after the linger."""
-    server = Server(b"short")
-    with listening(server) as port, reader(port) as connection:
-        until(lambda: server.connections)
-        (protocol,) = server.connections
-        until(lambda: not protocol._queued())  # the end of the stream is acknowledged a bit later
-        for now in (0, 29.9):
-            protocol.sweep(now, 10.0, 30.0)
-        assert not server.outcomes
-        protocol.sweep(30, 10.0, 30.0)
-        until(lambda: server.outcomes)
-        assert drain(connection) == b"short"
-    assert server.outcomes == ["sent"]
-
-
-def test_a_sweep_times_a_sender_out_too() -> None:
-    """A server that receives gives up on a client that falls silent."""
-    server = Server()
-    with listening(server) as port, reader(port) as connection:
-        connection.sendall(b"half a po")
-        until(lambda: server.connections)
-        (protocol,) = server.connections
-        until(lambda: protocol.size)
-        protocol.sweep(0, 10.0, 30.0)
-        protocol.sweep(10, 10.0, 30.0)
-        assert ended_with_reset(connection)
-    (failure,) = server.told
-    assert (failure.seconds, failure.received) == (10.0, 9)
-
-
-def test_without_a_socket_nothing_is_queued() -> None:
-    """A sweep of a transport that is not a socket goes by the bytes alone."""
-    protocol = PoetryServerFactory().buildProtocol(None)
-    assert isinstance(protocol, PoetryProtocol)
-    protocol.makeConnection(StringTransport())
-    protocol.sweep(0, 10.0, 30.0)
-    protocol.dataReceived(b"some")
-    protocol.sweep(9, 10.0, 30.0)
-    protocol.sweep(18, 10.0, 30.0)
-    assert protocol.outcome is None
-    protocol.sweep(19, 10.0, 30.0)
-    assert protocol.outcome == "timed_out"
-
-
-# Wrappers
-
-
-@pytest.mark.parametrize("poem", [b"short", LONG], ids=["short", "long"])
-def test_a_wrapped_transport_delivers_too(poem: bytes) -> None:
-    """Under `twisted.protocols.policies` a poem goes through the wrapper."""
-    server = Server(poem)
-    with listening(WrappingFactory(server)) as port:
-        client = PoetryClientFactory()
-        connect_tcp(port, client)
-        assert wait(client.received) == poem
-
-
-def test_a_wrapped_transport_resets_too() -> None:
-    """Under a wrapper, which hides the half-close, an early end of the reader is a reset."""
-    server = Server(LONG)
-    with listening(WrappingFactory(server)) as port, reader(port) as connection:
-        connection.shutdown(socket.SHUT_WR)
-        assert ended_with_reset(connection)
-        until(lambda: server.outcomes)
-    assert server.outcomes == ["truncated"]
-
-
 # Errors
 
 
@@ -507,14 +339,12 @@ def test_errors_say_what_happened(failure: PoemError, outcome: str, says: str) -
 
 
 def test_unix_sockets_work_too(tmp_path: Any) -> None:
-    """On a Unix socket a long poem arrives whole, and the sweep sees its queue."""
+    """On a Unix socket a long poem arrives whole."""
     path = str(tmp_path / "poem")
     server = Server(LONG)
     port = reactor.listenUNIX(path, server)
     client = PoetryClientFactory()
     UNIXClientEndpoint(reactor, path).connect(client)
-    until(lambda: server.connections)
-    next(iter(server.connections)).sweep(0, 10.0, 30.0)
     assert wait(client.received) == LONG
     wait(port.stopListening())
 
@@ -523,98 +353,4 @@ def test_half_closed_writing_is_not_used() -> None:
     """The interface has a method for an event that this protocol never asks for."""
     protocol = PoetryProtocol()
     protocol.writeConnectionLost()
-    assert not protocol.finished
-
-
-# TLS
-
-
-@contextmanager
-def listening_tls(factory: Any, certificates: Certificates) -> Iterator[int]:
-    """A TLS listener on a free port."""
-    endpoint = serverFromString(reactor, certificates.listen("good"))
-    port = wait(endpoint.listen(factory))
-    try:
-        yield port.getHost().port
-    finally:
-        wait(port.stopListening())
-
-
-@EACH_POEM
-def test_over_tls(poem: bytes, certificates: Certificates) -> None:
-    """Over TLS each poem arrives whole, and its sender is told."""
-    server, client = Server(poem), PoetryClientFactory()
-    with listening_tls(server, certificates) as port:
-        clientFromString(reactor, certificates.trusting(port)).connect(client)
-        assert wait(client.received) == poem
-        until(lambda: server.told)
-    assert (server.told, server.outcomes) == (["sent"], ["sent"])
-
-
-def test_a_reader_that_ends_tls_early_was_not_served(certificates: Certificates) -> None:
-    """A close_notify from the reader in the middle of a poem is a poem that was not sent."""
-
-    class Leaves(PoetryProtocol):
-        def dataReceived(self, data: bytes) -> None:
-            del data
-            self.transport.loseConnection()
-
-    server, client = Server(LONG), PoetryClientFactory()
-    client.protocol = Leaves
-    with listening_tls(server, certificates) as port:
-        clientFromString(reactor, certificates.trusting(port)).connect(client)
-        assert isinstance(wait_error(client.received), PoemTruncated | EmptyPoem)
-        until(lambda: server.told)
-    assert server.outcomes == ["truncated"]
-
-
-def test_a_sweep_ends_what_tls_does_not(certificates: Certificates) -> None:
-    """A reader that does not answer a close_notify sees the FIN, and is let go in the end."""
-    server = Server(b"short")
-    with listening_tls(server, certificates) as port, reader(port) as connection:
-        context = certificates.context()
-        connection.setblocking(False)
-        tls = context.wrap_socket(
-            connection, server_hostname="localhost", do_handshake_on_connect=False
-        )
-        with tls:
-            assert until_tls(tls.do_handshake) is None
-            assert until_tls(lambda: tls.recv(100)) == b"short"
-            (protocol,) = server.connections
-            for now in (0, 10, 20):
-                until(lambda: not protocol._queued())
-                protocol.sweep(now, 5.0, 30.0)
-            until(lambda: not protocol._queued())
-            assert not server.outcomes
-            protocol.sweep(30, 5.0, 30.0)
-            until(lambda: server.outcomes)
-    assert server.outcomes == ["sent"]
-
-
-def until_tls(step: Callable[[], Any]) -> Any:
-    """Turn the reactor until a step of non-blocking TLS is done; give its result."""
-    results: list[Any] = []
-
-    def done() -> bool:
-        with suppress(ssl.SSLWantReadError):
-            results.append(step())
-        return bool(results)
-
-    until(done)
-    return results[0]
-
-
-def test_a_kernel_that_does_not_tell(monkeypatch: pytest.MonkeyPatch) -> None:
-    """Where the kernel does not say what is queued, nothing is."""
-
-    def refuse(*_: object) -> bytes:
-        raise OSError(25, "Inappropriate ioctl for device")
-
-    server = Server(LONG)
-    with listening(server) as port, reader(port):
-        until(lambda: server.connections)
-        monkeypatch.setattr("fcntl.ioctl", refuse)
-        (protocol,) = server.connections
-        assert protocol._queued() == 0
-        protocol.stop()
-        until(lambda: server.outcomes)
+    assert protocol.state is State.OPEN

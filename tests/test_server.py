@@ -14,7 +14,7 @@ from twisted.internet.endpoints import TCP4ClientEndpoint, TCP4ServerEndpoint
 from twisted.internet.error import CannotListenError
 from twisted.internet.protocol import ServerFactory
 from twisted.internet.task import Clock
-from twisted.internet.testing import MemoryReactorClock, StringTransport
+from twisted.internet.testing import MemoryReactorClock
 from twisted.logger import ILogObserver, LogEvent, globalLogPublisher
 from zope.interface import implementer
 
@@ -25,10 +25,11 @@ from poetry.server import (
     RESERVED_DESCRIPTORS,
     PoemFactory,
     PoetryService,
-    SlowPoetryProtocol,
     connection_limit,
+    raise_descriptor_limit,
     serve_poem,
 )
+from tests.ends import queued
 from tests.loop import drain, poem_files, reactor, turn_until_still, until, wait, wait_error
 
 LONG = bytes(range(256)) * 40_000
@@ -226,6 +227,7 @@ def test_the_default_limit_is_what_the_descriptors_allow() -> None:
             assert not events
             assert connection_limit(hard) == allowed
             assert events == ["limit_lowered"]
+            raise_descriptor_limit()
         assert resource.getrlimit(resource.RLIMIT_NOFILE)[0] == hard
     finally:
         resource.setrlimit(resource.RLIMIT_NOFILE, (soft, hard))
@@ -263,7 +265,7 @@ def test_a_reader_that_stays_is_let_go() -> None:
     with serving(b"short", clock=clock) as service, reader(service) as connection:
         until(lambda: service.connections)
         (protocol,) = service.connections
-        until(lambda: not protocol._queued())
+        until(lambda: not queued(protocol))
         clock.pump([1.0] * int(LINGER + 2))
         until(lambda: not service.connections)
         assert (protocol.outcome, drain(connection)) == ("sent", b"short")
@@ -323,7 +325,7 @@ def test_others_wait_shorter() -> None:
     with serving(b"short", clock=clock, max_connections=1) as service, reader(service) as first:
         until(lambda: service.waiting)
         (protocol,) = service.connections
-        until(lambda: not protocol._queued())
+        until(lambda: not queued(protocol))
         clock.pump([1.0] * 4)
         with reader(service) as second:
             assert drain(second) == b"short"
@@ -375,7 +377,7 @@ def test_a_stop_does_not_wait_for_who_has_everything() -> None:
         until(lambda: service.connections)
         (protocol,) = service.connections
         stopped = service.stopService()
-        until(lambda: not protocol._queued())
+        until(lambda: not queued(protocol))
         clock.pump([1.0] * 3)
         wait(stopped)
         assert (protocol.outcome, drain(connection)) == ("sent", b"short")
@@ -414,64 +416,3 @@ def test_reload_reads_the_files_again(tmp_path: Path, monkeypatch: pytest.Monkey
         service.reload()
         assert (factory.poem, service.reloaded_well) == (b"back", True)
     assert events == ["reloaded", *["reload_failed"] * 6, "reloaded"]
-
-
-# The slow server
-
-
-def slow_factory(poem: bytes, clock: Any) -> PoemFactory:
-    factory = PoemFactory(poem, "slow.txt")
-    factory.protocol = SlowPoetryProtocol
-    factory.num_bytes, factory.delay, factory.clock = 2, 1.5, clock
-    return factory
-
-
-def test_the_slow_server_sends_a_few_bytes_at_a_time() -> None:
-    """It sends its first bytes at once, and some more after each delay."""
-    clock = Clock()
-    protocol = slow_factory(b"12345", clock).buildProtocol(None)
-    assert isinstance(protocol, SlowPoetryProtocol)
-    transport = StringTransport()
-    protocol.makeConnection(transport)
-    seen = [transport.value()]
-    for _ in range(2):
-        clock.advance(1.5)
-        seen.append(transport.value())
-    assert seen == [b"12", b"1234", b"12345"]
-    assert (transport.disconnecting, clock.getDelayedCalls()) == (True, [])
-
-
-def test_a_paused_slow_server_waits() -> None:
-    """A full transport pauses it, and a lost one leaves no timer behind."""
-    clock = Clock()
-    protocol = slow_factory(b"12345", clock).buildProtocol(None)
-    assert isinstance(protocol, SlowPoetryProtocol)
-    transport = StringTransport()
-    protocol.makeConnection(transport)
-    protocol.pauseProducing()
-    protocol.pauseProducing()
-    clock.advance(10)
-    assert transport.value() == b"12"
-    protocol.resumeProducing()
-    assert transport.value() == b"1234"
-    protocol.stopProducing()
-    assert not clock.getDelayedCalls()
-
-
-def test_the_slow_server_on_a_socket() -> None:
-    """On a real socket the slow poem arrives whole."""
-    clock = Clock()
-    factory = slow_factory(b"12345", clock)
-    port = reactor.listenTCP(0, factory, interface="127.0.0.1")
-    with socket.create_connection(("127.0.0.1", port.getHost().port), 20) as connection:
-        connection.setblocking(False)
-        until(lambda: clock.getDelayedCalls())
-        (protocol,) = factory.connections
-        until(lambda: not protocol._queued())
-        for now in (0.0, 100.0, 200.0):
-            protocol.sweep(now, 1.0, 1.0)  # it is not the reader who is slow
-        assert protocol.outcome is None
-        clock.pump([1.5, 1.5])
-        protocol.sweep(300.0, 1.0, 1.0)
-        assert drain(connection) == b"12345"
-    wait(port.stopListening())

@@ -73,6 +73,18 @@ class Transport:
     def unregisterProducer(self) -> None:
         self.producer = None
 
+    def startWriting(self) -> None:
+        pass
+
+    def startReading(self) -> None:
+        """An end that was told already is told once more."""
+        if self.peer.ending == "ended":
+            self.peer.ending = "end"
+
+    def shutdown(self, how: int) -> None:
+        assert how == socket.SHUT_WR
+        self.ending = self.ending or "end"
+
     def pauseProducing(self) -> None:
         self.paused = True
 
@@ -165,9 +177,6 @@ class SocketTransport(Transport, FileDescriptor):
     def getHandle(self) -> SocketTransport:
         return self
 
-    def startWriting(self) -> None:
-        pass
-
     def send(self, data: bytes, flags: int = 0) -> int:  # noqa: ARG002
         if not self.room:
             raise BlockingIOError(errno.EAGAIN, "full")
@@ -175,10 +184,6 @@ class SocketTransport(Transport, FileDescriptor):
         self.flight += taken
         self.room -= len(taken)
         return len(taken)
-
-    def shutdown(self, how: int) -> None:
-        assert how == socket.SHUT_WR
-        self.ending = self.ending or "end"
 
     def turn(self, size: int) -> None:
         self.room = size

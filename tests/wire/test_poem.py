@@ -14,7 +14,7 @@ from typing import Any
 
 import pytest
 
-from poetry.poem import SHARED, Poem
+from poetry.wire.poem import SHARED, Poem
 from tests.loop import poem_files
 
 LONG = random.Random(11).randbytes(1_000_000)

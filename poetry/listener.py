@@ -1,0 +1,226 @@
+"""Ports that are held to a limit, open together, and close without losing anybody."""
+
+from __future__ import annotations
+
+from collections.abc import Callable, Sequence, Set
+from typing import Any
+
+from twisted.internet.defer import CancelledError, Deferred, gatherResults, maybeDeferred
+from twisted.internet.error import CannotListenError
+from twisted.internet.interfaces import IListeningPort, IStreamServerEndpoint
+from twisted.internet.protocol import Factory, connectionDone
+from twisted.internet.tcp import Port
+from twisted.logger import Logger
+from twisted.python.failure import Failure
+
+_log = Logger()
+
+
+class Gate:
+    """Holds all listeners of a service to one limit: at the limit the kernel's queue holds readers.
+
+    Refusing would be lying: a connection that is accepted and closed reads as an empty poem.
+
+    @ivar limit: most connections at once.
+    @ivar waiting: whether it is reached.
+    """
+
+    def __init__(self, connections: Set[object], limit: int) -> None:
+        """@param connections: the live ones, of all listeners."""
+        self.limit = limit
+        self.waiting = False
+        self._connections = connections
+        self._listeners: set[Listener] = set()
+        self._told = False
+
+    def add(self, listener: Listener) -> None:
+        """Hold a listener from now on."""
+        self._listeners.add(listener)
+
+    def remove(self, listener: Listener) -> None:
+        """It is closed."""
+        self._listeners.discard(listener)
+
+    @property
+    def room(self) -> int:
+        """How many connections may still be accepted."""
+        return self.limit - len(self._connections)
+
+    @property
+    def isOpen(self) -> bool:
+        """Whether anybody can still come in."""
+        return bool(self._listeners)
+
+    def accepted(self) -> None:
+        """Somebody came in, or nobody did: close the gate where it is full."""
+        if self.room > 0:
+            return
+        self.waiting = True
+        for listener in self._listeners:
+            listener.pause()
+        if not self._told:
+            self._told = True
+            _log.warn(
+                "{limit} connections are open, the most there may be: new readers wait",
+                event="limit_reached",
+                limit=self.limit,
+            )
+
+    def left(self) -> None:
+        """Somebody left: there is room again."""
+        if self.waiting and self.room > 0:
+            self.waiting = False
+            for listener in self._listeners:
+                listener.resume()
+
+    def report(self) -> None:
+        """Say that the limit is behind us, if it is: a busy server leaves it for a moment only."""
+        if self._told and not self.waiting and self.room > 0:
+            self._told = False
+            _log.warn("below {limit} connections again", event="limit_left", limit=self.limit)
+
+
+class Listener:
+    """A port of the reactor's, held to the limit by its `Gate`.
+
+    It takes the place of two methods of the port, which has no hook for either: `doRead`, which
+    accepts up to `numberAccepts` connections at once and raises that number afterwards, so that
+    `pauseProducing` alone comes too late; and `connectionLost`, which is how a port ends, whoever
+    closes it.
+    """
+
+    def __init__(
+        self, port: Port, gate: Gate, accepted: Callable[[], None], closed: Callable[[], None]
+    ) -> None:
+        """@param accepted: called after each accepting.
+
+        @param closed: called when the port is closed.
+        """
+        self._port = port
+        self._gate = gate
+        self._accepted = accepted
+        self._closed = closed
+        self._doRead = port.doRead
+        self._connectionLost = port.connectionLost
+        port.doRead = self.doRead  # type: ignore[method-assign]
+        port.connectionLost = self.connectionLost  # type: ignore[method-assign]
+        gate.add(self)
+
+    def doRead(self) -> None:
+        """Accept as many as there is room for."""
+        self._port.numberAccepts = min(self._port.numberAccepts, self._gate.room)
+        self._doRead()
+        self._gate.accepted()
+        self._accepted()
+
+    def connectionLost(self, reason: Failure) -> None:
+        """The port is closed."""
+        self._gate.remove(self)
+        self._connectionLost(reason)
+        self._closed()
+
+    def pause(self) -> None:
+        """Leave new readers in the kernel's queue."""
+        self._port.pauseProducing()
+
+    def resume(self) -> None:
+        """Accept again."""
+        self._port.resumeProducing()
+
+    def close(self) -> None:
+        """Close the port, and take in first whom the kernel has connected: it would reset them.
+
+        All in one reactor turn: `stopListening` would leave the next one for more to connect.
+        """
+        if not self._port.connected:
+            return
+        self._port.stopReading()
+        room = self._gate.room + 1
+        while self._gate.room < room:
+            room = self._gate.room
+            self._doRead()
+        self._accepted()
+        self._port.connectionLost(connectionDone)
+
+
+class Listeners:
+    """The ports of one start of a service: all of them listen, or none does.
+
+    An endpoint need not listen at once: its Deferred may fire when it likes, or never.
+
+    @ivar failure: why they do not listen, where one of them cannot.
+    """
+
+    def __init__(self, opened: Callable[[int, IListeningPort], Callable[[], Any]]) -> None:
+        """@param opened: called with the place and the port of each that listens; gives what
+        closes it.
+        """
+        self.failure: Failure | None = None
+        self._opened = opened
+        self._pending: list[Deferred[Any]] = []
+        self._closers: list[Callable[[], Any]] = []
+        self._waiting: list[Deferred[None]] = []
+        self._missing = 0
+        self._isClosed = False
+
+    def listen(self, wanted: Sequence[tuple[IStreamServerEndpoint, Factory]]) -> None:
+        """Begin to listen everywhere, and give all up for the first that fails."""
+        self._missing = len(wanted)
+        for index, (endpoint, factory) in enumerate(wanted):
+            if self.failure is None:
+                listening = maybeDeferred(endpoint.listen, factory)
+                self._pending.append(listening)
+                listening.addCallback(self._listens, index)
+                listening.addErrback(self._fails, getattr(factory, "address", ""))
+
+    def whenListening(self) -> Deferred[None]:
+        """@return: fires with None once all listen, or fails with CannotListenError."""
+        waiting: Deferred[None] = Deferred()
+        if self.failure is not None:
+            waiting.errback(self.failure)
+        elif self._missing:
+            self._waiting.append(waiting)
+        else:
+            waiting.callback(None)
+        return waiting
+
+    def close(self) -> Deferred[Any]:
+        """Close what listens, and cancel what does not yet.
+
+        @return: fires when all that listened is closed.
+        """
+        self._isClosed = True
+        for listening in self._pending:
+            if is_cancellable(listening):
+                listening.cancel()
+        closing = [maybeDeferred(close) for close in self._closers]
+        self._conclude(Failure(CancelledError()))
+        return gatherResults(closing)
+
+    def _listens(self, port: IListeningPort, index: int) -> Any:
+        if self._isClosed:  # it has come too late
+            return port.stopListening()
+        self._closers.append(self._opened(index, port))
+        self._missing -= 1
+        if not self._missing:
+            self._conclude(None)
+        return None
+
+    def _fails(self, failure: Failure, address: str) -> None:
+        if self._isClosed:
+            return
+        if not failure.check(CannotListenError):
+            failure = Failure(CannotListenError("", address, failure.value))
+        self.failure = failure
+        self._conclude(failure)
+        self.close()
+
+    def _conclude(self, failure: Failure | None) -> None:
+        waiting, self._waiting = self._waiting, []
+        for each in waiting:
+            each.callback(None) if failure is None else each.errback(failure)
+
+
+def is_cancellable(deferred: Deferred[Any]) -> bool:
+    """Whether `cancel` stops something. Without a canceller it only loses the result: a port."""
+    return deferred._canceller is not None

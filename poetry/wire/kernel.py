@@ -1,0 +1,41 @@
+"""Socket options and queues, by what they are for."""
+
+from __future__ import annotations
+
+import errno
+import fcntl
+import socket
+import struct
+import sys
+import termios
+from contextlib import suppress
+
+MORE = getattr(socket, "MSG_MORE", 0)
+"""A flag of send(2): the end of the stream follows. Both leave in one packet."""
+
+FULL = frozenset({errno.EAGAIN, errno.EWOULDBLOCK, errno.EINTR, errno.ENOBUFS})
+"""What send(2) fails with where it may be asked again."""
+
+_LINGER_NOT = struct.pack("ii", 1, 0)
+_LINGER = struct.pack("ii", 0, 0)
+
+
+def reset_on_close(handle: socket.socket) -> None:
+    """From now on closing the socket resets the connection: socket(7), SO_LINGER.
+
+    A Unix socket has no reset: there its reader sees an end all the same.
+    """
+    handle.setsockopt(socket.SOL_SOCKET, socket.SO_LINGER, _LINGER_NOT)
+
+
+def send_on_close(handle: socket.socket) -> None:
+    """From now on closing the socket delivers what the kernel has, and ends the stream."""
+    handle.setsockopt(socket.SOL_SOCKET, socket.SO_LINGER, _LINGER)
+
+
+def unacknowledged(handle: socket.socket) -> int:
+    """Bytes that the peer has not acknowledged (tcp(7), SIOCOUTQ); 0 where nobody can tell."""
+    with suppress(OSError):
+        answer = fcntl.ioctl(handle.fileno(), termios.TIOCOUTQ, bytes(4))
+        return int.from_bytes(answer, sys.byteorder)
+    return 0

@@ -1,0 +1,84 @@
+"""A factory that keeps what it is told, listeners and readers: for tests of both ends."""
+
+from __future__ import annotations
+
+import socket
+from collections.abc import Iterator
+from contextlib import contextmanager
+from typing import Any
+
+import pytest
+from twisted.internet.endpoints import TCP4ClientEndpoint
+from twisted.python.failure import Failure
+
+from poetry import PoetryClientFactory, PoetryProtocol, PoetryServerFactory
+from poetry.wire.kernel import unacknowledged
+from poetry.wire.layers import handle_of
+from poetry.wire.sender import SHORT
+from tests.loop import drain, reactor, wait
+
+LONG = bytes(range(256)) * 40_000
+"""10 MB: more than the kernel takes at once."""
+
+POEMS = {"1 byte": b"\0", "3 kB": b"line\n" * 600, "16 kB + 1": b"x" * (SHORT + 1), "10 MB": LONG}
+EACH_POEM = pytest.mark.parametrize("poem", POEMS.values(), ids=POEMS.keys())
+
+
+class Server(PoetryServerFactory):
+    """Keeps what its hooks are told."""
+
+    def __init__(self, poem: bytes | None = None) -> None:
+        super().__init__(poem)
+        self.told: list[Any] = []
+        self.outcomes: list[str | None] = []
+        self.observers = (lambda protocol: self.outcomes.append(protocol.outcome),)
+
+    def poemReceived(self, poem: bytes) -> None:
+        self.told.append(poem)
+
+    def poemFailed(self, reason: Failure) -> None:
+        self.told.append(reason.value)
+
+    def poemSent(self, poem: bytes) -> None:
+        super().poemSent(poem)
+        self.told.append("sent")
+
+
+@contextmanager
+def listening(factory: Any) -> Iterator[int]:
+    """A listener on a free port."""
+    port = reactor.listenTCP(0, factory, interface="127.0.0.1")
+    try:
+        yield port.getHost().port
+    finally:
+        wait(port.stopListening())
+
+
+@contextmanager
+def reader(port: int) -> Iterator[socket.socket]:
+    """A blocking reader, once connected."""
+    with socket.create_connection(("127.0.0.1", port), timeout=20) as connection:
+        yield connection
+
+
+def connect_tcp(port: int, factory: PoetryClientFactory) -> None:
+    reactor.connectTCP("127.0.0.1", port, factory)
+
+
+def connect_endpoint(port: int, factory: PoetryClientFactory) -> None:
+    TCP4ClientEndpoint(reactor, "127.0.0.1", port).connect(factory)
+
+
+def queued(protocol: PoetryProtocol) -> int:
+    """Bytes that the peer has not acknowledged."""
+    handle = handle_of(protocol.transport)
+    return unacknowledged(handle) if handle is not None else 0
+
+
+def ended_with_reset(connection: socket.socket) -> bool:
+    """Whether a reader gets an error before the end of the stream."""
+    try:
+        drain(connection)
+    except ConnectionResetError:
+        return True
+    return False

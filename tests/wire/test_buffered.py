@@ -1,0 +1,106 @@
+"""Transports that are no sockets: in memory, and under wrappers."""
+
+from __future__ import annotations
+
+import socket
+import struct
+
+import pytest
+from twisted.internet import error
+from twisted.internet.endpoints import clientFromString, serverFromString
+from twisted.internet.testing import StringTransport
+from twisted.protocols.policies import WrappingFactory
+from twisted.python.failure import Failure
+
+from poetry import PoetryClientFactory, PoetryProtocol, PoetryServerFactory
+from tests.certificates import Certificates
+from tests.ends import (
+    EACH_POEM,
+    LONG,
+    Server,
+    connect_tcp,
+    ended_with_reset,
+    listening,
+    reader,
+)
+from tests.loop import drain, reactor, until, wait
+
+
+def test_without_a_socket_a_short_poem_is_written_at_once() -> None:
+    """On a transport that is not a socket, the poem is written and the stream ended."""
+    protocol = PoetryServerFactory(b"poem").buildProtocol(None)
+    assert isinstance(protocol, PoetryProtocol)
+    transport = StringTransport()
+    protocol.makeConnection(transport)
+    assert (transport.value(), transport.disconnecting) == (b"poem", True)
+    protocol.dataReceived(b"GET / HTTP/1.1")
+    protocol.connectionLost(Failure(error.ConnectionDone()))
+    assert protocol.outcome == "sent"
+
+
+def test_without_a_socket_a_long_poem_is_pulled() -> None:
+    """On a transport that is not a socket, a long poem waits for the transport to ask."""
+    protocol = PoetryServerFactory(LONG).buildProtocol(None)
+    assert isinstance(protocol, PoetryProtocol)
+    transport = StringTransport()
+    protocol.makeConnection(transport)
+    assert transport.value() == b""
+    while transport.producer is not None:
+        assert not transport.disconnecting
+        transport.producer.resumeProducing()
+    assert (transport.value() == LONG, transport.disconnecting) == (True, True)
+
+
+@pytest.mark.parametrize("poem", [b"short", LONG], ids=["short", "long"])
+def test_a_wrapped_transport_delivers_too(poem: bytes) -> None:
+    """Under `twisted.protocols.policies` a poem goes through the wrapper."""
+    server = Server(poem)
+    with listening(WrappingFactory(server)) as port:
+        client = PoetryClientFactory()
+        connect_tcp(port, client)
+        assert wait(client.received) == poem
+
+
+def test_a_wrapped_transport_resets_too() -> None:
+    """Under a wrapper, which hides the half-close, an early end of the reader is a reset."""
+    server = Server(LONG)
+    with listening(WrappingFactory(server)) as port, reader(port) as connection:
+        connection.shutdown(socket.SHUT_WR)
+        assert ended_with_reset(connection)
+        until(lambda: server.outcomes)
+    assert server.outcomes == ["truncated"]
+
+
+def test_a_wrapped_reader_may_speak() -> None:
+    """Under a wrapper too, unread input does not reset what is still on its way."""
+    server = Server(LONG)
+    with listening(WrappingFactory(server)) as port, reader(port) as connection:
+        connection.sendall(b"GET / HTTP/1.1")
+        assert drain(connection) == LONG
+        connection.sendall(b"more")
+        connection.close()
+        until(lambda: server.outcomes)
+
+
+@EACH_POEM
+def test_under_a_wrapper_over_tls(poem: bytes, certificates: Certificates) -> None:
+    """A wrapper hides the handshake; the poem waits for it, and ends with a close_notify."""
+    server, client = Server(poem), PoetryClientFactory()
+    endpoint = serverFromString(reactor, certificates.listen("good"))
+    port = wait(endpoint.listen(WrappingFactory(server)))
+    address = certificates.trusting(port.getHost().port)
+    clientFromString(reactor, address).connect(client)
+    assert wait(client.received) == poem
+    until(lambda: server.outcomes)
+    assert server.outcomes == ["sent"]
+    wait(port.stopListening())
+
+
+def test_a_reader_that_goes_at_the_last_byte() -> None:
+    """Where the end of the stream cannot be sent, the poem was not."""
+    server = Server(b"short")
+    with listening(WrappingFactory(server)) as port, reader(port) as connection:
+        connection.setsockopt(socket.SOL_SOCKET, socket.SO_LINGER, struct.pack("ii", 1, 0))
+        connection.close()
+        until(lambda: server.outcomes)
+    assert server.outcomes == ["truncated"]

@@ -1,0 +1,63 @@
+"""Socket options and queues."""
+
+from __future__ import annotations
+
+import socket
+from collections.abc import Iterator
+from contextlib import contextmanager
+
+import pytest
+
+from poetry.wire import kernel
+from poetry.wire.kernel import unacknowledged
+from tests.loop import until
+
+
+@contextmanager
+def connected() -> Iterator[tuple[socket.socket, socket.socket]]:
+    """Two ends of a TCP connection."""
+    with socket.create_server(("127.0.0.1", 0)) as server:
+        reader = socket.create_connection(server.getsockname(), 20)
+        sender, _ = server.accept()
+    with reader, sender:
+        yield reader, sender
+
+
+@pytest.mark.parametrize("permitted", [False, True])
+def test_a_close_resets_or_sends(*, permitted: bool) -> None:
+    """Which one it is can be changed until the socket is closed."""
+    with connected() as (reader, sender):
+        sender.sendall(b"abc")
+        kernel.reset_on_close(sender)
+        if permitted:
+            kernel.send_on_close(sender)
+        sender.close()
+        assert reader.recv(3) == b"abc"
+        if permitted:
+            assert reader.recv(1) == b""
+        else:
+            with pytest.raises(ConnectionResetError):
+                reader.recv(1)
+
+
+def test_what_the_peer_has_not_taken() -> None:
+    """It is counted in bytes, and is nothing once the peer's kernel has it."""
+    with connected() as (reader, sender):
+        sender.setblocking(False)
+        sent = sender.send(bytes(50_000_000))
+        assert 0 < unacknowledged(sender) <= sent
+        received = 0
+        while received < sent:
+            received += len(reader.recv(1 << 20))
+        until(lambda: unacknowledged(sender) == 0)
+
+
+def test_a_kernel_that_does_not_tell(monkeypatch: pytest.MonkeyPatch) -> None:
+    """Where the kernel does not say what is queued, nothing is."""
+
+    def refuse(*_: object) -> bytes:
+        raise OSError(25, "Inappropriate ioctl for device")
+
+    monkeypatch.setattr("fcntl.ioctl", refuse)
+    with socket.socket() as handle:
+        assert unacknowledged(handle) == 0

@@ -1,0 +1,162 @@
+"""TLS: close_notify after the last byte, and at no other time."""
+
+from __future__ import annotations
+
+import socket
+import ssl
+from collections.abc import Callable, Iterator
+from contextlib import contextmanager, suppress
+from typing import Any
+
+import pytest
+from twisted.internet.endpoints import clientFromString, serverFromString
+from twisted.internet.task import Clock
+
+from poetry import PoetryClientFactory, PoetryProtocol
+from poetry.errors import EmptyPoem, PoemTruncated
+from poetry.sweep import Sweeper
+from poetry.wire.layers import innermost
+from poetry.wire.sender import Pace
+from poetry.wire.tls import write_now
+from tests.certificates import Certificates
+from tests.ends import (
+    EACH_POEM,
+    LONG,
+    Server,
+    queued,
+    reader,
+)
+from tests.loop import reactor, until, wait, wait_error
+
+
+@contextmanager
+def listening_tls(factory: Any, certificates: Certificates) -> Iterator[int]:
+    """A TLS listener on a free port."""
+    endpoint = serverFromString(reactor, certificates.listen("good"))
+    port = wait(endpoint.listen(factory))
+    try:
+        yield port.getHost().port
+    finally:
+        wait(port.stopListening())
+
+
+@EACH_POEM
+def test_over_tls(poem: bytes, certificates: Certificates) -> None:
+    """Over TLS each poem arrives whole, and its sender is told."""
+    server, client = Server(poem), PoetryClientFactory()
+    with listening_tls(server, certificates) as port:
+        clientFromString(reactor, certificates.trusting(port)).connect(client)
+        assert wait(client.received) == poem
+        until(lambda: server.told)
+    assert (server.told, server.outcomes) == (["sent"], ["sent"])
+
+
+def test_a_reader_that_ends_tls_early_was_not_served(certificates: Certificates) -> None:
+    """A close_notify from the reader in the middle of a poem is a poem that was not sent."""
+
+    class Leaves(PoetryProtocol):
+        def dataReceived(self, data: bytes) -> None:
+            del data
+            self.transport.loseConnection()
+
+    server, client = Server(LONG), PoetryClientFactory()
+    client.protocol = Leaves
+    with listening_tls(server, certificates) as port:
+        clientFromString(reactor, certificates.trusting(port)).connect(client)
+        assert isinstance(wait_error(client.received), PoemTruncated | EmptyPoem)
+        until(lambda: server.told)
+    assert server.outcomes == ["truncated"]
+
+
+CLOSE_WAIT = 8  # linux/tcp_states.h
+
+
+def test_a_reader_that_waits_for_both_ends(certificates: Certificates) -> None:
+    """A reader that does not answer a close_notify sees the FIN too, and is let go in the end."""
+    server, sweeper = Server(b"short"), Sweeper()
+    with listening_tls(server, certificates) as port, reader(port) as connection:
+        context = certificates.context()
+        connection.setblocking(False)
+        tls = context.wrap_socket(
+            connection, server_hostname="localhost", do_handshake_on_connect=False
+        )
+        with tls:
+            assert until_tls(tls.do_handshake) is None
+            assert until_tls(lambda: tls.recv(100)) == b"short"
+            until(lambda: tls.getsockopt(socket.IPPROTO_TCP, socket.TCP_INFO, 1)[0] == CLOSE_WAIT)
+            (protocol,) = server.connections
+            until(lambda: not queued(protocol))
+            for now in (0, 29):
+                sweeper.sweep([protocol], now, 5.0, 30.0)
+            assert not server.outcomes
+            sweeper.sweep([protocol], 30, 5.0, 30.0)
+            until(lambda: server.outcomes)
+    assert server.outcomes == ["sent"]
+
+
+def test_a_stop_before_the_kernel_has_it(certificates: Certificates) -> None:
+    """What is still in the process's buffer was not sent: a stop resets it."""
+    server = Server(b"short")
+    ends: list[Callable[[], None]] = []
+
+    class Stops(PoetryProtocol):
+        def handshakeCompleted(self) -> None:
+            super().handshakeCompleted()
+            ends.append(self.stop)
+            self.stop()
+
+    server.protocol = Stops
+    client = PoetryClientFactory()
+    with listening_tls(server, certificates) as port:
+        clientFromString(reactor, certificates.trusting(port)).connect(client)
+        assert isinstance(wait_error(client.received), PoemTruncated | EmptyPoem)
+        until(lambda: server.outcomes)
+    assert (server.outcomes, len(ends)) == (["stopped"], 1)
+
+
+@pytest.mark.parametrize("poem", [b"short", LONG], ids=["short", "long"])
+def test_slowly(poem: bytes, certificates: Certificates) -> None:
+    """The slow server over TLS: a piece at a time, and whole."""
+    clock = Clock()
+    server, client = Server(poem), PoetryClientFactory()
+    server.pace = Pace(len(poem) // 3 + 1, 2.0, clock)
+    with listening_tls(server, certificates) as port:
+        clientFromString(reactor, certificates.trusting(port)).connect(client)
+        for _ in range(2):
+            until(clock.getDelayedCalls)
+            clock.advance(2.0)
+        assert wait(client.received) == poem
+        until(lambda: server.outcomes)
+    assert (server.outcomes, clock.getDelayedCalls()) == (["sent"], [])
+
+
+def test_twisted_can_still_write_at_once(certificates: Certificates) -> None:
+    """What is written goes to OpenSSL now, whatever Twisted's `write` keeps for later."""
+    transports: list[Any] = []
+
+    class Peeks(PoetryProtocol):
+        def handshakeCompleted(self) -> None:
+            written = innermost(self.transport)._tempDataLen
+            write_now(self.transport, b"at once")
+            transports.append(innermost(self.transport)._tempDataLen - written)
+            self.stop()
+
+    server, client = Server(b"poem"), PoetryClientFactory()
+    server.protocol = Peeks
+    with listening_tls(server, certificates) as port:
+        clientFromString(reactor, certificates.trusting(port)).connect(client)
+        assert isinstance(wait_error(client.received), PoemTruncated | EmptyPoem)
+    assert transports[0] > len(b"at once")
+
+
+def until_tls(step: Callable[[], Any]) -> Any:
+    """Turn the reactor until a step of non-blocking TLS is done; give its result."""
+    results: list[Any] = []
+
+    def done() -> bool:
+        with suppress(ssl.SSLWantReadError):
+            results.append(step())
+        return bool(results)
+
+    until(done)
+    return results[0]
