@@ -2,8 +2,6 @@
 
 from __future__ import annotations
 
-import errno
-import os
 from collections.abc import Callable
 from typing import Any
 
@@ -39,9 +37,19 @@ def get_poem(
         resets the connection.
     """
 
+    if clock is None:
+        from twisted.internet import reactor as clock
+
     async def get() -> bytes:
         poem = bytearray()
-        await download(endpoint, poem.extend, timeout=timeout, max_bytes=max_bytes, clock=clock)
+        await download(
+            endpoint,
+            poem.extend,
+            timeout=timeout,
+            max_bytes=max_bytes,
+            consumer=None,
+            clock=clock,
+        )
         return bytes(poem)
 
     return Deferred.fromCoroutine(get())
@@ -51,20 +59,19 @@ async def download(
     endpoint: IStreamClientEndpoint,
     write: Callable[[bytes], object],
     *,
-    timeout: float = 30.0,
-    max_bytes: int | None = None,
-    output: IConsumer | None = None,
-    clock: Any = None,
+    timeout: float,
+    max_bytes: int | None,
+    consumer: IConsumer | None,
+    clock: Any,
 ) -> None:
     """Fetch a poem and `write` each part of it as it comes; memory stays flat.
 
-    Done when the whole poem was written. Fails as `get_poem` does, or with the OSError of `write`.
+    Done when the whole poem was written. Fails as `get_poem` does, with what `write` raises, or
+    with `ConsumerGone`.
 
-    @param output: what `write` fills; the sender is held back while it is full.
+    @param consumer: what `write` fills; the sender is held back while it is full.
     """
-    if clock is None:
-        from twisted.internet import reactor as clock
-    factory = _DownloadFactory(write, timeout, output, clock)
+    factory = _DownloadFactory(write, timeout, consumer, clock)
     factory.max_bytes = max_bytes
     connecting = endpoint.connect(factory)
     late = clock.callLater(timeout, connecting.cancel)
@@ -84,6 +91,10 @@ async def download(
         raise
 
 
+class ConsumerGone(Exception):
+    """The consumer takes no more; why, it knows itself."""
+
+
 class _DownloadProtocol(PoetryProtocol):
     """Hands each part on at once, and gives up on a sender that falls silent."""
 
@@ -94,8 +105,8 @@ class _DownloadProtocol(PoetryProtocol):
         factory = self.factory
         self._timer = factory.clock.callLater(factory.timeout, self._timedOut)
         super().connectionMade()
-        if factory.output is not None:
-            factory.output.registerProducer(_Throttle(self), True)
+        if factory.consumer is not None:
+            factory.consumer.registerProducer(_Throttle(self), True)
 
     def handshakeCompleted(self) -> None:
         # Twisted compares the names, but only logs what it cannot compare: none, or nonsense.
@@ -112,16 +123,16 @@ class _DownloadProtocol(PoetryProtocol):
         self._timer.reset(self.factory.timeout)
         try:
             self.factory.write(data)
-        except OSError as unwritten:
+        except Exception as unwritten:
             self.fail(unwritten)
 
     def pause(self) -> None:
-        """The output is full: let the kernel hold the sender back, and do not blame it."""
+        """The consumer is full: let the kernel hold the sender back, and do not blame it."""
         self._timer.reset(_NEVER)
         self.transport.pauseProducing()
 
     def resume(self) -> None:
-        """The output has room."""
+        """The consumer has room."""
         self._timer.reset(self.factory.timeout)
         self.transport.resumeProducing()
 
@@ -131,8 +142,8 @@ class _DownloadProtocol(PoetryProtocol):
     def connectionLost(self, reason: Failure = connectionDone) -> None:
         if self._timer.active():
             self._timer.cancel()
-        if self.factory.output is not None:
-            self.factory.output.unregisterProducer()
+        if self.factory.consumer is not None:
+            self.factory.consumer.unregisterProducer()
         super().connectionLost(reason)
 
 
@@ -146,19 +157,19 @@ class _DownloadFactory(PoetryClientFactory):
         self,
         write: Callable[[bytes], object],
         timeout: float,
-        output: IConsumer | None,
+        consumer: IConsumer | None,
         clock: Any,
     ) -> None:
         super().__init__()
         self.write = write
         self.timeout = timeout
-        self.output = output
+        self.consumer = consumer
         self.clock = clock
 
 
 @implementer(IPushProducer)
 class _Throttle:
-    """A download as the producer of its output."""
+    """A download as the producer of its consumer."""
 
     def __init__(self, download: _DownloadProtocol) -> None:
         self._download = download
@@ -170,4 +181,4 @@ class _Throttle:
         self._download.resume()
 
     def stopProducing(self) -> None:
-        self._download.fail(BrokenPipeError(errno.EPIPE, os.strerror(errno.EPIPE)))
+        self._download.fail(ConsumerGone())

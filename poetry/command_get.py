@@ -6,7 +6,6 @@ import re
 import sys
 from collections.abc import Sequence
 from pathlib import Path
-from typing import Any
 
 import click
 
@@ -31,14 +30,14 @@ from poetry.progress import is_terminal, progress_bar
 @click.option(
     "-o",
     "--output",
-    type=click.Path(path_type=Path),
+    type=click.Path(readable=False),
     metavar="FILE",
     help="Write here instead, atomically: a failure leaves no file, and an old one as it was.",
 )
 @click.option(
     "-d",
     "--directory",
-    type=click.Path(path_type=Path),
+    type=click.Path(readable=False, path_type=Path),
     metavar="DIR",
     help="One file an address.",
 )
@@ -70,51 +69,49 @@ from poetry.progress import is_terminal, progress_bar
 @click.option("-q", "--quiet", is_flag=True, help="Errors only.")
 def get(
     addresses: tuple[str, ...],
-    output: Path | None,
+    output: str | None,
     directory: Path | None,
+    timeout: float,
+    max_bytes: int | None,
+    retries: int,
+    sha256: str | None,
     progress: bool | None,
     quiet: bool,
-    sha256: str | None,
-    **wanted: Any,
 ) -> int:
     """Fetch poems at the same time, and print them in the order asked for."""
-    sha256 = digest_wanted(sha256)
-    paths = files_wanted(addresses, output, directory)
-    if not paths and sys.__stdout__ is None:
+    if output is not None and directory is not None:
+        raise click.UsageError("give --output or --directory, not both")
+    paths = [] if directory is None else files_in(directory, addresses)
+    printed = output is None and directory is None
+    if printed and sys.__stdout__ is None:
         raise click.ClickException("standard output: it is closed")
+    wanted_digest = digest_wanted(sha256)
 
     from twisted.internet import reactor
     from twisted.logger import globalLogBeginner
 
     from poetry.addresses import BadAddress, client_endpoint
-    from poetry.fetch import Fetcher, Wanted
+    from poetry.fetch import Fetcher, Source, Wanted
     from poetry.run import run_to_end
 
     globalLogBeginner.beginLoggingTo([], discardBuffer=True, redirectStandardIO=False)
     try:
-        sources = [
-            (address, client_endpoint(reactor, address, wanted["timeout"])) for address in addresses
-        ]
+        sources = [Source(each, client_endpoint(reactor, each, timeout)) for each in addresses]
     except BadAddress as error:
         raise click.UsageError(str(error)) from error
     if progress is None:
         # On the terminal that shows the poem, a bar would be in its way.
-        printed = not paths and is_terminal(sys.stdout)
-        progress = is_terminal(sys.stderr) and not quiet and not printed
+        in_the_way = printed and is_terminal(sys.stdout)
+        progress = is_terminal(sys.stderr) and not quiet and not in_the_way
     with progress_bar(shown=progress) as (advance, say):
         fetcher = Fetcher(
             reactor,
-            Wanted(sha256=sha256, **wanted),
+            Wanted(timeout=timeout, max_bytes=max_bytes, retries=retries, sha256=wanted_digest),
             advance,
             note=(lambda _: None) if quiet else say,
             complain=lambda message: say(f"Error: {message}"),
         )
-        if not paths:
-            work = fetcher.to_stdout(sources)
-        elif len(paths) < len(sources):
-            work = fetcher.to_file(sources, paths[0])
-        else:
-            work = fetcher.to_files(sources, paths)
+        work = fetcher.fetch_each(sources, paths) if paths else fetcher.fetch(sources, output)
         return run_to_end(reactor, work)
 
 
@@ -125,14 +122,8 @@ def digest_wanted(text: str | None) -> str | None:
     return text and text.lower()
 
 
-def files_wanted(
-    addresses: Sequence[str], output: Path | None, directory: Path | None
-) -> list[Path]:
-    """Where the poems go: one file each, one for all, or none (standard output)."""
-    if directory is None:
-        return [] if output is None else [output]
-    if output is not None:
-        raise click.UsageError("give --output or --directory, not both")
+def files_in(directory: Path, addresses: Sequence[str]) -> list[str]:
+    """A file in the directory for each address."""
     names = [re.sub(r"[^\w.-]+", "_", address).strip("_") + ".txt" for address in addresses]
     if len(set(names)) < len(names):
         raise click.UsageError("two addresses would share a file in --directory")
@@ -140,4 +131,4 @@ def files_wanted(
         directory.mkdir(parents=True, exist_ok=True)
     except OSError as error:
         raise click.ClickException(f"{directory}: {error.strerror}") from error
-    return [directory / name for name in names]
+    return [str(directory / name) for name in names]

@@ -1,39 +1,36 @@
-"""What `poetry get` does with its addresses: retries, order, files, standard output."""
+"""What `poetry get` does with its addresses: retries, order, and what it says of failures."""
 
 from __future__ import annotations
 
-import shutil
-import sys
-from collections.abc import Awaitable, Callable, Coroutine, Iterator, Sequence
-from contextlib import ExitStack, contextmanager
+from collections.abc import Callable, Coroutine, Iterator, Sequence
+from contextlib import ExitStack, closing, contextmanager
 from hashlib import sha256
 from itertools import count
-from pathlib import Path
-from tempfile import SpooledTemporaryFile
-from typing import IO, Any, NamedTuple
+from typing import Any, NamedTuple
 
 from twisted.internet import error as errors
 from twisted.internet.defer import CancelledError, Deferred
 from twisted.internet.error import ConnectError, DNSLookupError
 from twisted.internet.interfaces import IStreamClientEndpoint
 from twisted.internet.task import deferLater
-from twisted.protocols.basic import FileSender
 
-from poetry.client import download
+from poetry.client import ConsumerGone, download
 from poetry.errors import EmptyPoem, PoemMismatch, PoemTimedOut, PoemTruncated
-from poetry.output import Output, atomic_file
-
-SPOOL_BYTES = 1024 * 1024
-"""Bytes of a poem that is not yet due that stay in memory; the rest goes to a temporary file."""
+from poetry.output import STANDARD_OUTPUT, Sink, Spool, Unwritten, open_sink
 
 TRANSIENT = (PoemTruncated, EmptyPoem, PoemTimedOut, ConnectError, DNSLookupError)
 """What another try may mend."""
 
-Source = tuple[str, IStreamClientEndpoint]
+
+class Source(NamedTuple):
+    """Where a poem comes from: the endpoint, and what the user calls it."""
+
+    address: str
+    endpoint: IStreamClientEndpoint
 
 
 class Wanted(NamedTuple):
-    """What is wanted of each address; `timeout` in seconds, `sha256` hexadecimal."""
+    """What is wanted of each source; `timeout` in seconds, `sha256` hexadecimal."""
 
     timeout: float
     max_bytes: int | None
@@ -63,105 +60,84 @@ class Fetcher:
         self._note = note
         self._complain = complain
 
-    async def to_stdout(self, sources: Sequence[Source]) -> bool:
-        """One poem streams as it arrives; several are spooled, and printed in order when whole."""
+    async def fetch(self, sources: Sequence[Source], path: str | None) -> bool:
+        """All into one file, or onto standard output (None): one poem as it arrives; several are
+        spooled, and written in order when whole. A regular file appears only if all arrived.
+        """
+        return await self._blame(self._write(sources, path))
 
-        async def send(spool: IO[bytes]) -> None:
-            try:
-                await FileSender().beginFileTransfer(spool, output)
-            except CancelledError:
-                raise
-            except Exception:  # all that a FileSender says is that the output is gone
-                await output.closed
-
-        try:
-            output = Output(self._reactor, sys.stdout.fileno())
-            if len(sources) == 1:
-                arrived = await self._attempt(sources[0][0], self._fetch(sources[0], output))
-            else:
-                arrived = await self._in_order(sources, send)
-            output.loseConnection()
-            await output.closed
-        except BrokenPipeError:
-            return False  # `head` has enough: nothing to complain of
-        except OSError as error:
-            return self._failed("standard output", error)
-        return arrived
-
-    async def to_file(self, sources: Sequence[Source], path: Path) -> bool:
-        """Several poems into one file, in order; no file unless all arrived."""
-
-        async def append(spool: IO[bytes]) -> None:
-            shutil.copyfileobj(spool, file)
-
-        try:
-            with atomic_file(path) as file:
-                if not await self._in_order(sources, append):
-                    raise _Incomplete
-        except _Incomplete:
-            return False
-        except OSError as error:
-            return self._failed(str(path), error)
-        return True
-
-    async def to_files(self, sources: Sequence[Source], paths: Sequence[Path]) -> bool:
-        """Each poem into a file of its own; no file for one that did not arrive."""
-
-        async def save(source: Source, path: Path) -> None:
-            with atomic_file(path) as file:
-                await self._fetch(source, file)
-
-        jobs = [
-            self._attempt(source[0], save(source, path), str(path))
-            for source, path in zip(sources, paths, strict=True)
-        ]
+    async def fetch_each(self, sources: Sequence[Source], paths: Sequence[str]) -> bool:
+        """Each poem into a file of its own."""
+        jobs = [self.fetch([source], path) for source, path in zip(sources, paths, strict=True)]
         with _started(jobs) as started:
             return all([await job for job in started])
 
-    async def _in_order(
-        self, sources: Sequence[Source], deliver: Callable[[IO[bytes]], Awaitable[object]]
-    ) -> bool:
-        async def spool(source: Source, file: IO[bytes]) -> None:
-            await self._fetch(source, file)
-            file.seek(0)
+    async def _write(self, sources: Sequence[Source], path: str | None) -> bool:
+        with closing(open_sink(self._reactor, path)) as sink:
+            if len(sources) == 1:
+                whole = await self._attempt(sources[0], sink)
+            else:
+                whole = await self._in_order(sources, sink)
+            await sink.finish(whole=whole)
+            return whole
 
+    async def _in_order(self, sources: Sequence[Source], sink: Sink) -> bool:
         with ExitStack() as stack:
-            files = [stack.enter_context(SpooledTemporaryFile(SPOOL_BYTES)) for _ in sources]
+            spools = [stack.enter_context(closing(Spool())) for _ in sources]
             jobs = [
-                self._attempt(source[0], spool(source, file), "temporary file")
-                for source, file in zip(sources, files, strict=True)
+                self._blame(self._spool(source, spool))
+                for source, spool in zip(sources, spools, strict=True)
             ]
             started = stack.enter_context(_started(jobs))
-            complete = True
-            for job, file in zip(started, files, strict=True):
+            whole = True
+            for job, spool in zip(started, spools, strict=True):
                 if await job:
-                    await deliver(file)
-                    file.close()
+                    await sink.copy(spool.file)
                 else:
-                    complete = False
-            return complete
+                    whole = False
+                spool.close()
+            return whole
 
-    async def _fetch(self, source: Source, sink: Any) -> None:
-        """Download into a file or the `Output`, with the retries that are wanted."""
-        address, _ = source
+    async def _spool(self, source: Source, spool: Spool) -> bool:
+        whole = await self._attempt(source, spool)
+        await spool.finish(whole=whole)
+        return whole
+
+    async def _attempt(self, source: Source, sink: Sink) -> bool:
+        """Download, and say what went wrong with the source."""
+        try:
+            await self._download(source, sink)
+        except (CancelledError, Unwritten):
+            raise
+        except errors.ConnectingCancelledError as error:
+            raise CancelledError from error
+        except ConsumerGone:
+            return False  # why, the sink says when it is finished
+        except Exception as error:
+            return self._failed(source.address, error)
+        return True
+
+    async def _download(self, source: Source, sink: Sink) -> None:
+        """Download, with the retries that are wanted."""
         retries = self._wanted.retries
         for attempt in count(1):  # pragma: no branch (it has no end)
             try:
-                await self._fetch_once(source, sink)
+                await self._download_once(source, sink)
             except TRANSIENT as error:
-                if attempt > retries or not _restarted(sink):
+                if attempt > retries or not sink.restart():
                     raise
                 from twisted.application.internet import backoffPolicy
 
                 delay = backoffPolicy()(attempt)
                 self._note(
-                    f"{address}: {explain(error)}; retry {attempt} of {retries} in {delay:.1f} s"
+                    f"{source.address}: {explain(error)};"
+                    f" retry {attempt} of {retries} in {delay:.1f} s"
                 )
                 await deferLater(self._reactor, delay)
             else:
                 return
 
-    async def _fetch_once(self, source: Source, sink: Any) -> None:
+    async def _download_once(self, source: Source, sink: Sink) -> None:
         wanted = self._wanted
         digest = sha256()
 
@@ -172,43 +148,28 @@ class Fetcher:
             self._advance(len(data))
 
         await download(
-            source[1],
+            source.endpoint,
             write,
             timeout=wanted.timeout,
             max_bytes=wanted.max_bytes,
-            output=sink if isinstance(sink, Output) else None,
+            consumer=sink.consumer,
             clock=self._reactor,
         )
-        if not isinstance(sink, Output):
-            sink.flush()
         if wanted.sha256 not in (None, digest.hexdigest()):
             raise PoemMismatch(str(wanted.sha256), digest.hexdigest())
 
-    async def _attempt(
-        self, address: str, work: Coroutine[Any, Any, None], place: str | None = None
-    ) -> bool:
-        """Do the work; say what went wrong, with `place` if it was ours."""
+    async def _blame(self, work: Coroutine[Any, Any, bool]) -> bool:
+        """Do the work, and say what went wrong with what it was to be written to."""
         try:
-            await work
-        except DNSLookupError as error:
-            return self._failed(address, error)
-        except OSError as error:
-            return place is not None and self._failed(place, error)
-        except CancelledError:
-            raise
-        except errors.ConnectingCancelledError as error:
-            raise CancelledError from error
-        except Exception as error:
-            return self._failed(address, error)
-        return True
+            return await work
+        except Unwritten as error:
+            if error.place == STANDARD_OUTPUT and isinstance(error.reason, BrokenPipeError):
+                return False  # `head` has enough: nothing to complain of
+            return self._failed(error.place, error.reason)
 
     def _failed(self, subject: str, error: Exception) -> bool:
         self._complain(f"{subject}: {explain(error)}")
         return False
-
-
-class _Incomplete(Exception):
-    """Not all poems arrived, and that has been said."""
 
 
 @contextmanager
@@ -221,15 +182,6 @@ def _started(jobs: Sequence[Coroutine[Any, Any, bool]]) -> Iterator[list[Deferre
         for job in started:
             job.addErrback(lambda _: None)  # it was cancelled, or the block has failed before it
             job.cancel()
-
-
-def _restarted(sink: Any) -> bool:
-    """Take back what was written, where that can be."""
-    if isinstance(sink, Output):
-        return not sink.used
-    sink.seek(0)
-    sink.truncate()
-    return True
 
 
 def explain(error: Exception) -> str:

@@ -1,4 +1,4 @@
-"""Where a poem is written: standard output without blocking, and files that appear when whole."""
+"""Where a poem is written: what takes it as it comes, files that appear when whole, and spools."""
 
 from __future__ import annotations
 
@@ -6,35 +6,108 @@ import errno
 import os
 import shutil
 import stat
-from collections.abc import Iterator
+import sys
+from collections.abc import Awaitable, Iterator
 from contextlib import contextmanager, suppress
 from pathlib import Path
 from secrets import token_hex
-from typing import IO, Any
+from tempfile import SpooledTemporaryFile
+from typing import IO, Any, Protocol
 
 from twisted.internet.abstract import FileDescriptor
-from twisted.internet.defer import Deferred
-from twisted.internet.main import CONNECTION_LOST
+from twisted.internet.defer import CancelledError, Deferred
+from twisted.internet.interfaces import IConsumer
+from twisted.internet.main import CONNECTION_DONE, CONNECTION_LOST
+from twisted.protocols.basic import FileSender
 from twisted.python.failure import Failure
+
+STANDARD_OUTPUT = "standard output"
+
+SPOOL_BYTES = 1024 * 1024
+"""Bytes of a poem that is not yet due that stay in memory; the rest goes to a temporary file."""
+
+
+class Unwritten(Exception):
+    """It could not be written: `place` is at fault, for `reason`."""
+
+    def __init__(self, place: str, reason: Exception) -> None:
+        super().__init__(place, reason)
+        self.place = place
+        self.reason = reason
+
+
+class Sink(Protocol):
+    """What a poem is written to. Whatever goes wrong with it is an `Unwritten`.
+
+    @ivar size: bytes written since the start, or the last restart.
+    @ivar consumer: what holds the sender back, where anything does.
+    """
+
+    @property
+    def size(self) -> int:
+        """See above."""
+
+    @property
+    def consumer(self) -> IConsumer | None:
+        """See above."""
+
+    def write(self, data: bytes) -> object:
+        """Take some more."""
+
+    def copy(self, file: IO[bytes]) -> Awaitable[None]:
+        """Take all that is left in a file."""
+
+    def restart(self) -> bool:
+        """Take back what was written; whether that can be."""
+
+    def finish(self, *, whole: bool) -> Awaitable[None]:
+        """All is written; a file that is not `whole` is given up."""
+
+    def close(self) -> None:
+        """Give up what is not finished, and keep nothing open."""
+
+
+def open_sink(reactor: Any, path: str | None) -> Sink:
+    """Standard output (None), a file that appears when it is whole, or what is no regular file.
+
+    @raise Unwritten: where it cannot be written.
+    """
+    if path is None:
+        with _blaming(STANDARD_OUTPUT):
+            return Output(reactor, own_description(sys.stdout.fileno()), STANDARD_OUTPUT)
+    with _blaming(path):
+        if Path(path).exists() and not Path(path).is_file():
+            # Not blocking: nobody may ever read a FIFO.
+            descriptor = os.open(path, os.O_WRONLY | os.O_NONBLOCK | os.O_CLOEXEC)
+            return Output(reactor, descriptor, path)
+        return AtomicFile(path)
 
 
 class Output(FileDescriptor):
-    """A pipe, a terminal or an open file, as a consumer that never blocks the reactor on a pipe.
+    """A pipe, a terminal, a device or an open file, and never blocks the reactor on a pipe: a Sink.
 
-    @ivar used: whether anything was written.
     @ivar closed: fires with None when all is written and `loseConnection` was called, or fails with
-        the OSError of the write, BrokenPipeError where the reader went away.
+        `Unwritten`, for a BrokenPipeError where the reader went away.
     """
 
     connected = 1
-    used = False
+    size = 0
 
-    def __init__(self, reactor: Any, descriptor: int) -> None:
-        """@raise OSError: where it is not open."""
+    def __init__(self, reactor: Any, descriptor: int, place: str) -> None:
+        """@param descriptor: is closed in the end.
+
+        @param place: what errors call it.
+        """
         super().__init__(reactor)
         self.closed: Deferred[None] = Deferred()
-        self._descriptor = _own_description(descriptor)
+        self._descriptor = descriptor
+        self._place = place
         self._error: OSError | None = None
+
+    @property
+    def consumer(self) -> IConsumer:
+        """Itself: it pauses who writes more than it has room for."""
+        return self
 
     def fileno(self) -> int:
         """For the reactor."""
@@ -42,7 +115,7 @@ class Output(FileDescriptor):
 
     def write(self, data: bytes) -> None:
         """Take some more: IConsumer."""
-        self.used = True
+        self.size += len(data)
         super().write(data)
 
     def writeSomeData(self, data: bytes) -> int | BaseException:
@@ -55,18 +128,43 @@ class Output(FileDescriptor):
             self._error = error
             return CONNECTION_LOST
 
+    async def copy(self, file: IO[bytes]) -> None:
+        """Take all that is left in a file, as there is room."""
+        try:
+            await FileSender().beginFileTransfer(file, self)
+        except CancelledError:
+            raise
+        except Exception:  # all that a FileSender says is that the output is gone
+            await self.closed
+
+    def restart(self) -> bool:
+        """What is out is out."""
+        return not self.size
+
+    async def finish(self, *, whole: bool) -> None:  # noqa: ARG002
+        """Wait until all is out, which what is not whole is as well."""
+        self.loseConnection()
+        await self.closed
+
+    def close(self) -> None:
+        """Give up what is not out."""
+        if not self.closed.called:
+            self.closed.addErrback(lambda _: None)
+            self.connectionLost(Failure(CONNECTION_DONE))
+
     def connectionLost(self, reason: Failure) -> None:
         """All is written, or no more can be."""
         unwritten = self._error is not None or not self.disconnecting or self.producer is not None
         super().connectionLost(reason)  # type: ignore[no-untyped-call]
         os.close(self._descriptor)
         if unwritten:
-            self.closed.errback(self._error or BrokenPipeError(errno.EPIPE, "closed"))
+            broken = BrokenPipeError(errno.EPIPE, os.strerror(errno.EPIPE))
+            self.closed.errback(Unwritten(self._place, self._error or broken))
         else:
             self.closed.callback(None)
 
 
-def _own_description(descriptor: int) -> int:
+def own_description(descriptor: int) -> int:
     """A descriptor that need not block, without making another process's share of it non-blocking.
 
     A regular file is shared instead, for its position.
@@ -78,30 +176,86 @@ def _own_description(descriptor: int) -> int:
     return os.dup(descriptor)
 
 
-@contextmanager
-def atomic_file(path: Path) -> Iterator[IO[bytes]]:
-    """Write a file that takes its name only if the block succeeds; an old one stays until then.
+class _File:
+    """A sink that can start again, and that holds nobody back."""
 
-    What is no regular file (a FIFO, /dev/null) is written as it is.
+    consumer = None
+    size = 0
 
-    @raise OSError: where it cannot be written.
+    def __init__(self, file: IO[bytes], place: str) -> None:
+        self.file = file
+        self._place = place
+
+    def write(self, data: bytes) -> None:
+        """Take some more."""
+        self.size += len(data)
+        with _blaming(self._place):
+            self.file.write(data)
+
+    async def copy(self, file: IO[bytes]) -> None:
+        """Take all that is left in a file."""
+        with _blaming(self._place):
+            shutil.copyfileobj(file, self.file)
+
+    def restart(self) -> bool:
+        """Empty the file."""
+        self.size = 0
+        with _blaming(self._place):
+            self.file.seek(0)
+            self.file.truncate()
+        return True
+
+    def close(self) -> None:
+        """Close the file."""
+        with suppress(OSError):  # of what was still to be written, and is given up
+            self.file.close()
+
+
+class Spool(_File):
+    """Holds a poem that is not yet due; finished, it can be read from its start."""
+
+    def __init__(self) -> None:
+        file = SpooledTemporaryFile(SPOOL_BYTES)  # noqa: SIM115 (`close` does)
+        super().__init__(file, "temporary file")
+
+    async def finish(self, *, whole: bool) -> None:  # noqa: ARG002
+        """Go to the start."""
+        with _blaming(self._place):
+            self.file.seek(0)
+
+
+class AtomicFile(_File):
+    """A file that takes its name only when it is finished and whole; an old one stays until then.
+
+    @raise OSError: where it cannot be made.
     """
-    if path.exists() and not path.is_file():
-        # Not blocking: nobody may ever read a FIFO.
-        descriptor = os.open(path, os.O_WRONLY | os.O_NONBLOCK)
-        os.set_blocking(descriptor, True)
-        with os.fdopen(descriptor, "wb") as file:
-            yield file
-        return
-    target = Path(os.path.realpath(path))
-    part = target.with_name(f".poetry-{token_hex(6)}.part")
-    mode = stat.S_IMODE(target.stat().st_mode) if target.exists() else 0o666
+
+    def __init__(self, path: str) -> None:
+        self._target = Path(os.path.realpath(path))
+        self._part = self._target.with_name(f".poetry-{token_hex(6)}.part")
+        mode = stat.S_IMODE(self._target.stat().st_mode) if self._target.exists() else 0o666
+        descriptor = os.open(self._part, os.O_WRONLY | os.O_CREAT | os.O_EXCL | os.O_CLOEXEC, mode)
+        super().__init__(os.fdopen(descriptor, "wb"), path)
+
+    async def finish(self, *, whole: bool) -> None:
+        """Give the file its name, if it is whole."""
+        with _blaming(self._place):
+            self.file.close()
+            if whole:
+                if self._target.exists():
+                    shutil.copymode(self._target, self._part)
+                self._part.replace(self._target)
+
+    def close(self) -> None:
+        """Leave no file that is not finished."""
+        super().close()
+        self._part.unlink(missing_ok=True)
+
+
+@contextmanager
+def _blaming(place: str) -> Iterator[None]:
+    """Whatever goes wrong in the block, `place` is at fault."""
     try:
-        with os.fdopen(os.open(part, os.O_WRONLY | os.O_CREAT | os.O_EXCL, mode), "wb") as file:
-            yield file
-        if target.exists():
-            shutil.copymode(target, part)
-        part.replace(target)
-    except BaseException:
-        part.unlink(missing_ok=True)
-        raise
+        yield
+    except Exception as reason:
+        raise Unwritten(place, reason) from reason

@@ -801,7 +801,7 @@ def test_what_nobody_foresaw() -> None:
     script = """
 from poetry import cli, fetch
 async def fail(*_): raise RuntimeError("what\\nnobody foresaw")
-fetch.Fetcher.to_stdout = fail
+fetch.Fetcher.fetch = fail
 cli.main()
 """
     words = [sys.executable, "-c", script, "get", "1"]

@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import socket
-from collections.abc import Iterator
+from collections.abc import Callable, Iterator
 from typing import Any
 
 import pytest
@@ -15,7 +15,7 @@ from twisted.internet.task import Clock
 from twisted.internet.testing import StringTransport
 from twisted.python.failure import Failure
 
-from poetry.client import download, get_poem
+from poetry.client import ConsumerGone, download, get_poem
 from poetry.errors import EmptyPoem, PoemTimedOut, PoemTooLong, PoemTruncated
 from poetry.protocol import PoetryServerFactory
 from tests.loop import reactor, until, wait, wait_error
@@ -65,6 +65,14 @@ class InMemory:
         done: Deferred[Any] = Deferred()
         done.callback(self.protocol)
         return done
+
+
+def downloading(
+    endpoint: Any, write: Callable[[bytes], object], consumer: Any = None, clock: Any = None
+) -> Deferred[None]:
+    """Begin a download that waits for 5 seconds."""
+    options = {"timeout": 5, "max_bytes": None, "consumer": consumer, "clock": clock or Clock()}
+    return Deferred.fromCoroutine(download(endpoint, write, **options))
 
 
 @pytest.mark.parametrize("poem", [b"x", LONG], ids=["1 byte", "10 MB"])
@@ -171,7 +179,7 @@ def test_a_write_that_fails_is_the_error() -> None:
         raise OSError(28, f"No space for {len(data)} bytes")
 
     endpoint = InMemory()
-    done = Deferred.fromCoroutine(download(endpoint, write, clock=Clock()))  # type: ignore[arg-type]
+    done = downloading(endpoint, write)
     endpoint.protocol.dataReceived(b"half")
     assert "No space" in str(wait_error(done))
     assert endpoint.transport.disconnected or endpoint.transport.disconnecting
@@ -181,9 +189,7 @@ def test_a_full_output_holds_the_server_back() -> None:
     """While the output is full, nothing is read, and the silence is not the server's."""
     clock, endpoint = Clock(), InMemory()
     output = StringTransport()
-    done = Deferred.fromCoroutine(
-        download(endpoint, output.write, output=output, timeout=5, clock=clock)  # type: ignore[arg-type]
-    )
+    done = downloading(endpoint, output.write, output, clock)
     endpoint.protocol.dataReceived(b"half")
     producer: Any = output.producer
     producer.pauseProducing()
@@ -202,12 +208,10 @@ def test_a_full_output_holds_the_server_back() -> None:
 def test_an_output_that_goes_away_ends_the_download() -> None:
     """Where nobody reads the output any more, the download is given up."""
     endpoint, output = InMemory(), StringTransport()
-    done = Deferred.fromCoroutine(
-        download(endpoint, output.write, output=output, clock=Clock())  # type: ignore[arg-type]
-    )
+    done = downloading(endpoint, output.write, output)
     producer: Any = output.producer
     producer.stopProducing()
-    assert isinstance(wait_error(done), BrokenPipeError)
+    assert isinstance(wait_error(done), ConsumerGone)
 
 
 def test_the_global_reactor_is_the_clock() -> None:

@@ -68,11 +68,11 @@ class Fetching:
             self.complaints.append,
         )
 
-    def to_files(self, *paths: Path, endpoints: list[Any]) -> list[bool | Failure]:
+    def fetch_each(self, *paths: Path, endpoints: list[Any]) -> list[bool | Failure]:
         """Begin; what it gives is in the list when it is done."""
         results: list[bool | Failure] = []
-        sources: list[Source] = [(f"address {i}", each) for i, each in enumerate(endpoints)]
-        self.done = Deferred.fromCoroutine(self.fetcher.to_files(sources, paths))
+        sources: list[Source] = [Source(f"address {i}", each) for i, each in enumerate(endpoints)]
+        self.done = Deferred.fromCoroutine(self.fetcher.fetch_each(sources, [*map(str, paths)]))
         self.done.addBoth(results.append)
         return results
 
@@ -94,7 +94,7 @@ def test_retries_from_the_start(path: Path) -> None:
         error.DNSLookupError("no results"),
         (b"a poem", CLEAN),
     )
-    done = fetching.to_files(path, endpoints=[endpoint])
+    done = fetching.fetch_each(path, endpoints=[endpoint])
     for attempt in range(1, 5):
         assert not done
         assert len(fetching.notes) == attempt
@@ -122,7 +122,7 @@ def test_retries_from_the_start(path: Path) -> None:
 def test_it_gives_up(path: Path, retries: int, script: list[Any], complaint: str) -> None:
     """When the retries are used up, or no retry can mend it, it complains and leaves no file."""
     fetching = Fetching(retries, max_bytes=6, sha256=sha256(b"a poem").hexdigest())
-    done = fetching.to_files(path, endpoints=[Scripted(*script)])
+    done = fetching.fetch_each(path, endpoints=[Scripted(*script)])
     fetching.clock.advance(60)
     assert done == [False]
     assert [each.startswith(f"address 0: {complaint}") for each in fetching.complaints] == [True]
@@ -134,7 +134,7 @@ def test_cancelled(path: Path, tmp_path: Path) -> None:
     """When it is cancelled, nothing goes on and nobody complains."""
     fetching = Fetching(retries=1)
     paths = (path, *(tmp_path / name for name in "ab"))
-    done = fetching.to_files(*paths, endpoints=[Never(), Never(), Scripted(REFUSED)])
+    done = fetching.fetch_each(*paths, endpoints=[Never(), Never(), Scripted(REFUSED)])
     assert not done
     fetching.done.cancel()
     [failure] = done

@@ -1,20 +1,60 @@
-"""Standard output that does not block, and files that appear when whole."""
+"""What takes a poem as it comes without blocking, files that appear when whole, and spools."""
 
 from __future__ import annotations
 
 import errno
 import os
 import stat
-from collections.abc import Iterator
+from collections.abc import Callable, Iterator
 from contextlib import suppress
+from functools import partial
+from operator import methodcaller
 from pathlib import Path
 
 import pytest
+from twisted.internet.defer import Deferred
 
-from poetry.output import Output, atomic_file
+from poetry.output import (
+    STANDARD_OUTPUT,
+    Output,
+    Sink,
+    Spool,
+    Unwritten,
+    open_sink,
+    own_description,
+)
 from tests.loop import reactor, until, wait, wait_error
 
 LONG = bytes(range(256)) * 4_000
+
+
+def output_to(descriptor: int) -> Output:
+    """An output to what is open there."""
+    return Output(reactor, own_description(descriptor), "the place")
+
+
+def reason_of(error: BaseException) -> Exception:
+    """Why it could not be written."""
+    assert isinstance(error, Unwritten)
+    assert error.place == "the place"
+    return error.reason
+
+
+def finish(sink: Sink, *, whole: bool = True) -> None:
+    """Finish a sink while the reactor turns, and close it."""
+
+    async def finished() -> None:
+        await sink.finish(whole=whole)
+
+    wait(Deferred.fromCoroutine(finished()))
+    sink.close()
+
+
+def save(path: Path, poem: bytes) -> None:
+    """Write a file as a poem is written."""
+    sink = open_sink(reactor, str(path))
+    sink.write(poem)
+    finish(sink)
 
 
 @pytest.fixture
@@ -32,10 +72,10 @@ def pipe() -> Iterator[tuple[int, int]]:
 def test_a_full_pipe_blocks_nobody(pipe: tuple[int, int]) -> None:
     """What the pipe has no room for waits, and the pipe blocks for those who share it."""
     reader, writer = pipe
-    output = Output(reactor, writer)
-    assert not output.used
+    output = output_to(writer)
+    assert output.restart()
     output.write(LONG)
-    assert output.used
+    assert not output.restart()
     output.loseConnection()
     reactor.iterate(0)
     assert not output.closed.called
@@ -56,7 +96,7 @@ def test_a_full_pipe_blocks_nobody(pipe: tuple[int, int]) -> None:
 
 def test_a_pipe_that_another_process_filled(pipe: tuple[int, int]) -> None:
     """A pipe that has no room after all takes nothing, and that is no error."""
-    output = Output(reactor, pipe[1])
+    output = output_to(pipe[1])
     while output.writeSomeData(bytes(65536)):
         pass
     os.read(pipe[0], 65536)
@@ -66,27 +106,27 @@ def test_a_pipe_that_another_process_filled(pipe: tuple[int, int]) -> None:
 
 def test_a_closed_pipe(pipe: tuple[int, int]) -> None:
     """When the reader goes away, it says so."""
-    output = Output(reactor, pipe[1])
+    output = output_to(pipe[1])
     os.close(pipe[0])
     output.write(LONG)
-    assert isinstance(wait_error(output.closed), BrokenPipeError)
+    assert isinstance(reason_of(wait_error(output.closed)), BrokenPipeError)
 
 
 def test_a_reader_that_leaves_before_the_rest(pipe: tuple[int, int]) -> None:
     """The reactor's word that nobody reads any more is a broken pipe, too."""
-    output = Output(reactor, pipe[1])
+    output = output_to(pipe[1])
     output.write(LONG)
     reactor.iterate(0)
     os.close(pipe[0])
-    assert isinstance(wait_error(output.closed), BrokenPipeError)
+    assert isinstance(reason_of(wait_error(output.closed)), BrokenPipeError)
 
 
 def test_full() -> None:
     """A disk that is full is its own error."""
     with Path("/dev/full").open("wb") as full:
-        output = Output(reactor, full.fileno())
+        output = output_to(full.fileno())
     output.write(b"a poem")
-    error = wait_error(output.closed)
+    error = reason_of(wait_error(output.closed))
     assert isinstance(error, OSError)
     assert error.errno == errno.ENOSPC
 
@@ -96,7 +136,7 @@ def test_an_open_file_keeps_its_place(tmp_path: Path) -> None:
     path = tmp_path / "poem.txt"
     with path.open("wb", buffering=0) as file:
         file.write(b"title\n")
-        output = Output(reactor, file.fileno())
+        output = output_to(file.fileno())
         output.write(b"poem\n")
         output.loseConnection()
         wait(output.closed)
@@ -104,41 +144,71 @@ def test_an_open_file_keeps_its_place(tmp_path: Path) -> None:
     assert path.read_bytes() == b"title\npoem\nend\n"
 
 
-def test_a_descriptor_that_is_not_open() -> None:
+def test_standard_output_that_is_not_open(monkeypatch: pytest.MonkeyPatch) -> None:
     """Without standard output there is nothing to write to."""
+    with Path(os.devnull).open() as stdout:
+        monkeypatch.setattr("sys.stdout", stdout)
+    with pytest.raises(Unwritten) as failed:
+        open_sink(reactor, None)
+    assert failed.value.place == STANDARD_OUTPUT
+
+
+def test_closing_gives_up_what_is_not_out(pipe: tuple[int, int]) -> None:
+    """An output that is closed keeps nothing open, writes no more, and says nothing."""
+    output = output_to(pipe[1])
+    output.write(LONG)
+    descriptor = output.fileno()
+    output.close()
     with pytest.raises(OSError, match="Bad file descriptor"):
-        Output(reactor, 999_999)
+        os.fstat(descriptor)
+    assert output not in reactor.getWriters()
+    output.close()
+
+
+def test_a_spool_is_read_from_its_start() -> None:
+    """A spool that was started again has what was written since, and is copied whole."""
+    spool = Spool()
+    spool.write(b"half")
+    assert spool.size == 4
+    assert spool.restart()
+    spool.write(b"all")
+    wait(Deferred.fromCoroutine(spool.finish(whole=True)))
+    assert spool.file.read() == b"all"
+    spool.close()
 
 
 def test_a_file_appears_when_it_is_whole(tmp_path: Path) -> None:
     """A file has its name only when all is written; an old one keeps its mode, not its text."""
     path = tmp_path / "poem.txt"
-    with atomic_file(path) as file:
-        file.write(b"a poem")
-        assert not path.exists()
+    sink = open_sink(reactor, str(path))
+    sink.write(b"half")
+    assert sink.restart()
+    sink.write(b"a poem")
+    assert not path.exists()
+    finish(sink)
+    assert path.read_bytes() == b"a poem"
     path.chmod(0o640)
-    with atomic_file(path) as file:
-        file.write(b"another")
-        assert path.read_bytes() == b"a poem"
+    sink = open_sink(reactor, str(path))
+    sink.write(b"another")
+    assert path.read_bytes() == b"a poem"
+    finish(sink)
     assert path.read_bytes() == b"another"
     assert stat.S_IMODE(path.stat().st_mode) == 0o640
     assert list(tmp_path.iterdir()) == [path]
 
 
 @pytest.mark.parametrize("old", [None, b"old"])
-def test_a_failure_leaves_no_file(tmp_path: Path, old: bytes | None) -> None:
+@pytest.mark.parametrize("end", [methodcaller("close"), partial(finish, whole=False)])
+def test_a_failure_leaves_no_file(
+    tmp_path: Path, old: bytes | None, end: Callable[[Sink], object]
+) -> None:
     """A failure leaves no file, and an old one as it was."""
     path = tmp_path / "poem.txt"
     if old is not None:
         path.write_bytes(old)
-
-    def fail() -> None:
-        with atomic_file(path) as file:
-            file.write(b"half")
-            raise KeyboardInterrupt
-
-    with pytest.raises(KeyboardInterrupt):
-        fail()
+    sink = open_sink(reactor, str(path))
+    sink.write(b"half")
+    end(sink)
     assert [each.read_bytes() for each in tmp_path.iterdir()] == ([] if old is None else [old])
 
 
@@ -148,8 +218,7 @@ def test_a_symbolic_link_stays(tmp_path: Path) -> None:
     target.parent.mkdir()
     link.symlink_to(target)
     for poem in (b"a poem", b"another"):
-        with atomic_file(link) as file:
-            file.write(poem)
+        save(link, poem)
         assert link.is_symlink()
         assert target.read_bytes() == poem
 
@@ -158,12 +227,11 @@ def test_what_is_no_file_is_written_as_it_is(tmp_path: Path, pipe: tuple[int, in
     """A FIFO, a device and another process's pipe are written to, and stay what they are."""
     fifo = tmp_path / "fifo"
     os.mkfifo(fifo)
-    with pytest.raises(OSError, match="No such device"), atomic_file(fifo):  # nobody reads
-        raise AssertionError("it was opened")
+    with pytest.raises(Unwritten, match="No such device"):  # nobody reads
+        open_sink(reactor, str(fifo))
     reader = os.open(fifo, os.O_RDONLY | os.O_NONBLOCK)
     for path in (fifo, Path("/dev/null"), Path(f"/dev/fd/{pipe[1]}")):
-        with atomic_file(path) as file:
-            file.write(b"a poem")
+        save(path, b"a poem")
     assert os.read(reader, 100) == b"a poem"
     os.close(reader)
     assert fifo.is_fifo()
@@ -173,5 +241,6 @@ def test_what_is_no_file_is_written_as_it_is(tmp_path: Path, pipe: tuple[int, in
 @pytest.mark.parametrize("name", [".", "no/such/directory"])
 def test_where_no_file_can_be(tmp_path: Path, name: str) -> None:
     """A directory and what is not there cannot be written."""
-    with pytest.raises(OSError, match=r"directory"), atomic_file(tmp_path / name):
-        raise AssertionError("it was opened")
+    with pytest.raises(Unwritten, match=r"directory") as failed:
+        open_sink(reactor, str(tmp_path / name))
+    assert failed.value.place == str(tmp_path / name)
