@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import signal
+import time
 from collections.abc import Coroutine
 from functools import partial
 from threading import Thread
@@ -14,6 +15,17 @@ from poetry.console import FAILED, INTERRUPTED, cannot_print, complain
 
 if TYPE_CHECKING:
     from poetry.server import PoetryService
+
+
+def use_monotonic_time(reactor: Any) -> None:
+    """Let the reactor's time run on steadily from now, however the clock of the machine is set.
+
+    Twisted takes `reactor.seconds` from the wall clock: set back by an hour, it holds each timer up
+    for an hour. It stays the seconds since the epoch, which twisted.web takes it for, and timers
+    that are already set keep their times.
+    """
+    epoch = time.time() - time.monotonic()
+    reactor.seconds = lambda: epoch + time.monotonic()
 
 
 class ServiceRunner:
@@ -74,6 +86,7 @@ def run_to_end(reactor: Any, work: Coroutine[Any, Any, bool]) -> int:
     from twisted.internet.error import ReactorNotRunning
     from twisted.python.failure import Failure
 
+    use_monotonic_time(reactor)
     results: list[bool | Failure] = []
 
     def not_running(failure: Failure) -> None:
