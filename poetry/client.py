@@ -151,7 +151,7 @@ _NEVER = 10.0**9
 
 
 class _DownloadFactory(PoetryClientFactory):
-    protocol = _DownloadProtocol  # type: ignore[assignment]
+    protocol = _DownloadProtocol
 
     def __init__(
         self,

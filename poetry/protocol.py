@@ -216,7 +216,6 @@ class PoetryFactory(Factory):
     @ivar service: the `PoetryService` whose it is, which is told last of each end.
     """
 
-    protocol: Callable[..., PoetryProtocol] = PoetryProtocol  # type: ignore[assignment]
     noisy = False
     name = "poem"
     max_bytes: int | None = None
@@ -264,6 +263,9 @@ class PoetryFactory(Factory):
 class PoetryServerFactory(PoetryFactory, ServerFactory):
     """For whoever connects: sends them `poem`, or receives theirs where it is None."""
 
+    # Declared in both factories: mypy compares a subclass's with all above its direct base.
+    protocol: Callable[..., PoetryProtocol] = PoetryProtocol  # type: ignore[assignment]
+
     def acceptableProtocols(self) -> list[bytes]:
         """For ALPN (IProtocolNegotiationFactory), which curl and browsers offer."""
         return [b"http/0.9", b"http/1.0", b"http/1.1"]
@@ -281,6 +283,8 @@ class PoetryClientFactory(PoetryFactory, ClientFactory):
         reader has it), or a Failure: a `PoemError`, or what kept `connectTCP` from connecting.
         An endpoint tells that to its `connect` Deferred alone, as it does for every factory.
     """
+
+    protocol: Callable[..., PoetryProtocol] = PoetryProtocol  # type: ignore[assignment]
 
     def __init__(self, poem: bytes | None = None) -> None:
         super().__init__(poem)
