@@ -6,47 +6,52 @@ The names are loaded when they are first used, so that `poetry --help` need not 
 from __future__ import annotations
 
 from importlib import import_module
-from typing import TYPE_CHECKING, Any
+from typing import TYPE_CHECKING
+
+__all__ = [
+    "EmptyPoem",
+    "PoemError",
+    "PoemMismatch",
+    "PoemStopped",
+    "PoemTimedOut",
+    "PoemTooLong",
+    "PoemTruncated",
+    "PoetryClientFactory",
+    "PoetryProtocol",
+    "PoetryServerFactory",
+    "PoetryService",
+    "get_poem",
+    "serve_poem",
+]
 
 if TYPE_CHECKING:
-    from poetry.client import get_poem as get_poem
-    from poetry.errors import EmptyPoem as EmptyPoem
-    from poetry.errors import PoemError as PoemError
-    from poetry.errors import PoemMismatch as PoemMismatch
-    from poetry.errors import PoemStopped as PoemStopped
-    from poetry.errors import PoemTimedOut as PoemTimedOut
-    from poetry.errors import PoemTooLong as PoemTooLong
-    from poetry.errors import PoemTruncated as PoemTruncated
-    from poetry.protocol import PoetryClientFactory as PoetryClientFactory
-    from poetry.protocol import PoetryProtocol as PoetryProtocol
-    from poetry.protocol import PoetryServerFactory as PoetryServerFactory
-    from poetry.server import PoetryService as PoetryService
-    from poetry.server import serve_poem as serve_poem
+    from poetry.client import get_poem
+    from poetry.errors import (
+        EmptyPoem,
+        PoemError,
+        PoemMismatch,
+        PoemStopped,
+        PoemTimedOut,
+        PoemTooLong,
+        PoemTruncated,
+    )
+    from poetry.protocol import PoetryClientFactory, PoetryProtocol, PoetryServerFactory
+    from poetry.server import PoetryService, serve_poem
 
-_ROOMS = {
-    "EmptyPoem": "errors",
-    "PoemError": "errors",
-    "PoemMismatch": "errors",
-    "PoemStopped": "errors",
-    "PoemTimedOut": "errors",
-    "PoemTooLong": "errors",
-    "PoemTruncated": "errors",
-    "PoetryClientFactory": "protocol",
-    "PoetryProtocol": "protocol",
-    "PoetryServerFactory": "protocol",
-    "PoetryService": "server",
-    "get_poem": "client",
-    "serve_poem": "server",
-}
+    __version__: str
+else:  # a `__getattr__` that type checkers see hides every wrong name from them
 
-__all__ = sorted(_ROOMS)
+    def __getattr__(name):
+        if name == "__version__":
+            from importlib.metadata import version
 
-
-def __getattr__(name: str) -> Any:
-    if name not in _ROOMS:
-        raise AttributeError(f"module {__name__!r} has no attribute {name!r}")
-    return getattr(import_module(f"{__name__}.{_ROOMS[name]}"), name)
+            return version("twisted-poetry")
+        if name not in __all__:
+            raise AttributeError(f"module {__name__!r} has no attribute {name!r}")
+        rooms = ("errors", "protocol", "client", "server")  # each knows only those before it
+        modules = (import_module(f"{__name__}.{room}") for room in rooms)
+        return next(getattr(module, name) for module in modules if hasattr(module, name))
 
 
 def __dir__() -> list[str]:
-    return [*globals(), *_ROOMS]
+    return [*globals(), *__all__, "__version__"]

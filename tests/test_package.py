@@ -53,22 +53,54 @@ def test_files() -> None:
 
 
 def test_public_names() -> None:
-    """Each public name is there, is listed, and is the one that type checkers see."""
-    for name in package.__all__:
-        thing = getattr(package, name)
-        assert thing.__name__ == name
+    """Each public name is there, is listed, and comes from the room that type checkers know of."""
+    source = (ROOT / "poetry" / "__init__.py").read_text(encoding="utf-8")
+    imports = [node for node in ast.walk(ast.parse(source)) if isinstance(node, ast.ImportFrom)]
+    typed = {
+        alias.name: str(node.module)
+        for node in imports
+        for alias in node.names
+        if str(node.module).startswith("poetry.")
+    }
+    assert set(typed) == set(package.__all__)
+    for name, room in typed.items():
+        assert getattr(package, name) is getattr(importlib.import_module(room), name)
+        assert getattr(package, name).__module__ == room
         assert name in dir(package)
-    tree = ast.parse((ROOT / "poetry" / "__init__.py").read_text(encoding="utf-8"))
-    imports = [node for node in ast.walk(tree) if isinstance(node, ast.ImportFrom)]
-    typed = {alias.asname: node.module for node in imports for alias in node.names if alias.asname}
-    rooms = {name: getattr(package, name).__module__ for name in package.__all__}
-    assert typed == rooms
+
+
+def test_version() -> None:
+    """The version is that of the installed distribution."""
+    assert package.__version__ == distribution("twisted-poetry").version
+    assert "__version__" in dir(package)
 
 
 def test_no_other_name() -> None:
     """Another name is an AttributeError, as of any module."""
     with pytest.raises(AttributeError, match="module 'poetry' has no attribute 'prose'"):
         importlib.import_module("poetry").prose  # noqa: B018
+
+
+@pytest.mark.parametrize(
+    "checker",
+    [
+        ("mypy", "--config-file=", "--strict", "--python-executable"),
+        ("pyright", "--warnings", "--pythonpath"),
+    ],
+    ids=["mypy", "pyright"],
+)
+def test_type_checkers(tmp_path: Path, checker: tuple[str, ...]) -> None:
+    """Of the uses, a user's type checker refuses those that are marked as wrong, and no other."""
+    shutil.copy(ROOT / "tests" / "uses.py", tmp_path)
+    result = subprocess.run(
+        [sys.executable, "-m", *checker, sys.executable, "uses.py"],
+        cwd=tmp_path,
+        capture_output=True,
+        text=True,
+        timeout=PATIENCE,
+        check=False,
+    )
+    assert result.returncode == 0, result.stdout + result.stderr
 
 
 def test_module(capsys: pytest.CaptureFixture[str]) -> None:
