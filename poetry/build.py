@@ -12,6 +12,7 @@ from typing import Any
 from twisted.internet.defer import Deferred
 
 from poetry.addresses import server_endpoint
+from poetry.clock import use_monotonic_time
 from poetry.errors import EmptyPoem
 from poetry.limits import DEFAULTS, Limits
 from poetry.logs import TransferLog
@@ -114,6 +115,11 @@ def build_service(
 
 class DaemonService(PoetryService):
     """The service as a process of its own: reads the poems again on HUP, and tells systemd."""
+
+    def privilegedStartService(self) -> None:
+        """Listen, on time that runs on steadily."""
+        use_monotonic_time(self.clock)
+        super().privilegedStartService()
 
     def startService(self) -> None:
         """Start, and listen to HUP."""

@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 import signal
-import time
 from collections.abc import Coroutine
 from functools import partial
 from threading import Thread
@@ -11,21 +10,11 @@ from typing import TYPE_CHECKING, Any
 
 import click
 
+from poetry.clock import use_monotonic_time
 from poetry.console import FAILED, INTERRUPTED, cannot_print, complain
 
 if TYPE_CHECKING:
     from poetry.server import PoetryService
-
-
-def use_monotonic_time(reactor: Any) -> None:
-    """Let the reactor's time run on steadily from now, however the clock of the machine is set.
-
-    Twisted takes `reactor.seconds` from the wall clock: set back by an hour, it holds each timer up
-    for an hour. It stays the seconds since the epoch, which twisted.web takes it for, and timers
-    that are already set keep their times.
-    """
-    epoch = time.time() - time.monotonic()
-    reactor.seconds = lambda: epoch + time.monotonic()
 
 
 class ServiceRunner:

@@ -18,7 +18,7 @@ from twisted.internet.epollreactor import EPollReactor
 from twisted.internet.pollreactor import PollReactor
 from twisted.internet.selectreactor import SelectReactor
 
-from poetry.run import use_monotonic_time
+from poetry.clock import use_monotonic_time
 from tests.faults.bad import black_hole
 from tests.processes import PATIENCE
 
