@@ -116,7 +116,7 @@ def serve(
     from poetry.logs import start_logging
     from poetry.run import ServiceRunner
 
-    start_logging(sys.stderr, log_format, log_level)
+    start_logging(sys.stderr, log_format, log_level, reactor)
     try:
         service = build_service(
             reactor,

@@ -6,10 +6,9 @@ import json
 from collections.abc import Callable
 from datetime import datetime, timezone
 from time import monotonic
-from typing import TextIO
+from typing import Any, TextIO
 
 from twisted.logger import (
-    FileLogObserver,
     ILogObserver,
     LogEvent,
     Logger,
@@ -22,9 +21,13 @@ from zope.interface import implementer
 
 from poetry.addresses import peer_address
 from poetry.protocol import PoetryProtocol
+from poetry.streams import LossyStream
 
 FLOOD_LINES, FLOOD_SECONDS = 10, 10.0
 """So many lines of the same trouble are logged in so many seconds; of the rest, their number."""
+
+ROOM_SECONDS = 1.0
+"""How often a log that nobody reads is tried again."""
 
 _LEVELS = {LogLevel.debug: 0, LogLevel.info: 1, LogLevel.warn: 2, LogLevel.error: 3}
 _WORST = 4
@@ -109,11 +112,13 @@ FORMATS: dict[str, Callable[[LogEvent], str]] = {"text": format_text, "json": fo
 class Threshold:
     """Passes on what is at `level` or above; of others' events only warnings and worse.
 
-    A flood of the same trouble is cut to `FLOOD_LINES` in `FLOOD_SECONDS`.
+    A flood of the same trouble is cut to `FLOOD_LINES` in `FLOOD_SECONDS`, and its rest counted.
     """
 
-    def __init__(self, observer: ILogObserver, level: str) -> None:
+    def __init__(self, observer: ILogObserver, level: str, clock: Any) -> None:
+        """@param clock: an IReactorTime."""
         self._observer = observer
+        self._clock = clock
         self._level = _LEVELS[LogLevel.levelWithName(level)]
         self._foreign = self._level if level == "debug" else max(self._level, 2)
         self._seen: dict[str, tuple[float, int]] = {}
@@ -131,24 +136,65 @@ class Threshold:
     def _is_flood(self, event: LogEvent) -> bool:
         name = event.get("event") or event.get("log_format") or event.get("format")
         kind = f"{name} {event.get('outcome', '')}".rstrip()
-        now = event["log_time"]
+        now: float = self._clock.seconds()
         since, count = self._seen.get(kind, (now, 0))
-        if not 0 <= now - since < FLOOD_SECONDS:
-            if count > FLOOD_LINES:
-                _log.warn(
-                    "{count} more of {kind} were not logged",
-                    event="suppressed",
-                    kind=kind,
-                    count=count - FLOOD_LINES,
-                )
+        if count <= FLOOD_LINES and now - since >= FLOOD_SECONDS:
             since, count = now, 0
         self._seen[kind] = since, count + 1
+        if count == FLOOD_LINES:
+            self._clock.callLater(since + FLOOD_SECONDS - now, self.tell, kind)
         return count >= FLOOD_LINES
 
+    def tell(self, kind: str) -> None:
+        """Say how many lines of a flood were not logged, if any: when its time is over."""
+        _, count = self._seen.pop(kind, (0.0, 0))
+        if count > FLOOD_LINES:
+            _log.warn(
+                "{count} more of {kind} were not logged",
+                event="suppressed",
+                kind=kind,
+                count=count - FLOOD_LINES,
+            )
 
-def start_logging(stream: TextIO, log_format: str, level: str) -> None:
+    def tell_all(self) -> None:
+        """Say it of all floods: there is no later."""
+        for kind in list(self._seen):
+            self.tell(kind)
+
+
+@implementer(ILogObserver)
+class LogWriter:
+    """Writes events to a stream, and says how many lines were lost where nobody read it."""
+
+    def __init__(self, stream: LossyStream, log_format: str, clock: Any) -> None:
+        """@param log_format: one of `FORMATS`.
+
+        @param clock: an IReactorTime.
+        """
+        self._stream = stream
+        self._format = FORMATS[log_format]
+        self._clock = clock
+        self._telling: Any = None
+
+    def __call__(self, event: LogEvent) -> None:
+        """Be an ILogObserver."""
+        self._stream.write(self._format(event))
+        if self._stream.dropped and self._telling is None:
+            self._telling = self._clock.callLater(ROOM_SECONDS, self._tell)
+
+    def _tell(self) -> None:
+        self._telling = None
+        lost, self._stream.dropped = self._stream.dropped, 0
+        _log.warn("{count} log lines were lost: nobody read them", event="lines_lost", count=lost)
+        if self._stream.dropped:  # nor this one
+            self._stream.dropped = lost
+
+
+def start_logging(stream: TextIO | None, log_format: str, level: str, reactor: Any) -> None:
     """Send the process's log to `stream`, in one of `FORMATS`, from `level` up."""
-    observer = FileLogObserver(stream, FORMATS[log_format])
-    globalLogBeginner.beginLoggingTo(
-        [Threshold(observer, level)], discardBuffer=True, redirectStandardIO=False
-    )
+    observers: list[Threshold] = []
+    if stream is not None:
+        writer = LogWriter(LossyStream(stream.fileno()), log_format, reactor)
+        observers.append(Threshold(writer, level, reactor))
+        reactor.addSystemEventTrigger("after", "shutdown", observers[0].tell_all)
+    globalLogBeginner.beginLoggingTo(observers, discardBuffer=True, redirectStandardIO=False)

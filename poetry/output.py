@@ -21,6 +21,8 @@ from twisted.internet.main import CONNECTION_DONE, CONNECTION_LOST
 from twisted.protocols.basic import FileSender
 from twisted.python.failure import Failure
 
+from poetry.streams import own_description
+
 STANDARD_OUTPUT = "standard output"
 
 SPOOL_BYTES = 1024 * 1024
@@ -162,18 +164,6 @@ class Output(FileDescriptor):
             self.closed.errback(Unwritten(self._place, self._error or broken))
         else:
             self.closed.callback(None)
-
-
-def own_description(descriptor: int) -> int:
-    """A descriptor that need not block, without making another process's share of it non-blocking.
-
-    A regular file is shared instead, for its position.
-    """
-    mode = os.fstat(descriptor).st_mode
-    if stat.S_ISFIFO(mode) or stat.S_ISCHR(mode):
-        with suppress(OSError):
-            return os.open(f"/dev/fd/{descriptor}", os.O_WRONLY | os.O_NONBLOCK | os.O_CLOEXEC)
-    return os.dup(descriptor)
 
 
 class _File:

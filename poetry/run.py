@@ -3,15 +3,16 @@
 from __future__ import annotations
 
 import signal
+import sys
 from collections.abc import Coroutine
 from functools import partial
 from threading import Thread
 from typing import TYPE_CHECKING, Any
 
-import click
-
 from poetry.clock import use_monotonic_time
-from poetry.console import FAILED, INTERRUPTED, cannot_print, complain
+from poetry.console import FAILED, INTERRUPTED, complain
+from poetry.progress import is_terminal
+from poetry.streams import say
 
 if TYPE_CHECKING:
     from poetry.server import PoetryService
@@ -47,11 +48,14 @@ class ServiceRunner:
 
     def _announce(self, _: None) -> None:
         names = [factory.name for _, factory in self._service.listeners] + ["metrics"]
+        addresses = self._service.addresses
+        lines = [f"Serving {n} on {a}\n" for n, a in zip(names, addresses, strict=False)]
         try:
-            for name, address in zip(names, self._service.addresses, strict=False):
-                click.echo(f"Serving {name} on {address}")
+            say(sys.stdout.fileno(), "".join(lines))
+            if is_terminal(sys.stderr):
+                say(sys.stderr.fileno(), f"To fetch it: poetry get {addresses[0]}\n")
         except OSError as error:
-            cannot_print(error)
+            complain(f"standard output: {error.strerror}", FAILED)
 
     def _cannotListen(self, failure: Any) -> None:
         from twisted.internet.defer import CancelledError

@@ -5,11 +5,17 @@ from __future__ import annotations
 import io
 import json
 import math
+import os
 import sys
 import warnings
+from collections.abc import Iterator
+from contextlib import suppress
+from pathlib import Path
 from typing import Any
 
 import pytest
+from twisted.internet.task import Clock
+from twisted.internet.testing import MemoryReactorClock
 from twisted.logger import (
     LogBeginner,
     LogEvent,
@@ -24,12 +30,15 @@ from poetry.logs import (
     FLOOD_LINES,
     FLOOD_SECONDS,
     FORMATS,
+    ROOM_SECONDS,
+    LogWriter,
     Threshold,
     TransferLog,
     format_json,
     format_text,
     start_logging,
 )
+from poetry.streams import LossyStream
 from tests.transfers import Log, transferred
 
 # Transfers
@@ -129,7 +138,7 @@ def test_a_failure_has_its_traceback() -> None:
 def test_threshold(threshold: str, own: list[str], foreign: list[str]) -> None:
     """Our events pass from the level up, and others' below a warning only to debug."""
     log = Log()
-    observer = Threshold(log, threshold)
+    observer = Threshold(log, threshold, Clock())
     for level in LogLevel.iterconstants():
         observer(event_of(level))
     assert [event["log_level"].name for event in log] == own
@@ -141,36 +150,116 @@ def test_threshold(threshold: str, own: list[str], foreign: list[str]) -> None:
 
 def test_a_flood(log: Log) -> None:
     """Of a flood of the same trouble some lines pass, and later its number; the rest is as ever."""
-    passed = Log()
-    observer = Threshold(passed, "info")
+    passed, clock = Log(), Clock()
+    observer = Threshold(passed, "info", clock)
 
-    def trouble(seconds: float, **fields: Any) -> None:
-        observer(event_of(LogLevel.warn, log_time=1000 + seconds, event="trouble", **fields))
+    def trouble(**fields: Any) -> None:
+        observer(event_of(LogLevel.warn, event="trouble", **fields))
 
     for _ in range(FLOOD_LINES + 5):
-        trouble(0)
+        trouble()
     assert len(passed) == FLOOD_LINES
-    trouble(0, outcome="another")
+    trouble(outcome="another")
     observer(event_of(LogLevel.info, event="trouble"))
     assert len(passed) == FLOOD_LINES + 2
     assert not log
-    trouble(FLOOD_SECONDS)
-    assert len(passed) == FLOOD_LINES + 3
+    clock.advance(FLOOD_SECONDS)
     assert [(event["event"], event["count"]) for event in log] == [("suppressed", 5)]
-    trouble(3 * FLOOD_SECONDS)
+    trouble()
+    assert len(passed) == FLOOD_LINES + 3
+    clock.advance(3 * FLOOD_SECONDS)
+    trouble()
+    assert (len(log), len(passed)) == (1, FLOOD_LINES + 4)
+    assert not clock.getDelayedCalls()
+
+
+def test_no_more_than_a_flood(log: Log) -> None:
+    """Where all of them were logged, nothing is said of others."""
+    clock = Clock()
+    observer = Threshold(Log(), "info", clock)
+    for _ in range(FLOOD_LINES + 1):
+        observer(event_of(LogLevel.warn, event="trouble"))
+    observer.tell_all()
+    assert [event["count"] for event in log] == [1]
+    for _ in range(FLOOD_LINES):
+        observer(event_of(LogLevel.warn, event="trouble"))
+    observer.tell_all()
     assert len(log) == 1
 
 
+@pytest.fixture
+def pipe() -> Iterator[tuple[int, int]]:
+    """Both ends of a pipe, of which the one to read does not wait."""
+    reading, writing = os.pipe()
+    os.set_blocking(reading, False)
+    yield reading, writing
+    os.close(reading)
+    os.close(writing)
+
+
+def read(descriptor: int) -> str:
+    """All that is in a pipe."""
+    parts = []
+    with suppress(BlockingIOError):
+        while part := os.read(descriptor, 1 << 20):
+            parts.append(part)
+    return b"".join(parts).decode()
+
+
 @pytest.mark.parametrize("log_format", FORMATS)
-def test_start_logging(monkeypatch: pytest.MonkeyPatch, log_format: str) -> None:
+def test_lines_that_nobody_reads(
+    pipe: tuple[int, int], log_format: str, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """They are dropped whole and counted, and that is said as soon as there is room."""
+    reading, writing = pipe
+    clock = Clock()
+    writer = LogWriter(LossyStream(writing), log_format, clock)
+    monkeypatch.setattr(logs, "_log", Logger("poetry.logs", observer=writer))
+    for number in range(2000):
+        writer(event_of(what=f"number {number} " + 500 * "x"))
+    clock.advance(ROOM_SECONDS)
+    clock.advance(ROOM_SECONDS)
+    lines = read(reading).splitlines()
+    written = len(lines)
+    assert 0 < written < 2000
+    clock.advance(ROOM_SECONDS)
+    lines += read(reading).splitlines()
+    numbers = [line for line in lines if "number" in line]
+    assert all("x" * 500 in line for line in numbers)
+    assert f"{2000 - len(numbers)} log lines were lost: nobody read them" in lines[-1]
+    assert not clock.getDelayedCalls()
+    writer(event_of())
+    assert "it is so" in read(reading)
+
+
+@pytest.mark.parametrize("log_format", FORMATS)
+def test_start_logging(
+    monkeypatch: pytest.MonkeyPatch, tmp_path: Path, log: Log, log_format: str
+) -> None:
     """The process's log goes to the stream, in the format and from the level asked for."""
-    publisher, stream = LogPublisher(), io.StringIO()
+    publisher, reactor = LogPublisher(), MemoryReactorClock()
     beginner = LogBeginner(publisher, io.StringIO(), sys, warnings)
     monkeypatch.setattr(logs, "globalLogBeginner", beginner)
-    start_logging(stream, log_format, "warn")
+    path = tmp_path / "log"
+    with path.open("w", encoding="utf-8") as stream:
+        start_logging(stream, log_format, "warn", reactor)
     logger = Logger("poetry.test", observer=publisher)
     logger.info("not this")
-    logger.warn("but this")
-    [line] = stream.getvalue().splitlines()
-    assert "but this" in line
-    assert line.startswith("{") is (log_format == "json")
+    for _ in range(FLOOD_LINES + 2):
+        logger.warn("but this")
+    lines = path.read_text(encoding="utf-8").splitlines()
+    assert len(lines) == FLOOD_LINES
+    assert "but this" in lines[0]
+    assert lines[0].startswith("{") is (log_format == "json")
+    [(tell_all, _, _)] = reactor.triggers["after"]["shutdown"]
+    tell_all()
+    assert [event["event"] for event in log] == ["suppressed"]
+
+
+def test_no_standard_error(monkeypatch: pytest.MonkeyPatch) -> None:
+    """Where it is closed, the log goes nowhere."""
+    publisher, reactor = LogPublisher(), MemoryReactorClock()
+    beginner = LogBeginner(publisher, io.StringIO(), sys, warnings)
+    monkeypatch.setattr(logs, "globalLogBeginner", beginner)
+    start_logging(None, "text", "info", reactor)
+    Logger("poetry.test", observer=publisher).warn("to nobody")

@@ -21,8 +21,8 @@ from poetry.output import (
     Spool,
     Unwritten,
     open_sink,
-    own_description,
 )
+from poetry.streams import own_description
 from tests.loop import reactor, until, wait, wait_error
 
 LONG = bytes(range(256)) * 4_000
