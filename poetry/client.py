@@ -2,8 +2,8 @@
 
 from __future__ import annotations
 
-from collections.abc import Callable
-from typing import Any
+from collections.abc import Callable, Coroutine
+from typing import Any, NoReturn, TypeVar
 
 from twisted.internet import error
 from twisted.internet.defer import CancelledError, Deferred
@@ -19,29 +19,32 @@ from zope.interface import implementer
 from poetry.errors import PoemTimedOut
 from poetry.protocol import PoetryClientFactory, PoetryProtocol
 
+_T = TypeVar("_T")
+
 
 def get_poem(
     endpoint: IStreamClientEndpoint,
     *,
     timeout: float = 30.0,
+    max_time: float | None = None,
     max_bytes: int | None = None,
     clock: Any = None,
 ) -> Deferred[bytes]:
     """Fetch a poem into memory.
 
     @param timeout: longest wait to connect, and between bytes, in seconds.
+    @param max_time: longest time for all of it, in seconds; None: any.
     @param max_bytes: fail rather than take more.
     @param clock: an IReactorTime; None: the global reactor.
     @return: fires with the whole poem, or fails with `PoemTruncated`, `EmptyPoem`, `PoemTooLong`,
         `PoemTimedOut`, or with Twisted's own error where there was no connection. Cancelling it
         resets the connection.
     """
-
     if clock is None:
         from twisted.internet import reactor as clock
+    poem = bytearray()
 
     async def get() -> bytes:
-        poem = bytearray()
         await download(
             endpoint,
             poem.extend,
@@ -52,7 +55,60 @@ def get_poem(
         )
         return bytes(poem)
 
-    return Deferred.fromCoroutine(get())
+    return in_time(get(), max_time, clock, lambda: len(poem))
+
+
+def in_time(
+    work: Coroutine[Any, Any, _T], max_time: float | None, clock: Any, received: Callable[[], int]
+) -> Deferred[_T]:
+    """Do the work, and cancel it after `max_time` seconds: it fails with a `PoemTimedOut` then.
+
+    @param received: gives how many bytes have come.
+    """
+    done = Deferred.fromCoroutine(work)
+
+    def late(_: object, seconds: float) -> NoReturn:
+        raise _TookTooLong(seconds, received())
+
+    return done if max_time is None else done.addTimeout(max_time, clock, late)
+
+
+class _TookTooLong(PoemTimedOut):
+    """The poem was not whole within `seconds`."""
+
+    def __str__(self) -> str:
+        return f"timed out: not whole after {self.seconds:g} s and {self.received:,} bytes"
+
+
+class _Patience:
+    """Gives up after so many seconds in which nothing came.
+
+    What came in the last moment, or while this process was stopped, is still in the kernel: the
+    reactor turns once more, and reads it, before it is too late.
+    """
+
+    def __init__(self, clock: Any, seconds: float, give_up: Callable[[], object]) -> None:
+        self.seconds = seconds
+        self._clock = clock
+        self._give_up = give_up
+        self.start()
+
+    def start(self) -> None:
+        """Wait from now on."""
+        self._call = self._clock.callLater(self.seconds, self._look)
+
+    def restart(self) -> None:
+        """Something came."""
+        self.stop()
+        self.start()
+
+    def stop(self) -> None:
+        """Wait no longer."""
+        if self._call.active():
+            self._call.cancel()
+
+    def _look(self) -> None:
+        self._call = self._clock.callLater(0, self._give_up)
 
 
 async def download(
@@ -73,22 +129,34 @@ async def download(
     """
     factory = _DownloadFactory(write, timeout, consumer, clock)
     factory.max_bytes = max_bytes
-    connecting = endpoint.connect(factory)
-    late = clock.callLater(timeout, connecting.cancel)
-    try:
-        await connecting
-    except Exception as failed:
-        if not late.active():
-            raise error.TimeoutError(string=f"no connection within {timeout:g} s") from failed
-        late.cancel()
-        raise
-    late.cancel()
+    await _connect(endpoint, factory)
     try:
         await factory.received
     except CancelledError as cancelled:
         for connection in list(factory.connections):
             connection.fail(cancelled)
         raise
+
+
+async def _connect(endpoint: IStreamClientEndpoint, factory: _DownloadFactory) -> None:
+    connecting = endpoint.connect(factory)
+    late = False
+
+    def give_up() -> None:
+        nonlocal late
+        late = True
+        connecting.cancel()
+
+    patience = _Patience(factory.clock, factory.timeout, give_up)
+    try:
+        await connecting
+    except Exception as failed:
+        if late:
+            reason = f"no connection within {factory.timeout:g} s"
+            raise error.TimeoutError(string=reason) from failed
+        raise
+    finally:
+        patience.stop()
 
 
 class ConsumerGone(Exception):
@@ -99,11 +167,11 @@ class _DownloadProtocol(PoetryProtocol):
     """Hands each part on at once, and gives up on a sender that falls silent."""
 
     factory: _DownloadFactory
-    _timer: Any
+    _patience: _Patience
 
     def connectionMade(self) -> None:
         factory = self.factory
-        self._timer = factory.clock.callLater(factory.timeout, self._timedOut)
+        self._patience = _Patience(factory.clock, factory.timeout, self._timedOut)
         super().connectionMade()
         if factory.consumer is not None:
             factory.consumer.registerProducer(_Throttle(self), True)
@@ -120,7 +188,7 @@ class _DownloadProtocol(PoetryProtocol):
             self.fail(error.CertificateError(f"the server's certificate is unusable: {unusable}"))
 
     def chunkReceived(self, data: bytes) -> None:
-        self._timer.reset(self.factory.timeout)
+        self._patience.restart()
         try:
             self.factory.write(data)
         except Exception as unwritten:
@@ -128,26 +196,22 @@ class _DownloadProtocol(PoetryProtocol):
 
     def pause(self) -> None:
         """The consumer is full: let the kernel hold the sender back, and do not blame it."""
-        self._timer.reset(_NEVER)
+        self._patience.stop()
         self.transport.pauseProducing()
 
     def resume(self) -> None:
         """The consumer has room."""
-        self._timer.reset(self.factory.timeout)
+        self._patience.restart()
         self.transport.resumeProducing()
 
     def _timedOut(self) -> None:
         self.fail(PoemTimedOut(self.factory.timeout, self.size))
 
     def connectionLost(self, reason: Failure = connectionDone) -> None:
-        if self._timer.active():
-            self._timer.cancel()
+        self._patience.stop()
         if self.factory.consumer is not None:
             self.factory.consumer.unregisterProducer()
         super().connectionLost(reason)
-
-
-_NEVER = 10.0**9
 
 
 class _DownloadFactory(PoetryClientFactory):

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import math
 import re
 import sys
 from collections.abc import Sequence
@@ -50,6 +51,12 @@ from poetry.progress import is_terminal, progress_bar
     help="Longest wait to connect and between bytes.",
 )
 @click.option(
+    "--max-time",
+    type=Seconds(0, min_open=True),
+    metavar="SECONDS",
+    help="Longest time for all of it, with the retries.  [default: any]",
+)
+@click.option(
     "--max-bytes", type=click.IntRange(1), metavar="N", help="Fail rather than take more."
 )
 @click.option(
@@ -72,6 +79,7 @@ def get(
     output: str | None,
     directory: Path | None,
     timeout: float,
+    max_time: float | None,
     max_bytes: int | None,
     retries: int,
     sha256: str | None,
@@ -96,7 +104,8 @@ def get(
 
     globalLogBeginner.beginLoggingTo([], discardBuffer=True, redirectStandardIO=False)
     try:
-        sources = [Source(each, client_endpoint(reactor, each, timeout)) for each in addresses]
+        # The download keeps the time: Twisted would blame the server for a pause of this process.
+        sources = [Source(each, client_endpoint(reactor, each, math.inf)) for each in addresses]
     except BadAddress as error:
         raise click.UsageError(str(error)) from error
     if progress is None:
@@ -106,7 +115,7 @@ def get(
     with progress_bar(shown=progress) as (advance, say):
         fetcher = Fetcher(
             reactor,
-            Wanted(timeout=timeout, max_bytes=max_bytes, retries=retries, sha256=wanted_digest),
+            Wanted(timeout, max_time, max_bytes, retries, wanted_digest),
             advance,
             note=(lambda _: None) if quiet else say,
             complain=lambda message: say(f"Error: {message}"),

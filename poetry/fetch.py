@@ -14,7 +14,7 @@ from twisted.internet.error import ConnectError, DNSLookupError
 from twisted.internet.interfaces import IStreamClientEndpoint
 from twisted.internet.task import deferLater
 
-from poetry.client import ConsumerGone, download
+from poetry.client import ConsumerGone, download, in_time
 from poetry.errors import EmptyPoem, PoemMismatch, PoemTimedOut, PoemTruncated
 from poetry.output import STANDARD_OUTPUT, Sink, Spool, Unwritten, open_sink
 
@@ -30,9 +30,10 @@ class Source(NamedTuple):
 
 
 class Wanted(NamedTuple):
-    """What is wanted of each source; `timeout` in seconds, `sha256` hexadecimal."""
+    """What is wanted of each source; times in seconds, `sha256` hexadecimal."""
 
     timeout: float
+    max_time: float | None
     max_bytes: int | None
     retries: int
     sha256: str | None
@@ -104,9 +105,10 @@ class Fetcher:
         return whole
 
     async def _attempt(self, source: Source, sink: Sink) -> bool:
-        """Download, and say what went wrong with the source."""
+        """Download in time, and say what went wrong with the source."""
+        work, max_time = self._download(source, sink), self._wanted.max_time
         try:
-            await self._download(source, sink)
+            await in_time(work, max_time, self._reactor, lambda: sink.size)
         except (CancelledError, Unwritten):
             raise
         except errors.ConnectingCancelledError as error:

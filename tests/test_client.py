@@ -152,6 +152,53 @@ def test_a_stall_times_out(chunks: list[bytes]) -> None:
     assert (failure.seconds, failure.received) == (5, sum(map(len, chunks)))
 
 
+@pytest.mark.parametrize("connected", [False, True])
+def test_what_waits_in_the_kernel_is_in_time(
+    silent: socket.socket, monkeypatch: pytest.MonkeyPatch, *, connected: bool
+) -> None:
+    """A process that was stopped for longer than the timeout does not blame the server."""
+    readers = len(reactor.getReaders())
+    poem = get_poem(endpoint_of(silent), timeout=5)
+    reactor.runUntilCurrent()  # asks the kernel to connect, and does not look
+    if connected:
+        until(lambda: len(reactor.getReaders()) > readers)
+    with silent.accept()[0] as connection:
+        connection.sendall(b"a poem")
+    reactor_seconds = reactor.seconds
+    monkeypatch.setattr(reactor, "seconds", lambda: reactor_seconds() + 20)
+    assert wait(poem) == b"a poem"
+    assert not reactor.getDelayedCalls()
+
+
+@pytest.mark.parametrize("chunks", [None, [], [b"half", b" a", b" poem"]])
+def test_all_of_it_takes_too_long(chunks: list[bytes] | None) -> None:
+    """With `max_time` a server that never connects, says nothing or drips is given up in time."""
+    clock = Clock()
+    endpoint: Any = NeverConnects() if chunks is None else InMemory()
+    poem = get_poem(endpoint, timeout=30, max_time=10, clock=clock)
+    for chunk in chunks or []:
+        clock.advance(3)
+        endpoint.protocol.dataReceived(chunk)
+    clock.advance(10 - 3 * len(chunks or []) - 0.5)
+    assert not poem.called
+    clock.advance(0.5)
+    failure = wait_error(poem)
+    assert isinstance(failure, PoemTimedOut)
+    received = sum(map(len, chunks or []))
+    assert (failure.seconds, failure.received) == (10, received)
+    assert str(failure) == f"timed out: not whole after 10 s and {received} bytes"
+
+
+def test_in_time() -> None:
+    """A poem that comes within `max_time` leaves no timer."""
+    clock, endpoint = Clock(), InMemory()
+    poem = get_poem(endpoint, max_time=10, clock=clock)  # type: ignore[arg-type]
+    endpoint.protocol.dataReceived(b"a poem")
+    endpoint.protocol.connectionLost(Failure(error.ConnectionDone()))
+    assert wait(poem) == b"a poem"
+    assert not clock.getDelayedCalls()
+
+
 @pytest.mark.parametrize(
     ("chunks", "reason", "expected"),
     [
@@ -172,16 +219,17 @@ def test_each_bad_end_is_its_own_error(
     assert isinstance(wait_error(poem), expected)
 
 
-def test_a_write_that_fails_is_the_error() -> None:
+@pytest.mark.parametrize("failure", [OSError(28, "No space"), ValueError("closed")])
+def test_a_write_that_fails_is_the_error(failure: Exception) -> None:
     """Where a part cannot be written, the download fails with that, and resets."""
 
-    def write(data: bytes) -> None:
-        raise OSError(28, f"No space for {len(data)} bytes")
+    def write(_: bytes) -> None:
+        raise failure
 
     endpoint = InMemory()
     done = downloading(endpoint, write)
     endpoint.protocol.dataReceived(b"half")
-    assert "No space" in str(wait_error(done))
+    assert wait_error(done) is failure
     assert endpoint.transport.disconnected or endpoint.transport.disconnecting
 
 

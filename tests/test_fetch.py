@@ -61,7 +61,8 @@ class Fetching:
         self.fetcher = Fetcher(
             self.clock,
             Wanted(
-                **{"timeout": 30.0, "max_bytes": None, "sha256": None, **wanted}, retries=retries
+                **{"timeout": 30.0, "max_time": None, "max_bytes": None, "sha256": None, **wanted},
+                retries=retries,
             ),
             self.advanced.append,
             self.notes.append,
@@ -142,6 +143,29 @@ def test_cancelled(path: Path, tmp_path: Path) -> None:
     assert failure.check(CancelledError)
     assert fetching.complaints == []
     assert not fetching.clock.getDelayedCalls()
+
+
+def test_all_attempts_together_are_in_time(path: Path) -> None:
+    """With `max_time` the retries come to an end, even in a wait between two of them."""
+    fetching = Fetching(retries=1_000, max_time=100)
+    done = fetching.fetch_each(path, endpoints=[Scripted(*[(b"half", RESET)] * 1_000)])
+    for _ in range(99):
+        fetching.clock.advance(1)
+    assert not done
+    fetching.clock.advance(1)
+    assert done == [False]
+    assert fetching.complaints == ["address 0: timed out: not whole after 100 s and 0 bytes"]
+    assert not fetching.clock.getDelayedCalls()
+
+
+def test_whose_fault_it_is(path: Path) -> None:
+    """What connecting raises is the address's, of whatever type; what writing raises the file's."""
+    fetching = Fetching()
+    fetching.fetch_each(path, endpoints=[Scripted(OSError(19, "No such device"))])
+    assert fetching.complaints == ["address 0: No such device"]
+    fetching = Fetching(max_bytes=5)
+    fetching.fetch_each(Path("/dev/full"), endpoints=[Scripted((b"a poem", CLEAN))])
+    assert fetching.complaints == ["address 0: too long: more than 5 bytes"]
 
 
 @pytest.mark.parametrize(

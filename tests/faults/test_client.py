@@ -7,6 +7,7 @@ import json
 import os
 import re
 import resource
+import select
 import shutil
 import signal
 import socket
@@ -20,10 +21,15 @@ from functools import partial
 from pathlib import Path
 
 import pytest
+from twisted.internet.defer import Deferred
+from twisted.internet.endpoints import TCP4ClientEndpoint
 
+from poetry import fetch
+from poetry.fetch import Fetcher, Wanted
 from tests.faults.bad import Handler, alerts, black_hole, nobody, reset, serving, stall, whole
 from tests.faults.conftest import NAIVE, Certificates, Command
 from tests.faults.readers import eventually, poem
+from tests.loop import reactor, until, wait
 from tests.processes import PATIENCE, POETRY, poetry
 
 POEM = poem(10_000_000)
@@ -53,6 +59,15 @@ def part(sock: socket.socket) -> None:
     sock.sendall(PART)
 
 
+def drips(sock: socket.socket) -> None:
+    for byte in POEM:
+        sock.sendall(bytes([byte]))
+        with contextlib.suppress(TimeoutError):
+            sock.settimeout(0.05)
+            if not sock.recv(1):
+                return
+
+
 def nothing(sock: socket.socket) -> None:
     sock.shutdown(socket.SHUT_WR)
     stall(sock)
@@ -68,6 +83,7 @@ FAILURES: dict[str, tuple[Handler, list[str], str]] = {
     "empty": (nothing, [], "empty"),
     "too long": (sends, ["--max-bytes", "150000"], "too long"),
     "too long at once": (sends, ["--max-bytes", "1"], "too long"),
+    "drip": (drips, ["--max-time", "1"], "timed out"),
     "wrong digest": (sends, ["--sha256", "0" * 64], "digest"),
 }
 
@@ -252,6 +268,47 @@ def test_an_unwritable_directory(directory: str) -> None:
         assert_error(poetry("get", "-o", file, str(port)), file, ".")
 
 
+def test_a_pause_of_its_own_is_not_the_servers(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """A FIFO whose reader pauses for longer than the timeout gets the poem whole in the end."""
+    fifo = tmp_path / "fifo"
+    os.mkfifo(fifo)
+    reader = os.open(fifo, os.O_RDONLY | os.O_NONBLOCK)
+    complaints: list[str] = []
+    wanted = Wanted(timeout=5, max_time=None, max_bytes=None, retries=0, sha256=None)
+    fetcher = Fetcher(reactor, wanted, str, str, complaints.append)
+    received = bytearray()
+
+    def read() -> bool:
+        with contextlib.suppress(BlockingIOError):
+            received.extend(os.read(reader, MEGABYTE))
+        return done.called and len(received) >= len(POEM)
+
+    with serving(sends) as port:
+        source = fetch.Source("address", TCP4ClientEndpoint(reactor, "127.0.0.1", port))
+        done = Deferred.fromCoroutine(fetcher.fetch([source], str(fifo)))
+        until(lambda: select.select([reader], [], [], 0)[0] and not reactor.getDelayedCalls())
+        seconds = reactor.seconds
+        monkeypatch.setattr(reactor, "seconds", lambda: seconds() + 3600)
+        reactor.iterate(0)
+        assert not done.called
+        until(read)
+    os.close(reader)
+    assert received == POEM
+    assert wait(done)
+    assert complaints == []
+
+
+@pytest.mark.parametrize("options", [[], ["-o", "{file}"]])
+def test_an_address_that_cannot_be_connected_to(tmp_path: Path, options: list[str]) -> None:
+    """What is wrong with an address is not blamed on the file, and never passed over."""
+    address = "[fe80::1%nosuch]:10000"
+    words = [word.format(file=tmp_path / "poem.txt") for word in options]
+    assert_error(poetry("get", *words, address), address, ".")
+    assert names(tmp_path) == []
+
+
 class Source:
     """Sends `size` bytes in a row, and knows how many have left."""
 
@@ -420,6 +477,7 @@ RETRIED = {
     "to a file": (resets, ["-o", "{file}"], b""),
     "stalled, to a file": (stalls, ["--timeout", "0.5", "-o", "{file}"], b""),
     "nothing written": (resets_first, [], POEM),
+    "nothing written to a device": (resets_first, ["-o", "/dev/null"], b""),
     "empty": (nothing, [], POEM),
 }
 
@@ -438,8 +496,9 @@ def test_retries(tmp_path: Path, case: str) -> None:
     assert done.stdout == expected
     assert done.stderr.count(b"\n") == 1
     assert flaky.visits == 2
-    assert (file.read_bytes() if words else done.stdout) == POEM
-    assert len(names(tmp_path)) == bool(words)
+    if str(file) in words:
+        assert file.read_bytes() == POEM
+    assert len(names(tmp_path)) == (str(file) in words)
 
 
 def test_retries_come_to_an_end(tmp_path: Path) -> None:
@@ -454,11 +513,12 @@ def test_retries_come_to_an_end(tmp_path: Path) -> None:
     assert names(tmp_path) == []
 
 
-def test_no_retry_after_output() -> None:
-    """What has begun to be written to standard output is not tried again."""
+@pytest.mark.parametrize("options", [[], ["-o", "/dev/null"]])
+def test_no_retry_after_output(options: list[str]) -> None:
+    """What has begun to be written where it cannot be taken back is not tried again."""
     flaky = Flaky(resets, 1)
     with serving(flaky) as port:
-        done = poetry("get", "--retries", "5", str(port))
+        done = poetry("get", "--retries", "5", *options, str(port))
         assert_error(done, str(port), "truncated")
     assert flaky.visits == 1
     assert POEM.startswith(done.stdout)
