@@ -7,11 +7,15 @@ import re
 import sys
 from collections.abc import Sequence
 from pathlib import Path
+from typing import TYPE_CHECKING
 
 import click
 
 from poetry.console import Seconds
-from poetry.progress import is_terminal, progress_bar
+from poetry.progress import bar_fits, progress_bar
+
+if TYPE_CHECKING:
+    from poetry.fetch import Source
 
 
 @click.command(
@@ -89,39 +93,49 @@ def get(
     """Fetch poems at the same time, and print them in the order asked for."""
     if output is not None and directory is not None:
         raise click.UsageError("give --output or --directory, not both")
+    if output == "":
+        raise click.UsageError("--output: it names no file")
+    digest = digest_wanted(sha256)
     paths = [] if directory is None else files_in(directory, addresses)
-    printed = output is None and directory is None
-    if printed and sys.__stdout__ is None:
-        raise click.ClickException("standard output: it is closed")
-    wanted_digest = digest_wanted(sha256)
 
     from twisted.internet import reactor
     from twisted.logger import globalLogBeginner
 
-    from poetry.addresses import BadAddress, client_endpoint
-    from poetry.fetch import Fetcher, Source, Wanted
+    from poetry.fetch import Fetcher, Wanted
+    from poetry.output import is_standard_output
     from poetry.run import run_to_end
 
     globalLogBeginner.beginLoggingTo([], discardBuffer=True, redirectStandardIO=False)
-    try:
-        # The download keeps the time: Twisted would blame the server for a pause of this process.
-        sources = [Source(each, client_endpoint(reactor, each, math.inf)) for each in addresses]
-    except BadAddress as error:
-        raise click.UsageError(str(error)) from error
+    sources = sources_at(addresses)
+    path = None if output is None or is_standard_output(output) else output
+    printed = path is None and not paths
+    if printed and sys.__stdout__ is None:
+        raise click.ClickException("standard output: it is closed")
     if progress is None:
-        # On the terminal that shows the poem, a bar would be in its way.
-        in_the_way = printed and is_terminal(sys.stdout)
-        progress = is_terminal(sys.stderr) and not quiet and not in_the_way
+        progress = not quiet and bar_fits(printed=printed)
     with progress_bar(shown=progress) as (advance, say):
         fetcher = Fetcher(
             reactor,
-            Wanted(timeout, max_time, max_bytes, retries, wanted_digest),
+            Wanted(timeout, max_time, max_bytes, retries, digest),
             advance,
             note=(lambda _: None) if quiet else say,
             complain=lambda message: say(f"Error: {message}"),
         )
-        work = fetcher.fetch_each(sources, paths) if paths else fetcher.fetch(sources, output)
+        work = fetcher.fetch_each(sources, paths) if paths else fetcher.fetch(sources, path)
         return run_to_end(reactor, work)
+
+
+def sources_at(addresses: Sequence[str]) -> list[Source]:
+    """Where to fetch from; for how long to try, the download knows."""
+    from twisted.internet import reactor
+
+    from poetry.addresses import BadAddress, client_endpoint
+    from poetry.fetch import Source
+
+    try:
+        return [Source(each, client_endpoint(reactor, each, math.inf)) for each in addresses]
+    except BadAddress as error:
+        raise click.UsageError(str(error)) from error
 
 
 def digest_wanted(text: str | None) -> str | None:

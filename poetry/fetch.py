@@ -74,7 +74,7 @@ class Fetcher:
             return all([await job for job in started])
 
     async def _write(self, sources: Sequence[Source], path: str | None) -> bool:
-        with closing(open_sink(self._reactor, path)) as sink:
+        with closing(open_sink(self._reactor, path, self._note)) as sink:
             if len(sources) == 1:
                 whole = await self._attempt(sources[0], sink)
             else:

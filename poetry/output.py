@@ -7,12 +7,12 @@ import os
 import shutil
 import stat
 import sys
-from collections.abc import Awaitable, Iterator
+from collections.abc import Awaitable, Callable, Iterator
 from contextlib import contextmanager, suppress
 from pathlib import Path
 from secrets import token_hex
 from tempfile import SpooledTemporaryFile
-from typing import IO, Any, Protocol
+from typing import IO, Any, Protocol, TextIO
 
 from twisted.internet.abstract import FileDescriptor
 from twisted.internet.defer import CancelledError, Deferred
@@ -69,20 +69,44 @@ class Sink(Protocol):
         """Give up what is not finished, and keep nothing open."""
 
 
-def open_sink(reactor: Any, path: str | None) -> Sink:
+def is_standard_output(path: str) -> bool:
+    """Whether who writes there writes to standard output, by whatever name."""
+    return path == "-" or (sys.stdout is not None and _is_open_as(path, sys.stdout))
+
+
+def _is_open_as(path: str, stream: TextIO) -> bool:
+    try:
+        return os.path.samestat(Path(path).stat(), os.fstat(stream.fileno()))
+    except OSError:  # there is no such file, or the stream has none
+        return False
+
+
+def open_sink(reactor: Any, path: str | None, note: Callable[[str], object]) -> Sink:
     """Standard output (None), a file that appears when it is whole, or what is no regular file.
 
+    @param note: is told, in one line, what cannot be kept of an old file.
     @raise Unwritten: where it cannot be written.
     """
     if path is None:
         with _blaming(STANDARD_OUTPUT):
             return Output(reactor, own_description(sys.stdout.fileno()), STANDARD_OUTPUT)
     with _blaming(path):
-        if Path(path).exists() and not Path(path).is_file():
-            # Not blocking: nobody may ever read a FIFO.
-            descriptor = os.open(path, os.O_WRONLY | os.O_NONBLOCK | os.O_CLOEXEC)
-            return Output(reactor, descriptor, path)
-        return AtomicFile(path)
+        if sys.stderr is not None and _is_open_as(path, sys.stderr):
+            return Output(reactor, own_description(sys.stderr.fileno()), path)
+        old = _status(path)
+        if old is None or stat.S_ISREG(old.st_mode):
+            return AtomicFile(path, note)
+        # Not blocking: nobody may ever read a FIFO.
+        descriptor = os.open(path, os.O_WRONLY | os.O_NONBLOCK | os.O_CLOEXEC)
+        return Output(reactor, descriptor, path)
+
+
+def _status(path: str) -> os.stat_result | None:
+    """Of the file, or of what a link points to; None: there is none yet."""
+    try:
+        return Path(path).stat()
+    except FileNotFoundError:
+        return None
 
 
 class Output(FileDescriptor):
@@ -220,26 +244,51 @@ class AtomicFile(_File):
     @raise OSError: where it cannot be made.
     """
 
-    def __init__(self, path: str) -> None:
-        self._target = Path(os.path.realpath(path))
-        self._part = self._target.with_name(f".poetry-{token_hex(6)}.part")
-        mode = stat.S_IMODE(self._target.stat().st_mode) if self._target.exists() else 0o666
+    def __init__(self, path: str, note: Callable[[str], object]) -> None:
+        if path.rpartition("/")[2] in ("", ".", ".."):  # `name/` is not `name`
+            raise IsADirectoryError(errno.EISDIR, os.strerror(errno.EISDIR))
+        self._note = note
+        self._target = os.path.realpath(path)
+        self._part = Path(self._target).with_name(f".poetry-{token_hex(6)}.part")
+        old = _status(self._target)
+        mode = 0o666 if old is None else _permissions(old)
         descriptor = os.open(self._part, os.O_WRONLY | os.O_CREAT | os.O_EXCL | os.O_CLOEXEC, mode)
         super().__init__(os.fdopen(descriptor, "wb"), path)
 
     async def finish(self, *, whole: bool) -> None:
-        """Give the file its name, if it is whole."""
+        """Give the file its name, if it is whole: only when the disk has it."""
+        if not whole:
+            return
         with _blaming(self._place):
+            self.file.flush()
+            if (old := _status(self._target)) is not None:
+                self._belong_as(old)
+            os.fsync(self.file.fileno())
             self.file.close()
-            if whole:
-                if self._target.exists():
-                    shutil.copymode(self._target, self._part)
-                self._part.replace(self._target)
+            self._part.replace(self._target)
+
+    def _belong_as(self, old: os.stat_result) -> None:
+        """Keep whose the file was, where that can be, and what they may do with it."""
+        descriptor = self.file.fileno()
+        new = os.fstat(descriptor)
+        if (new.st_uid, new.st_gid) != (old.st_uid, old.st_gid):
+            try:
+                os.fchown(descriptor, old.st_uid, old.st_gid)
+            except OSError as error:
+                with suppress(OSError):
+                    os.fchown(descriptor, -1, old.st_gid)
+                self._note(f"{self._place}: its owner cannot be kept: {error.strerror}")
+        os.fchmod(descriptor, _permissions(old))
 
     def close(self) -> None:
         """Leave no file that is not finished."""
         super().close()
         self._part.unlink(missing_ok=True)
+
+
+def _permissions(status: os.stat_result) -> int:
+    """What may be done with a file; never as whom (setuid): what comes from a network stays it."""
+    return status.st_mode & 0o777
 
 
 @contextmanager

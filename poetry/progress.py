@@ -10,8 +10,15 @@ from typing import Any, TextIO
 import click
 
 
-def is_terminal(stream: TextIO | None) -> bool:
-    """Whether a standard stream is open, and a terminal."""
+def bar_fits(*, printed: bool) -> bool:
+    """Whether standard error is a terminal that shows no poem, which a bar would be in the way of.
+
+    @param printed: whether the poem goes to standard output.
+    """
+    return _is_terminal(sys.stderr) and not (printed and _is_terminal(sys.stdout))
+
+
+def _is_terminal(stream: TextIO | None) -> bool:
     return stream is not None and stream.isatty()
 
 

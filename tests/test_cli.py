@@ -438,9 +438,25 @@ def test_output(served: Server, tmp_path: Path, order: tuple[int, ...]) -> None:
 
 
 def test_output_to_another_command(served: Server) -> None:
-    """`-o /dev/stdout` and `-o /dev/null` are written as they are."""
+    """`-o -`, `-o /dev/stdout` and `-o /dev/null` are written as they are."""
+    assert poetry("get", "-o", "-", served.addresses[0]).stdout == SHORT
     assert poetry("get", "-o", "/dev/stdout", served.addresses[0]).stdout == SHORT
     assert poetry("get", "-o", "/dev/null", served.addresses[0]).returncode == 0
+
+
+@pytest.mark.parametrize("output", ["/dev/stdout", "log"])
+def test_output_to_standard_output_by_its_name(served: Server, tmp_path: Path, output: str) -> None:
+    """`(echo title; poetry get -o /dev/stdout ...) > log` keeps the title."""
+    log = tmp_path / "log"
+    with log.open("wb") as file:
+        file.write(b"title\n")
+        file.flush()
+        words = ("get", "-o", output, served.addresses[0])
+        with started(*words, stdout=file, cwd=tmp_path) as process:
+            assert process.wait(PATIENCE) == 0
+        file.seek(0, os.SEEK_END)
+        file.write(b"end\n")
+    assert log.read_bytes() == b"title\n" + SHORT + b"end\n"
 
 
 def test_directory(served: Server, tmp_path: Path) -> None:

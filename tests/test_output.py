@@ -20,6 +20,7 @@ from poetry.output import (
     Sink,
     Spool,
     Unwritten,
+    is_standard_output,
     open_sink,
 )
 from poetry.streams import own_description
@@ -50,11 +51,13 @@ def finish(sink: Sink, *, whole: bool = True) -> None:
     sink.close()
 
 
-def save(path: Path, poem: bytes) -> None:
-    """Write a file as a poem is written."""
-    sink = open_sink(reactor, str(path))
+def save(path: Path, poem: bytes = b"a poem") -> list[str]:
+    """Write a file as a poem is written; give what the user was told."""
+    notes: list[str] = []
+    sink = open_sink(reactor, str(path), notes.append)
     sink.write(poem)
     finish(sink)
+    return notes
 
 
 @pytest.fixture
@@ -149,7 +152,7 @@ def test_standard_output_that_is_not_open(monkeypatch: pytest.MonkeyPatch) -> No
     with Path(os.devnull).open() as stdout:
         monkeypatch.setattr("sys.stdout", stdout)
     with pytest.raises(Unwritten) as failed:
-        open_sink(reactor, None)
+        open_sink(reactor, None, print)
     assert failed.value.place == STANDARD_OUTPUT
 
 
@@ -180,7 +183,7 @@ def test_a_spool_is_read_from_its_start() -> None:
 def test_a_file_appears_when_it_is_whole(tmp_path: Path) -> None:
     """A file has its name only when all is written; an old one keeps its mode, not its text."""
     path = tmp_path / "poem.txt"
-    sink = open_sink(reactor, str(path))
+    sink = open_sink(reactor, str(path), print)
     sink.write(b"half")
     assert sink.restart()
     sink.write(b"a poem")
@@ -188,7 +191,7 @@ def test_a_file_appears_when_it_is_whole(tmp_path: Path) -> None:
     finish(sink)
     assert path.read_bytes() == b"a poem"
     path.chmod(0o640)
-    sink = open_sink(reactor, str(path))
+    sink = open_sink(reactor, str(path), print)
     sink.write(b"another")
     assert path.read_bytes() == b"a poem"
     finish(sink)
@@ -206,7 +209,7 @@ def test_a_failure_leaves_no_file(
     path = tmp_path / "poem.txt"
     if old is not None:
         path.write_bytes(old)
-    sink = open_sink(reactor, str(path))
+    sink = open_sink(reactor, str(path), print)
     sink.write(b"half")
     end(sink)
     assert [each.read_bytes() for each in tmp_path.iterdir()] == ([] if old is None else [old])
@@ -228,7 +231,7 @@ def test_what_is_no_file_is_written_as_it_is(tmp_path: Path, pipe: tuple[int, in
     fifo = tmp_path / "fifo"
     os.mkfifo(fifo)
     with pytest.raises(Unwritten, match="No such device"):  # nobody reads
-        open_sink(reactor, str(fifo))
+        open_sink(reactor, str(fifo), print)
     reader = os.open(fifo, os.O_RDONLY | os.O_NONBLOCK)
     for path in (fifo, Path("/dev/null"), Path(f"/dev/fd/{pipe[1]}")):
         save(path, b"a poem")
@@ -238,9 +241,99 @@ def test_what_is_no_file_is_written_as_it_is(tmp_path: Path, pipe: tuple[int, in
     assert os.read(pipe[0], 100) == b"a poem"
 
 
-@pytest.mark.parametrize("name", [".", "no/such/directory"])
+def test_the_disk_has_it_before_it_has_its_name(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """A crash of the machine leaves the old file, or all of the new one."""
+    path, synced = tmp_path / "poem.txt", []
+
+    def fsync(descriptor: int) -> None:
+        synced.append((os.fstat(descriptor).st_size, path.exists()))
+
+    monkeypatch.setattr(os, "fsync", fsync)
+    save(path, b"a poem")
+    assert synced == [(len(b"a poem"), False)]
+    assert path.exists()
+
+
+def test_no_more_than_permissions_are_kept(tmp_path: Path) -> None:
+    """What comes from a network never runs as somebody else."""
+    path = tmp_path / "poem.txt"
+    path.touch()
+    path.chmod(0o7751)
+    assert save(path) == []
+    assert stat.S_IMODE(path.stat().st_mode) == 0o751
+
+
+@pytest.mark.skipif(os.geteuid() != 0, reason="only root can give a file away")
+def test_the_owner_is_kept(tmp_path: Path) -> None:
+    """Root who writes somebody's file leaves it theirs."""
+    path = tmp_path / "poem.txt"
+    path.touch()
+    os.chown(path, 4711, 4712)
+    assert save(path) == []
+    assert (path.stat().st_uid, path.stat().st_gid) == (4711, 4712)
+
+
+def test_an_owner_who_cannot_be_kept(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    """Where a file cannot stay somebody's, its group is still tried, and the user is told."""
+    path = tmp_path / "poem.txt"
+    path.touch()
+    asked = []
+
+    def fchown(_: int, user: int, group: int) -> None:
+        asked.append((user, group))
+        raise PermissionError(errno.EPERM, "Operation not permitted")
+
+    theirs = os.stat_result((*path.stat()[:4], 4711, 4712, *path.stat()[6:]))
+    monkeypatch.setattr(os, "fchown", fchown)
+    monkeypatch.setattr("poetry.output._status", lambda _: theirs)
+    assert save(path) == [f"{path}: its owner cannot be kept: Operation not permitted"]
+    assert asked == [(4711, 4712), (-1, 4712)]
+    assert path.read_bytes() == b"a poem"
+
+
+def test_links_in_a_circle(tmp_path: Path) -> None:
+    """A link that leads nowhere but to itself is an error, and stays."""
+    link = tmp_path / "link"
+    link.symlink_to(link)
+    with pytest.raises(Unwritten, match="Too many levels of symbolic links"):
+        open_sink(reactor, str(link), print)
+    assert [path.is_symlink() for path in tmp_path.iterdir()] == [True]
+
+
+def test_standard_output_by_another_name(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    """`-`, and whatever is the same file, is standard output; other files are not."""
+    path, other = tmp_path / "log", tmp_path / "other"
+    with path.open("w") as stdout:
+        monkeypatch.setattr("sys.stdout", stdout)
+        other.hardlink_to(path)
+        assert [is_standard_output(str(each)) for each in ("-", path, other)] == [True] * 3
+        other.unlink()
+        other.touch()
+        assert not is_standard_output(str(other))
+        assert not is_standard_output(str(tmp_path / "none"))
+    monkeypatch.setattr("sys.stdout", None)
+    assert not is_standard_output(str(other))
+    assert is_standard_output("-")
+
+
+def test_standard_error_is_written_as_it_is(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """`-o /dev/stderr 2>> log` does not replace the log."""
+    path = tmp_path / "log"
+    path.write_bytes(b"what the shell wrote\n")
+    with path.open("a") as stderr:
+        monkeypatch.setattr("sys.stderr", stderr)
+        save(path, b"a poem")
+    monkeypatch.setattr("sys.stderr", None)
+    assert path.read_bytes() == b"what the shell wrote\na poem"
+
+
+@pytest.mark.parametrize("name", [".", "no/such/directory", "poem.txt/", "poem.txt/.", "new/.."])
 def test_where_no_file_can_be(tmp_path: Path, name: str) -> None:
     """A directory and what is not there cannot be written."""
     with pytest.raises(Unwritten, match=r"directory") as failed:
-        open_sink(reactor, str(tmp_path / name))
-    assert failed.value.place == str(tmp_path / name)
+        open_sink(reactor, f"{tmp_path}/{name}", print)
+    assert failed.value.place == f"{tmp_path}/{name}"
