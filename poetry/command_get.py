@@ -12,7 +12,7 @@ from typing import TYPE_CHECKING
 import click
 
 from poetry.console import Seconds
-from poetry.progress import bar_fits, progress_bar
+from poetry.progress import is_terminal, progress_bar
 
 if TYPE_CHECKING:
     from poetry.fetch import Source
@@ -111,12 +111,14 @@ def get(
     printed = path is None and not paths
     if printed and sys.__stdout__ is None:
         raise click.ClickException("standard output: it is closed")
+    shown = printed and is_terminal(sys.stdout)
     if progress is None:
-        progress = not quiet and bar_fits(printed=printed)
+        # On the terminal that shows the poem, a bar would be in its way.
+        progress = is_terminal(sys.stderr) and not quiet and not shown
     with progress_bar(shown=progress) as (advance, say):
         fetcher = Fetcher(
             reactor,
-            Wanted(timeout, max_time, max_bytes, retries, digest),
+            Wanted(timeout, max_time, max_bytes, retries, digest, text=shown and output is None),
             advance,
             note=(lambda _: None) if quiet else say,
             complain=lambda message: say(f"Error: {message}"),

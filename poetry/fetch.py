@@ -30,13 +30,19 @@ class Source(NamedTuple):
 
 
 class Wanted(NamedTuple):
-    """What is wanted of each source; times in seconds, `sha256` hexadecimal."""
+    """What is wanted of each source.
+
+    @ivar timeout: in seconds, as is max_time.
+    @ivar sha256: hexadecimal.
+    @ivar text: fail rather than write what would spoil a terminal.
+    """
 
     timeout: float
     max_time: float | None
     max_bytes: int | None
     retries: int
     sha256: str | None
+    text: bool
 
 
 class Fetcher:
@@ -144,6 +150,8 @@ class Fetcher:
         digest = sha256()
 
         def write(data: bytes) -> None:
+            if wanted.text and b"\0" in data:
+                raise _NotText
             sink.write(data)
             if wanted.sha256 is not None:
                 digest.update(data)
@@ -172,6 +180,13 @@ class Fetcher:
     def _failed(self, subject: str, error: Exception) -> bool:
         self._complain(f"{subject}: {explain(error)}")
         return False
+
+
+class _NotText(Exception):
+    """Has bytes that no text has."""
+
+    def __str__(self) -> str:
+        return "not shown: it is no text (NUL bytes); -o - prints it all the same, -o FILE keeps it"
 
 
 @contextmanager

@@ -9,16 +9,12 @@ from typing import Any, TextIO
 
 import click
 
-
-def bar_fits(*, printed: bool) -> bool:
-    """Whether standard error is a terminal that shows no poem, which a bar would be in the way of.
-
-    @param printed: whether the poem goes to standard output.
-    """
-    return _is_terminal(sys.stderr) and not (printed and _is_terminal(sys.stdout))
+DELAY = 0.5
+"""Seconds from which on a bar is shown: a short download draws none."""
 
 
-def _is_terminal(stream: TextIO | None) -> bool:
+def is_terminal(stream: TextIO | None) -> bool:
+    """Whether a standard stream is open, and a terminal."""
     return stream is not None and stream.isatty()
 
 
@@ -30,5 +26,12 @@ def progress_bar(*, shown: bool) -> Iterator[tuple[Callable[[int], Any], Callabl
         return
     from tqdm import tqdm
 
-    with tqdm(unit="B", unit_scale=True, file=sys.stderr, leave=False) as bar:
-        yield bar.update, (lambda line: bar.write(line, file=sys.stderr))
+    with tqdm(unit="B", unit_scale=True, file=sys.stderr, leave=False, delay=DELAY) as bar:
+
+        def say(line: str) -> None:
+            if bar.last_print_t < bar.start_t + DELAY:  # else tqdm would draw it now, and leave it
+                click.echo(line, err=True)
+            else:
+                bar.write(line, file=sys.stderr)
+
+        yield bar.update, say

@@ -5,6 +5,7 @@ from __future__ import annotations
 import errno
 import fcntl
 import hashlib
+import itertools
 import json
 import os
 import pty
@@ -17,7 +18,7 @@ import termios
 import threading
 import time
 import urllib.request
-from collections.abc import Callable, Iterator
+from collections.abc import Callable, Iterator, Sequence
 from contextlib import closing, contextmanager, suppress
 from pathlib import Path
 from typing import Any
@@ -36,6 +37,15 @@ LONG = bytes(range(256)) * 12_000
 SAMPLE = (Path(__file__).parents[1] / "poetry" / "sample.txt").read_bytes()
 RESET = struct.pack("ii", 1, 0)
 SERVE = (*POETRY, "serve")
+HASTE = """
+import time
+real, start = time.time, time.time()
+time.time = lambda: start + 100 * (real() - start)
+from poetry.cli import main
+main()
+"""
+HASTY = (sys.executable, "-c", HASTE)
+"""The command, with a time of day that runs a hundred times as fast, so that it soon takes long."""
 QUICK = (*SERVE, "--grace", "0", "--log-level", "error")
 
 
@@ -100,10 +110,12 @@ def accept(listener: socket.socket) -> socket.socket:
 
 
 @contextmanager
-def started(*words: str | Path, **options: Any) -> Iterator[subprocess.Popen[bytes]]:
+def started(
+    *words: str | Path, command: Sequence[str] = POETRY, **options: Any
+) -> Iterator[subprocess.Popen[bytes]]:
     """A `poetry` command that runs until the block ends; its outputs are pipes."""
     options = {"stdout": subprocess.PIPE, "stderr": subprocess.PIPE, **options}
-    with subprocess.Popen([*POETRY, *map(str, words)], **options) as process:
+    with subprocess.Popen([*command, *map(str, words)], **options) as process:
         try:
             yield process
         finally:
@@ -529,24 +541,75 @@ def test_no_retry_of_what_is_printed(peer: socket.socket) -> None:
         ("", {"stdout"}, False),
     ],
 )
-def test_progress(served: Server, words: str, terminals: set[str], *, shown: bool) -> None:
+def test_progress(peer: socket.socket, words: str, terminals: set[str], *, shown: bool) -> None:
     """Progress is shown on a terminal's standard error, unless the poem goes to that terminal."""
     with terminal() as (device, seen):
         outputs = dict.fromkeys(terminals, device)
-        with started("get", *words.split(), served.addresses[1], **outputs) as process:
+        given = ("get", *words.split(), port_of(peer))
+        with started(*given, command=HASTY, **outputs) as process:
+            with accept(peer) as connection:
+                for count in itertools.count():
+                    connection.sendall(SHORT)
+                    time.sleep(0.01)
+                    if b"B/s" in seen if shown else count > 20:
+                        break
             stdout, _ = process.communicate(timeout=PATIENCE)
     assert process.returncode == 0
     assert (b"B/s" in seen) is shown
-    if words != "-o /dev/null" and "stdout" not in terminals:
-        assert stdout == LONG
+    if not words and "stdout" not in terminals:
+        assert stdout == SHORT * (count + 1)
 
 
-def test_progress_and_errors(served: Server) -> None:
-    """An error beside a progress bar has a line of its own."""
-    result = poetry("get", "--progress", served.addresses[0], "unix:/no/such/socket")
-    assert result.returncode == 1
-    assert result.stdout == SHORT
-    assert b"\nError: unix:/no/such/socket: " in result.stderr.replace(b"\r", b"\n")
+@pytest.mark.parametrize("progress", [[], ["--progress"]])
+def test_a_short_download_shows_no_progress(served: Server, progress: list[str]) -> None:
+    """What is over at once draws nothing, and an error then has its line to itself."""
+    with terminal() as (device, seen):
+        words = ("get", *progress, served.addresses[0], "unix:/no/such/socket")
+        with started(*words, stderr=device) as process:
+            stdout, _ = process.communicate(timeout=PATIENCE)
+    assert (process.returncode, stdout) == (1, SHORT)
+    assert seen.startswith(b"Error: unix:/no/such/socket: ")
+    assert seen.count(b"\r") == seen.count(b"\r\n") == 1
+
+
+@pytest.mark.parametrize(
+    ("words", "shown"), [("", 0), ("{short}", 0), ("-o -", 1), ("-o /dev/stdout", 1)]
+)
+def test_what_would_spoil_a_terminal(
+    served: Server, peer: socket.socket, words: str, shown: int
+) -> None:
+    """NUL bytes are not shown on a terminal, unless asked for; the other poems are."""
+    given = words.format(short=served.addresses[0]).split()
+    given.append(port_of(peer))
+    with terminal() as (device, seen), started("get", *given, stdout=device) as process:
+        connection = accept(peer)
+        connection.sendall(b"\x7fELF\0spoiled")
+        connection.close()
+        _, stderr = process.communicate(timeout=PATIENCE)
+    assert process.returncode == 1 - shown
+    assert seen.count(b"ELF") == shown
+    assert seen.count(SHORT[:9]) == words.count("short")
+    if not shown:
+        assert stderr.startswith(f"Error: {port_of(peer)}: not shown: it is no text".encode())
+        assert stderr.count(b"\n") == 1
+
+
+def test_progress_and_errors(peer: socket.socket) -> None:
+    """An error beside a progress bar has a line of its own, and no bar is left."""
+    words = ("get", "-o", "/dev/null", "--retries", "1", port_of(peer))
+    with terminal() as (device, seen), started(*words, command=HASTY, stderr=device) as process:
+        with accept(peer):
+            pass
+        with accept(peer) as connection:
+            while b"B/s" not in seen:
+                connection.sendall(SHORT)
+                time.sleep(0.01)
+            connection.setsockopt(socket.SOL_SOCKET, socket.SO_LINGER, RESET)
+        assert process.wait(PATIENCE) == 1
+    lines = [line.rpartition(b"\r")[2] for line in bytes(seen).split(b"\r\n")]
+    assert b"; retry 1 of 1 in " in lines[0]
+    assert lines[-2].startswith(f"Error: {port_of(peer)}: truncated after ".encode())
+    assert b"B/s" not in lines[-1]
 
 
 @pytest.mark.parametrize("number", [signal.SIGINT, signal.SIGTERM, signal.SIGHUP])
@@ -566,7 +629,7 @@ def test_interrupted(peer: socket.socket, tmp_path: Path, number: int) -> None:
 
 def test_nohup(peer: socket.socket) -> None:
     """Under nohup a HUP is nothing."""
-    options = {"preexec_fn": lambda: signal.signal(signal.SIGHUP, signal.SIG_IGN)}
+    options: Any = {"preexec_fn": lambda: signal.signal(signal.SIGHUP, signal.SIG_IGN)}
     with started("get", port_of(peer), **options) as process, accept(peer) as connection:
         process.send_signal(signal.SIGHUP)
         connection.sendall(SHORT)

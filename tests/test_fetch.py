@@ -61,7 +61,14 @@ class Fetching:
         self.fetcher = Fetcher(
             self.clock,
             Wanted(
-                **{"timeout": 30.0, "max_time": None, "max_bytes": None, "sha256": None, **wanted},
+                **{
+                    "timeout": 30.0,
+                    "max_time": None,
+                    "max_bytes": None,
+                    "sha256": None,
+                    "text": False,
+                    **wanted,
+                },
                 retries=retries,
             ),
             self.advanced.append,

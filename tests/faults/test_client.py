@@ -276,7 +276,7 @@ def test_a_pause_of_its_own_is_not_the_servers(
     os.mkfifo(fifo)
     reader = os.open(fifo, os.O_RDONLY | os.O_NONBLOCK)
     complaints: list[str] = []
-    wanted = Wanted(timeout=5, max_time=None, max_bytes=None, retries=0, sha256=None)
+    wanted = Wanted(timeout=5, max_time=None, max_bytes=None, retries=0, sha256=None, text=False)
     fetcher = Fetcher(reactor, wanted, str, str, complaints.append)
     received = bytearray()
 
