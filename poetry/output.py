@@ -97,7 +97,7 @@ def open_sink(reactor: Any, path: str | None, note: Callable[[str], object]) -> 
         if old is None or stat.S_ISREG(old.st_mode):
             return AtomicFile(path, note)
         # Not blocking: nobody may ever read a FIFO.
-        descriptor = os.open(path, os.O_WRONLY | os.O_NONBLOCK | os.O_CLOEXEC)
+        descriptor = os.open(path, os.O_WRONLY | os.O_NONBLOCK)
         return Output(reactor, descriptor, path)
 
 
@@ -252,7 +252,7 @@ class AtomicFile(_File):
         self._part = Path(self._target).with_name(f".poetry-{token_hex(6)}.part")
         old = _status(self._target)
         mode = 0o666 if old is None else _permissions(old)
-        descriptor = os.open(self._part, os.O_WRONLY | os.O_CREAT | os.O_EXCL | os.O_CLOEXEC, mode)
+        descriptor = os.open(self._part, os.O_WRONLY | os.O_CREAT | os.O_EXCL, mode)
         super().__init__(os.fdopen(descriptor, "wb"), path)
 
     async def finish(self, *, whole: bool) -> None:

@@ -35,8 +35,7 @@ class ServiceRunner:
         self._reactor.callWhenRunning(self._start)
         self._reactor.addSystemEventTrigger("before", "shutdown", self._service.stopService)
         self._reactor.run()
-        for number in (signal.SIGINT, signal.SIGTERM):
-            signal.signal(number, signal.SIG_IGN)  # one more must not change the exit code
+        _ignore_signals()
         if self._failure is not None:
             self._failure.raiseException()
         return 0
@@ -73,6 +72,12 @@ class ServiceRunner:
             self._reactor.stop()
 
 
+def _ignore_signals() -> None:
+    """It is done: one more must not change the exit code."""
+    for number in (signal.SIGINT, signal.SIGTERM):
+        signal.signal(number, signal.SIG_IGN)
+
+
 def run_to_end(reactor: Any, work: Coroutine[Any, Any, bool]) -> int:
     """Run the reactor until the work is done; a signal cancels it, so that it can clean up."""
     from twisted.internet.defer import CancelledError, Deferred
@@ -86,8 +91,11 @@ def run_to_end(reactor: Any, work: Coroutine[Any, Any, bool]) -> int:
         failure.trap(ReactorNotRunning)
 
     def start() -> None:
-        if signal.getsignal(signal.SIGHUP) == signal.SIG_DFL:
-            signal.signal(signal.SIGHUP, reactor.sigTerm)
+        if signal.getsignal(signal.SIGINT) != signal.SIG_IGN:
+            signal.signal(signal.SIGINT, reactor.sigInt)
+        hangup = getattr(signal, "SIGHUP", None)  # not on Windows
+        if hangup and signal.getsignal(hangup) == signal.SIG_DFL:
+            signal.signal(hangup, reactor.sigTerm)
         done = Deferred.fromCoroutine(work)
         reactor.addSystemEventTrigger("before", "shutdown", done.cancel)
         done.addBoth(results.append)
@@ -99,6 +107,7 @@ def run_to_end(reactor: Any, work: Coroutine[Any, Any, bool]) -> int:
     reactor.removeSystemEventTrigger(reactor.threadpoolShutdownID)
     reactor.callWhenRunning(start)
     reactor.run()
+    _ignore_signals()
     result = results[0] if results else None
     if isinstance(result, Failure) and not result.check(CancelledError):
         return complain(f"unexpected: {result.getErrorMessage()}", FAILED)

@@ -30,6 +30,7 @@ from twisted.internet.error import CannotListenError
 from poetry.cli import cli
 from poetry.command_serve import cannot_listen
 from tests.certificates import Certificates
+from tests.faults.conftest import Command
 from tests.processes import PATIENCE, POETRY, Server, poetry, running
 
 SHORT = "Said the river: I bring what I have to the sea. — envoi\n".encode()
@@ -886,6 +887,63 @@ cli.main()
     words = [sys.executable, "-c", script, "get", "1"]
     result = subprocess.run(words, capture_output=True, timeout=PATIENCE, check=False)
     assert error_of(result, 1) == "unexpected: what nobody foresaw"
+
+
+@pytest.mark.parametrize("command", [POETRY, (Path(sys.executable).with_name("poetry"),)])
+@pytest.mark.parametrize(
+    ("loading", "words"),
+    [
+        ("click", ("get", "1")),
+        ("twisted", ("get", "1")),
+        ("tqdm", ("get", "--progress", "1")),
+        ("twisted", ("serve",)),
+    ],
+)
+def test_interrupted_while_it_is_loaded(
+    tmp_path: Path, loading: str, command: Command, words: Command
+) -> None:
+    """An interrupt before all is imported is no traceback, wherever it comes."""
+    interrupting = "import os, signal, time\nos.kill(os.getpid(), signal.SIGINT)\ntime.sleep(60)\n"
+    (tmp_path / f"{loading}.py").write_text(interrupting)
+    done = subprocess.run(
+        [*command, *words],
+        env={**os.environ, "PYTHONPATH": str(tmp_path)},
+        capture_output=True,
+        timeout=PATIENCE,
+        check=False,
+    )
+    assert (done.returncode, done.stdout, done.stderr) == (130, b"", b"")
+
+
+RUN = "from poetry.__main__ import main; main()"
+LATE = f"import atexit, os, signal; atexit.register(os.kill, os.getpid(), signal.SIGINT); {RUN}"
+
+
+def test_interrupted_when_it_is_done() -> None:
+    """An interrupt while Python ends does not change how it went."""
+    words = [sys.executable, "-c", LATE, "get", "unix:/no/such/socket"]
+    result = subprocess.run(words, capture_output=True, timeout=PATIENCE, check=False)
+    assert error_of(result, 1).startswith("unix:/no/such/socket: ")
+
+
+def test_get_without_hangups(served: Server) -> None:
+    """Where there is no SIGHUP, as on Windows, a poem is got all the same."""
+    words = [sys.executable, "-c", f"import signal; del signal.SIGHUP; {RUN}", "get"]
+    result = subprocess.run(
+        [*words, served.addresses[0]], capture_output=True, timeout=PATIENCE, check=False
+    )
+    assert (result.returncode, result.stdout, result.stderr) == (0, SHORT, b"")
+
+
+def test_an_interrupt_that_is_ignored(peer: socket.socket) -> None:
+    """In the background of a shell script an interrupt is nothing."""
+    options: Any = {"preexec_fn": lambda: signal.signal(signal.SIGINT, signal.SIG_IGN)}
+    with started("get", port_of(peer), **options) as process, accept(peer) as connection:
+        process.send_signal(signal.SIGINT)
+        connection.sendall(SHORT)
+        connection.close()
+        stdout, stderr = process.communicate(timeout=PATIENCE)
+    assert (process.returncode, stdout, stderr) == (0, SHORT, b"")
 
 
 def test_interrupted_before_it_runs() -> None:
