@@ -27,6 +27,10 @@ class UsageError(ValueError):
     """What was asked for makes no sense; the message says why, in one line."""
 
 
+class BadPoem(UsageError):
+    """What was asked for makes sense, but a poem cannot be read, or is empty."""
+
+
 def pair(poems: Sequence[str], addresses: Sequence[str]) -> list[tuple[str | None, str]]:
     """Which poem goes where. No poem is the sample; no address, a free port for each.
 
@@ -47,19 +51,19 @@ def pair(poems: Sequence[str], addresses: Sequence[str]) -> list[tuple[str | Non
 def read_poem(word: str | None) -> tuple[bytes, str, Path | None]:
     """The poem, its name and its file: `-` is standard input, None the sample.
 
-    @raise UsageError: where it cannot be read or is empty.
+    @raise BadPoem: where it cannot be read or is empty.
     """
     if word is None:
         return (files("poetry") / "sample.txt").read_bytes(), "sample.txt", None
     path = None if word == "-" else Path(word).absolute()
     if path is None and sys.stdin is None:
-        raise UsageError("-: standard input is closed")
+        raise BadPoem("-: standard input is closed")
     try:
         poem = sys.stdin.buffer.read() if path is None else path.read_bytes()
     except (MemoryError, OSError) as error:
-        raise UsageError(f"{word}: {describe(error)}") from error
+        raise BadPoem(f"{word}: {describe(error)}") from error
     if not poem:
-        raise UsageError(f"{word}: {describe(EmptyPoem())}")
+        raise BadPoem(f"{word}: {describe(EmptyPoem())}")
     return poem, Path(word).name, path
 
 
@@ -106,6 +110,8 @@ def build_service(
         if metrics is not None:
             site = Metrics(service).site()
             service.others.append((server_endpoint(reactor, metrics), site))
+    except UsageError:
+        raise
     except ValueError as error:
         raise UsageError(str(error)) from error
     except ImportError as error:

@@ -32,16 +32,18 @@ def main() -> None:
 
 @click.group(
     context_settings={"help_option_names": ["-h", "--help"], "max_content_width": 100},
-    epilog="Examples:\n\n\b\n  poetry serve poem.txt\n  poetry get 127.0.0.1:10000",
+    epilog="Examples:\n\n\b\npoetry serve -p 10000 poem.txt\npoetry get 10000",
     invoke_without_command=True,
 )
-@click.version_option(package_name="twisted-poetry", prog_name="twisted-poetry")
+@click.version_option(
+    None, "-V", "--version", package_name="twisted-poetry", prog_name="twisted-poetry"
+)
 @click.pass_context
 def cli(ctx: click.Context) -> None:
     """Send a poem to whoever connects, and fetch one.
 
     A poem arrives whole, or its reader knows that it did not. Any client that reads to the end of
-    the stream can read one: nc, socat, a browser.
+    the stream can read one: nc, ncat, socat, telnet, wget, curl --http0.9.
     """
     if ctx.invoked_subcommand is None:
         click.echo(ctx.get_help())

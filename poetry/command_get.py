@@ -11,7 +11,7 @@ from typing import TYPE_CHECKING
 
 import click
 
-from poetry.console import Seconds
+from poetry.console import Count, Seconds
 from poetry.progress import is_terminal, progress_bar
 
 if TYPE_CHECKING:
@@ -22,22 +22,23 @@ if TYPE_CHECKING:
     epilog="""Examples:
 
     \b
-      poetry get 127.0.0.1:10000                print the poem
-      poetry get 10000 > poem.txt               of this machine
-      poetry get -o poem.txt host:10000         a failure leaves poem.txt as it was
-      poetry get -d poems a:10000 b:10000       one file an address
-      poetry get --retries 5 --timeout 5 host:10000
-      poetry get unix:/run/poem
-      poetry get tls:poems.example.org:10000
+    poetry get 127.0.0.1:10000               print the poem
+    poetry get 10000 > poem.txt              of this machine
+    poetry get -o poem.txt host:10000        all or nothing
+    poetry get -d poems a:10000 b:10000      a file for each
+    poetry get --retries 5 host:10000        try again
+    poetry get unix:/run/poem                a Unix socket
+    poetry get tls:poems.example.org:10000   over TLS
     """
 )
 @click.argument("addresses", metavar="ADDRESS...", nargs=-1, required=True)
 @click.option(
     "-o",
     "--output",
-    type=click.Path(readable=False),
+    type=click.Path(readable=False, allow_dash=True),
     metavar="FILE",
-    help="Write here instead, atomically: a failure leaves no file, and an old one as it was.",
+    help="Write here instead, atomically: a failure leaves no file, and an old one as it was;"
+    " - is standard output.",
 )
 @click.option(
     "-d",
@@ -48,7 +49,7 @@ if TYPE_CHECKING:
 )
 @click.option(
     "--timeout",
-    type=Seconds(0, min_open=True),
+    type=Seconds(),
     default=30.0,
     show_default=True,
     metavar="SECONDS",
@@ -56,16 +57,14 @@ if TYPE_CHECKING:
 )
 @click.option(
     "--max-time",
-    type=Seconds(0, min_open=True),
+    type=Seconds(),
     metavar="SECONDS",
     help="Longest time for all of it, with the retries.  [default: any]",
 )
-@click.option(
-    "--max-bytes", type=click.IntRange(1), metavar="N", help="Fail rather than take more."
-)
+@click.option("--max-bytes", type=Count(1), metavar="N", help="Fail rather than take more.")
 @click.option(
     "--retries",
-    type=click.IntRange(0),
+    type=Count(0),
     default=0,
     show_default=True,
     metavar="N",
@@ -75,7 +74,7 @@ if TYPE_CHECKING:
 @click.option(
     "--progress/--no-progress",
     default=None,
-    help="Show progress.  [default: on a terminal's standard error]",
+    help="Show progress.  [default: on a terminal's standard error, if it takes long]",
 )
 @click.option("-q", "--quiet", is_flag=True, help="Errors only.")
 def get(

@@ -9,7 +9,7 @@ from typing import Any
 
 import click
 
-from poetry.console import FAILED, Seconds, complain
+from poetry.console import FAILED, USAGE, Count, Seconds, complain
 from poetry.limits import DEFAULTS, Limits
 
 
@@ -17,21 +17,24 @@ from poetry.limits import DEFAULTS, Limits
     epilog="""Examples:
 
     \b
-      poetry serve                                  the sample poem, on a free port
-      poetry serve -p 10000 poem.txt                on port 10000 of this machine
-      poetry serve -i 0.0.0.0 -p 10000 poem.txt     for other machines too
-      poetry serve ecstasy.txt fascination.txt      a free port for each
-      poetry serve -l 10000 -l unix:/run/poem p.txt on two listeners
-      fortune | poetry serve -p 10000 -             standard input
-      poetry serve --num-bytes 10 --delay 0.1 p.txt the slow poetry server
+    poetry serve                             the sample poem
+    poetry serve -p 10000 poem.txt           on port 10000
+    poetry serve -i 0.0.0.0 -p 10000         for others too
+    poetry serve ecstasy.txt envoi.txt       a port for each
+    poetry serve -l 10000 -l unix:/run/poem  two listeners
+    fortune | poetry serve -p 10000 -        standard input
+    poetry serve --num-bytes 9 poem.txt      the slow server
 
     TERM and INT stop it when the readers in flight are done, HUP makes it read the poems again.
     """
 )
-@click.argument("poems", metavar="[POEM]...", nargs=-1)
-@click.option(
-    "-p", "--port", type=click.IntRange(0, 65535), metavar="N", help="Port; 0 takes a free one."
+@click.argument(
+    "poems",
+    metavar="[POEM]...",
+    nargs=-1,
+    type=click.Path(readable=False, allow_dash=True),
 )
+@click.option("-p", "--port", type=Count(0, 65535), metavar="N", help="Port; 0 takes a free one.")
 @click.option("-i", "--interface", metavar="ADDR", help="Where to listen.  [default: 127.0.0.1]")
 @click.option(
     "-l",
@@ -44,13 +47,13 @@ from poetry.limits import DEFAULTS, Limits
 )
 @click.option(
     "--max-connections",
-    type=click.IntRange(1),
+    type=Count(1),
     metavar="N",
     help="Most readers at once; more wait.  [default: what the descriptor limit allows]",
 )
 @click.option(
     "--idle-timeout",
-    type=Seconds(0, min_open=True),
+    type=Seconds(),
     default=DEFAULTS.idle_timeout,
     show_default=True,
     metavar="SECONDS",
@@ -58,18 +61,24 @@ from poetry.limits import DEFAULTS, Limits
 )
 @click.option(
     "--grace",
-    type=Seconds(0),
+    type=Seconds(zero=True),
     default=DEFAULTS.grace,
     show_default=True,
     metavar="SECONDS",
     help="How long a stop waits for readers in flight.",
 )
-@click.option("--num-bytes", type=click.IntRange(1), metavar="N", help="Send N bytes at a time,")
+@click.option(
+    "--num-bytes",
+    type=Count(1),
+    metavar="N",
+    help="Send N bytes at a time (the slow poetry server).  [default: 10, with a delay]",
+)
 @click.option(
     "--delay",
-    type=Seconds(0, min_open=True),
+    type=Seconds(),
     metavar="SECONDS",
-    help="so long apart (the slow poetry server).  [default: 10 bytes, 0.1 s if one is given]",
+    help="Wait so long between two sends (the slow poetry server)."
+    "  [default: 0.1, with N bytes at a time]",
 )
 @click.option(
     "--log-format", type=click.Choice(["text", "json"]), default="text", show_default=True
@@ -112,7 +121,7 @@ def serve(
     from twisted.internet import reactor
     from twisted.internet.error import CannotListenError
 
-    from poetry.build import UsageError, build_service
+    from poetry.build import BadPoem, UsageError, build_service
     from poetry.logs import start_logging
     from poetry.run import ServiceRunner
 
@@ -128,6 +137,8 @@ def serve(
             metrics=metrics,
             log_level=log_level,
         )
+    except BadPoem as error:
+        return complain(str(error), USAGE)
     except UsageError as error:
         raise click.UsageError(str(error)) from error
     try:
@@ -151,9 +162,11 @@ def cannot_listen(error: Any) -> str:
     if isinstance(port, bytes):
         port = os.fsdecode(port)
     where = ":".join(str(part) for part in (host and bracketed(host), port) if part)
-    hint = {
-        errno.EADDRINUSE: "; it is taken: choose another, or port 0 for any free one",
-        errno.EACCES: "; ports below 1024 need privileges" if isinstance(port, int) else "",
-        errno.EADDRNOTAVAIL: "; no interface of this machine has that address",
-    }.get(reason.errno, "")
-    return f"cannot listen on {where}: {reason.strerror or reason}{hint}"
+    said = reason.strerror or str(reason)
+    if reason.errno == errno.EADDRNOTAVAIL:
+        said = "no interface of this machine has that address"
+    elif reason.errno == errno.EADDRINUSE:
+        said += "; choose another" + ", or port 0 for any free one" * isinstance(port, int)
+    elif reason.errno == errno.EACCES and isinstance(port, int):
+        said += "; ports below 1024 need privileges"
+    return f"cannot listen on {where}: {said}"

@@ -1,4 +1,4 @@
-"""What the commands share: exit codes, error lines, and a time in seconds as an option."""
+"""What the commands share: exit codes, error lines, and the numbers that options are given."""
 
 from __future__ import annotations
 
@@ -28,12 +28,44 @@ def cannot_print(error: OSError) -> int:
     return complain(f"standard output: {error.strerror}", FAILED)
 
 
-class Seconds(click.FloatRange):
-    """A time in seconds; inf is for ever."""
+class Seconds(click.ParamType):  # type: ignore[type-arg]  # it has none in click 8.1
+    """A time in seconds, more than 0 or from 0 on; inf is for ever."""
 
-    def convert(self, value: Any, param: Any, ctx: Any) -> Any:
-        """Take a number in the range: every comparison with nan is false."""
-        seconds = super().convert(value, param, ctx)
+    name = "seconds"
+
+    def __init__(self, *, zero: bool = False) -> None:
+        self.zero = zero
+
+    def convert(self, value: Any, param: Any, ctx: Any) -> float:
+        """Take a number in the range; to compare with nan is always false."""
+        try:
+            seconds = float(value)
+        except ValueError:
+            seconds = math.nan
         if math.isnan(seconds):
-            self.fail(f"{value} is not a number of seconds.", param, ctx)
+            self.fail(f"{value} is not a number of seconds, such as 30 or 0.5", param, ctx)
+        if not (seconds > 0 or (self.zero and seconds == 0)):
+            least = "0 and more" if self.zero else "more than 0"
+            self.fail(f"{value} is not in the range of {least}", param, ctx)
         return seconds
+
+
+class Count(click.ParamType):  # type: ignore[type-arg]  # it has none in click 8.1
+    """A whole number in a range."""
+
+    name = "count"
+
+    def __init__(self, least: int, most: int | None = None) -> None:
+        self.least = least
+        self.most = most
+
+    def convert(self, value: Any, param: Any, ctx: Any) -> int:
+        """Take a number in the range."""
+        try:
+            number = int(value)
+        except ValueError:
+            self.fail(f"{value} is not a whole number, such as 1000000", param, ctx)
+        if number < self.least or (self.most is not None and number > self.most):
+            most = "and more" if self.most is None else f"to {self.most}"
+            self.fail(f"{value} is not in the range of {self.least} {most}", param, ctx)
+        return number

@@ -20,6 +20,7 @@ import time
 import urllib.request
 from collections.abc import Callable, Iterator, Sequence
 from contextlib import closing, contextmanager, suppress
+from importlib.metadata import version
 from pathlib import Path
 from typing import Any
 
@@ -150,12 +151,9 @@ def error_of(result: subprocess.CompletedProcess[bytes], code: int) -> str:
 @pytest.mark.parametrize(
     ("words", "message"),
     [
-        ("serve no-such-file.txt", "no-such-file.txt: No such file or directory"),
-        ("serve .", ".: Is a directory"),
-        ("serve {empty}", "{empty}: it is empty, and there is no empty poem"),
-        ("serve -", "-: it is empty, and there is no empty poem"),
         ("serve -p 65536", "Invalid value for '-p' / '--port': 65536 is not in the range"),
-        ("serve -p x", "Invalid value for '-p' / '--port': 'x' is not a valid integer"),
+        ("serve -p x", "Invalid value for '-p' / '--port': x is not a whole number, such as"),
+        ("serve -p -1", "Invalid value for '-p' / '--port': -1 is not in the range of 0 to 65535"),
         ("serve -l 65536", "'65536': port 65536 is out of range (0 to 65535)"),
         ("serve -l nonsense", "'nonsense' is no address: use PORT, HOST:PORT or"),
         ("serve -l frob:1:2", "'frob:1:2' is no address: Unknown endpoint type: 'frob'"),
@@ -169,36 +167,67 @@ def error_of(result: subprocess.CompletedProcess[bytes], code: int) -> str:
         ("serve -l 0 {short} {short}", "2 poems and 1 addresses"),
         ("serve -l 0 -l 0 -l 0 {short} {short}", "2 poems and 3 addresses"),
         ("serve --delay nan", "Invalid value for '--delay': nan is not a number of seconds"),
+        ("serve --grace 5s", "Invalid value for '--grace': 5s is not a number of seconds, such as"),
+        ("serve --grace -1", "Invalid value for '--grace': -1 is not in the range of 0 and more"),
         ("serve --num-bytes 0", "Invalid value for '--num-bytes': 0 is not in the range"),
         ("get", "Missing argument 'ADDRESS...'"),
         ("get nonsense", "'nonsense' is no address: use PORT, HOST:PORT or an endpoint string"),
         ("get 127.0.0.1:0", "'127.0.0.1:0': port 0 is not one to connect to (1 to 65535)"),
         ("get ::1:80", "'::1:80' is no address: an IPv6 host goes in brackets"),
         ("get http://localhost/", "'http://localhost/' is no address: Unknown endpoint type"),
-        ("get tcp:80:frob=1 ", "'tcp:80:frob=1' is no address: "),
+        ("get tcp:80:frob=1", "'tcp:80:frob=1' is no address: "),
         ("get -o a -d b 1", "give --output or --directory, not both"),
         ("get -d {empty}.d 1 127.0.0.1:1 1", "two addresses would share a file in --directory"),
         ("get --sha256 abc 1", "--sha256 abc: not 64 hexadecimal digits"),
-        ("get --timeout 0 1", "Invalid value for '--timeout': 0"),
+        ("get -o  1", "--output: it names no file"),
+        (
+            "get --timeout 0 1",
+            "Invalid value for '--timeout': 0 is not in the range of more than 0",
+        ),
+        ("get --timeout 5s 1", "Invalid value for '--timeout': 5s is not a number of seconds"),
+        ("get --max-time 1m 1", "Invalid value for '--max-time': 1m is not a number of seconds"),
+        ("get --max-bytes 1M 1", "Invalid value for '--max-bytes': 1M is not a whole number"),
+        (
+            "get --retries -1 1",
+            "Invalid value for '--retries': -1 is not in the range of 0 and more",
+        ),
         ("frob", "No such command 'frob'"),
     ],
 )
 def test_usage(poems: Path, words: str, message: str) -> None:
     """What makes no sense is one line that names it and tells where to read on, and 2."""
     names = {path.stem: str(path) for path in poems.iterdir()}
-    given = [word.format(**names) for word in words.split()]
+    given = [word.format(**names) for word in words.split(" ")]
     error = error_of(poetry(*given), 2)
     assert error.startswith(message.format(**names))
     assert "--help')" in error
 
 
 @pytest.mark.parametrize(
+    ("word", "message"),
+    [
+        ("no-such-file.txt", "No such file or directory"),
+        (".", "Is a directory"),
+        ("{empty}", "it is empty, and there is no empty poem"),
+        ("-", "it is empty, and there is no empty poem"),
+    ],
+)
+def test_a_poem_that_cannot_be_served(poems: Path, word: str, message: str) -> None:
+    """Where the command makes sense, and its poem is none, there is nothing to read on."""
+    given = word.format(empty=poems / "empty.txt")
+    assert error_of(poetry("serve", given), 2) == f"{given}: {message}"
+
+
+@pytest.mark.parametrize(
     ("words", "message"),
     [
-        ("-p {taken}", "cannot listen on 127.0.0.1:{taken}: Address already in use; it is taken"),
+        (
+            "-p {taken}",
+            "cannot listen on 127.0.0.1:{taken}: Address already in use; choose another",
+        ),
         ("--metrics {taken}", "cannot listen on 127.0.0.1:{taken}: Address already in use"),
-        ("-i 192.0.2.1", "cannot listen on 192.0.2.1: Cannot assign requested address; no inter"),
-        ("-l unix:{file}", "cannot listen on {file}: Address already in use; it is taken"),
+        ("-i 192.0.2.1", "cannot listen on 192.0.2.1: no interface of this machine has that"),
+        ("-l unix:{file}", "cannot listen on {file}: Address already in use; choose another"),
         ("-l unix:/no/such/place", "cannot listen on unix:/no/such/place: No such file"),
     ],
 )
@@ -213,7 +242,7 @@ def test_a_unix_socket_that_is_served(tmp_path: Path) -> None:
     """A second server on a Unix socket is told so, and the first one stays."""
     address = f"unix:{tmp_path / 'poem'}"
     with running([*QUICK, "-l", address]) as server:
-        message = f"cannot listen on {tmp_path / 'poem'}: Cannot acquire lock; it is taken"
+        message = f"cannot listen on {tmp_path / 'poem'}: Cannot acquire lock; choose another"
         assert error_of(poetry("serve", "-l", address), 1).startswith(message)
         assert poetry("get", server.addresses[0]).stdout == SAMPLE
 
@@ -231,7 +260,7 @@ def test_a_unix_socket_that_is_served(tmp_path: Path) -> None:
         ),
         (
             CannotListenError("::1", 80, OSError(errno.EADDRNOTAVAIL, "odd")),
-            "cannot listen on [::1]:80: odd; no interface of this machine has that address",
+            "cannot listen on [::1]:80: no interface of this machine has that address",
         ),
         (CannotListenError("x", 0, OSError("odd")), "cannot listen on x: odd"),
     ],
@@ -853,13 +882,24 @@ def test_without_metrics(poems: Path) -> None:
 # Help, and what is not worth a process
 
 
-@pytest.mark.parametrize("words", [["--help"], ["serve", "-h"], ["get", "--help"]])
-def test_help(words: list[str]) -> None:
-    """Each command's help has examples."""
-    result = CliRunner().invoke(cli, words)
+HELPS: tuple[list[str], ...] = ([], ["serve"], ["get"])
+
+
+@pytest.mark.parametrize("width", [60, 80, 100])
+@pytest.mark.parametrize("command", HELPS)
+def test_help(command: list[str], width: int) -> None:
+    """Each help has examples, fits the terminal, and breaks no example and no option."""
+    widest = CliRunner().invoke(cli, [*command, "--help"], terminal_width=1_000).output
+    result = CliRunner().invoke(cli, [*command, "-h"], terminal_width=width)
     assert result.exit_code == 0
-    assert "Examples:" in result.output
-    assert "  poetry " in result.output
+    lines = result.output.splitlines()
+    assert max(map(len, lines)) <= width
+    _, _, examples = result.output.partition("Examples:\n\n")
+    assert examples.startswith("  poetry ")
+    assert examples.partition("\n\n")[0] in widest
+    assert not [line for line in lines if line.endswith("-")]
+    assert "[x" not in result.output
+    assert "<" not in result.output
 
 
 def test_no_command() -> None:
@@ -871,9 +911,10 @@ def test_no_command() -> None:
 
 def test_version() -> None:
     """The version is the distribution's."""
-    result = poetry("--version")
-    assert result.stdout.startswith(b"twisted-poetry, version ")
-    assert result.returncode == 0
+    for word in ("-V", "--version"):
+        result = CliRunner().invoke(cli, [word])
+        assert result.output == f"twisted-poetry, version {version('twisted-poetry')}\n"
+        assert result.exit_code == 0
 
 
 def test_what_nobody_foresaw() -> None:
