@@ -2,20 +2,21 @@
 
 from __future__ import annotations
 
+import os
 import sys
-from io import StringIO
+from pathlib import Path
 
 import click
 
 from poetry.command_get import get
 from poetry.command_serve import serve
-from poetry.console import INTERRUPTED, USAGE, cannot_print, complain
+from poetry.console import USAGE, cannot_print, complain
 
 
 def main() -> None:
     """The commands `poetry` and `twisted-poetry`: each error is one line on standard error."""
-    if sys.stdout is None:  # it is closed, which the oldest click cannot take
-        sys.stdout = StringIO()
+    if sys.stdout is None:  # it is closed, and its descriptor free for whatever is opened next
+        sys.stdout = Path(os.devnull).open("w", encoding="utf-8")  # noqa: SIM115 (for good)
     try:
         code = cli.main(standalone_mode=False)
     except click.UsageError as error:
@@ -23,8 +24,6 @@ def main() -> None:
         code = complain(f"{error.format_message()} (see '{command} --help')", USAGE)
     except click.ClickException as error:
         code = complain(error.format_message(), error.exit_code)
-    except (click.Abort, KeyboardInterrupt):
-        code = INTERRUPTED
     except OSError as error:  # what click prints itself: help, for one
         code = cannot_print(error)
     sys.exit(code)

@@ -71,12 +71,12 @@ class Sink(Protocol):
 
 def is_standard_output(path: str) -> bool:
     """Whether who writes there writes to standard output, by whatever name."""
-    return path == "-" or (sys.stdout is not None and _is_open_as(path, sys.stdout))
+    return path == "-" or _is_open_as(path, sys.__stdout__)
 
 
-def _is_open_as(path: str, stream: TextIO) -> bool:
+def _is_open_as(path: str, stream: TextIO | None) -> bool:
     try:
-        return os.path.samestat(Path(path).stat(), os.fstat(stream.fileno()))
+        return stream is not None and os.path.samestat(Path(path).stat(), os.fstat(stream.fileno()))
     except OSError:  # there is no such file, or the stream has none
         return False
 
@@ -91,7 +91,7 @@ def open_sink(reactor: Any, path: str | None, note: Callable[[str], object]) -> 
         with _blaming(STANDARD_OUTPUT):
             return Output(reactor, own_description(sys.stdout.fileno()), STANDARD_OUTPUT)
     with _blaming(path):
-        if sys.stderr is not None and _is_open_as(path, sys.stderr):
+        if _is_open_as(path, sys.stderr):
             return Output(reactor, own_description(sys.stderr.fileno()), path)
         old = _status(path)
         if old is None or stat.S_ISREG(old.st_mode):

@@ -396,6 +396,16 @@ def test_a_full_standard_output(served: Server, words: str) -> None:
     assert stderr == b"Error: standard output: No space left on device\n"
 
 
+def test_a_file_while_standard_output_is_closed(served: Server, tmp_path: Path) -> None:
+    """A poem that goes elsewhere needs no standard output."""
+    for place in ("/dev/null", "poem.txt"):
+        words = ("get", "-o", place, served.addresses[0])
+        with started(*words, cwd=tmp_path, preexec_fn=lambda: os.close(1)) as process:
+            _, stderr = process.communicate(timeout=PATIENCE)
+        assert (process.returncode, stderr) == (0, b"")
+    assert (tmp_path / "poem.txt").read_bytes() == SHORT
+
+
 @pytest.mark.parametrize("stdout", ["full", "closed"])
 def test_serve_without_standard_output(tmp_path: Path, stdout: str) -> None:
     """A server that cannot announce itself says so once, and serves."""

@@ -306,14 +306,14 @@ def test_standard_output_by_another_name(tmp_path: Path, monkeypatch: pytest.Mon
     """`-`, and whatever is the same file, is standard output; other files are not."""
     path, other = tmp_path / "log", tmp_path / "other"
     with path.open("w") as stdout:
-        monkeypatch.setattr("sys.stdout", stdout)
+        monkeypatch.setattr("sys.__stdout__", stdout)
         other.hardlink_to(path)
         assert [is_standard_output(str(each)) for each in ("-", path, other)] == [True] * 3
         other.unlink()
         other.touch()
         assert not is_standard_output(str(other))
         assert not is_standard_output(str(tmp_path / "none"))
-    monkeypatch.setattr("sys.stdout", None)
+    monkeypatch.setattr("sys.__stdout__", None)
     assert not is_standard_output(str(other))
     assert is_standard_output("-")
 
