@@ -1,0 +1,97 @@
+"""What goes to PyPI: the sdist, the wheel that is built from it, and what their checkers say."""
+
+from __future__ import annotations
+
+import re
+import shutil
+import subprocess
+import sys
+import tarfile
+import zipfile
+from email import message_from_bytes
+from pathlib import Path
+from typing import NamedTuple
+
+import pytest
+
+from tests.processes import PATIENCE
+
+ROOT = Path(__file__).parents[1]
+STRAY = (
+    "poems/pyvenv.cfg",  # an environment of the reader's in the checkout
+    "poems/lib/python3/site-packages/module.py",
+    "poem.txt",
+    "twisted/__init__.py",  # either would replace Twisted's own
+    "twisted/plugins/__init__.py",
+    "twisted/plugins/dropin.cache",
+)
+
+
+class Distribution(NamedTuple):
+    """What a build makes; the wheel is built from the sdist."""
+
+    sdist: Path
+    wheel: Path
+
+
+def run(*words: str | Path, cwd: Path = ROOT) -> None:
+    """Run a Python module that has nothing to complain about."""
+    command = [sys.executable, "-m", *map(str, words)]
+    done = subprocess.run(
+        command, cwd=cwd, capture_output=True, text=True, timeout=PATIENCE, check=False
+    )
+    assert done.returncode == 0, done.stdout + done.stderr
+
+
+@pytest.fixture(scope="module")
+def built(tmp_path_factory: pytest.TempPathFactory) -> Distribution:
+    """Both, of a copy of this tree in which strays lie about."""
+    tree = tmp_path_factory.mktemp("tree") / "twisted-poetry"
+    shutil.copytree(ROOT, tree, ignore=shutil.ignore_patterns(".*", "__pycache__", "dropin.cache"))
+    for name in STRAY:
+        (tree / name).parent.mkdir(parents=True, exist_ok=True)
+        (tree / name).write_text("", encoding="utf-8")
+    output = tmp_path_factory.mktemp("dist")
+    run("build", "--no-isolation", "--outdir", output, tree)
+    [sdist], [wheel] = output.glob("*.tar.gz"), output.glob("*.whl")
+    return Distribution(sdist, wheel)
+
+
+def test_sdist_contents(built: Distribution) -> None:
+    """The sdist has the sources, the tests and the documents, and no stray."""
+    with tarfile.open(built.sdist) as archive:
+        names = {name.partition("/")[2] for name in archive.getnames()}
+    assert {"pyproject.toml", "LICENSE", "README.md", "Makefile", "demo.py"} <= names
+    assert {"docs/library.md", "deploy/haproxy.cfg", "tests/uses.py"} <= names
+    assert names.isdisjoint(STRAY)
+    folders = {name.partition("/")[0] for name in names if "/" in name}
+    assert folders == {"poetry", "twisted", "tests", "benchmarks", "deploy", "docs"}
+
+
+def test_wheel_contents(built: Distribution) -> None:
+    """The wheel has the package and its plugin, and nothing that is Twisted's."""
+    with zipfile.ZipFile(built.wheel) as archive:
+        names = {name for name in archive.namelist() if ".dist-info/" not in name}
+    package = [path for path in (ROOT / "poetry").rglob("*") if path.suffix in (".py", ".txt")]
+    expected = {str(path.relative_to(ROOT)) for path in package}
+    assert names == expected | {"poetry/py.typed", "twisted/plugins/poetry_plugin.py"}
+
+
+def test_description(built: Distribution) -> None:
+    """The page on PyPI is the README without a link or a picture that leads nowhere there."""
+    with zipfile.ZipFile(built.wheel) as archive:
+        [metadata] = [name for name in archive.namelist() if name.endswith("/METADATA")]
+        message = message_from_bytes(archive.read(metadata))
+    assert message["Description-Content-Type"] == "text/markdown"
+    description = str(message.get_payload())
+    assert description.startswith("# twisted-poetry\n")
+    links = re.findall(r"\]\(([^)]*)\)|^\[[^\]]*\]: *(\S+)|<(?:a|img)\b", description, re.MULTILINE)
+    assert [link for link in links if not link[0].startswith(("https:", "#"))] == []
+    assert "docs/library.md" in description
+
+
+def test_checkers(built: Distribution) -> None:
+    """Neither twine nor check-wheel-contents nor validate-pyproject has anything to say."""
+    run("twine", "check", "--strict", *built)
+    run("check_wheel_contents", "--config", ROOT / "pyproject.toml", built.wheel)
+    run("validate_pyproject", ROOT / "pyproject.toml")
