@@ -1,4 +1,4 @@
-"""What goes to PyPI: the sdist, the wheel that is built from it, and what their checkers say."""
+"""What goes to PyPI and how: the sdist, the wheel built from it, the workflows, their checkers."""
 
 from __future__ import annotations
 
@@ -34,12 +34,10 @@ class Distribution(NamedTuple):
     wheel: Path
 
 
-def run(*words: str | Path, cwd: Path = ROOT) -> None:
-    """Run a Python module that has nothing to complain about."""
-    command = [sys.executable, "-m", *map(str, words)]
-    done = subprocess.run(
-        command, cwd=cwd, capture_output=True, text=True, timeout=PATIENCE, check=False
-    )
+def run(tool: str, *words: str | Path) -> None:
+    """Run a tool that is installed beside Python and has nothing to complain about."""
+    command = [Path(sys.executable).with_name(tool), *words]
+    done = subprocess.run(command, capture_output=True, text=True, timeout=PATIENCE, check=False)
     assert done.returncode == 0, done.stdout + done.stderr
 
 
@@ -52,7 +50,7 @@ def built(tmp_path_factory: pytest.TempPathFactory) -> Distribution:
         (tree / name).parent.mkdir(parents=True, exist_ok=True)
         (tree / name).write_text("", encoding="utf-8")
     output = tmp_path_factory.mktemp("dist")
-    run("build", "--no-isolation", "--outdir", output, tree)
+    run("pyproject-build", "--no-isolation", "--outdir", output, tree)
     [sdist], [wheel] = output.glob("*.tar.gz"), output.glob("*.whl")
     return Distribution(sdist, wheel)
 
@@ -93,5 +91,13 @@ def test_description(built: Distribution) -> None:
 def test_checkers(built: Distribution) -> None:
     """Neither twine nor check-wheel-contents nor validate-pyproject has anything to say."""
     run("twine", "check", "--strict", *built)
-    run("check_wheel_contents", "--config", ROOT / "pyproject.toml", built.wheel)
-    run("validate_pyproject", ROOT / "pyproject.toml")
+    run("check-wheel-contents", "--config", ROOT / "pyproject.toml", built.wheel)
+    run("validate-pyproject", ROOT / "pyproject.toml")
+
+
+def test_workflows() -> None:
+    """zizmor finds no fault in the workflows: least permissions, pinned actions, no kept token."""
+    workflows = ROOT / ".github" / "workflows"
+    if not workflows.exists():
+        pytest.skip("an sdist has no workflows")
+    run("zizmor", "--offline", "--no-progress", workflows)
