@@ -3,7 +3,7 @@
 PYTHON ?= python3
 BIN := .venv/bin
 
-.PHONY: demo test bench plot clean
+.PHONY: demo test docs bench plot clean
 
 .venv/demo: pyproject.toml
 	$(PYTHON) -m venv .venv
@@ -27,6 +27,13 @@ test: .venv/dev
 	$(BIN)/coverage run -m pytest
 	$(BIN)/coverage combine --quiet
 	$(BIN)/coverage report
+
+.venv/docs: .venv/dev
+	$(BIN)/python -m pip install --quiet --group docs
+	touch $@
+
+docs: .venv/docs
+	$(BIN)/pydoctor
 
 .venv/bench: .venv/dev
 	$(BIN)/python -m pip install --quiet --group bench
