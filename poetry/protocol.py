@@ -39,8 +39,6 @@ from poetry.wire.layers import innermost, receive
 from poetry.wire.poem import Poem
 from poetry.wire.sender import Pace, Producer
 
-__all__ = ["PoetryClientFactory", "PoetryFactory", "PoetryProtocol", "PoetryServerFactory", "State"]
-
 _log = Logger()
 
 

@@ -3,10 +3,10 @@
 The end of a stream says that the poem is whole, so it is sent after the last byte and at no other
 time; whatever else ends a connection resets it. Two things make that hold on every transport:
 
-- From the first byte that the kernel may not take at once, closing the socket resets it, whoever
-  closes it and why: even a SIGKILL. Once the kernel has the last byte, closing sends again.
-- Then only the sending half is shut down, and input is discarded until the reader ends: closing a
-  socket with unread input resets it, and destroys what is still on its way.
+  - From the first byte that the kernel may not take at once, closing the socket resets it, whoever
+    closes it and why: even a SIGKILL. Once the kernel has the last byte, closing sends again.
+  - Then only the sending half is shut down, and input is discarded until the reader ends: closing a
+    socket with unread input resets it, and destroys what is still on its way.
 
 `plain` is a socket, `tls` has close_notify before that, `buffered` is any other transport. `sender`
 is what they share, `poem` what they send, `layers` and `kernel` what they know of Twisted's
