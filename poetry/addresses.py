@@ -7,6 +7,7 @@ from __future__ import annotations
 
 import os
 import re
+import socket
 from typing import Any, NamedTuple
 
 from twisted.internet.abstract import isIPAddress, isIPv6Address
@@ -35,8 +36,18 @@ ENDPOINT_TYPES = frozenset({"haproxy", "ssl", "stdio", "systemd", "tcp", "tcp6",
 """First words that make `WORD:NUMBER` an endpoint string rather than a host and its port."""
 
 _WITH_BACKLOG = frozenset({"ssl", "tcp", "tcp6", "tls", "unix"})
-_PLAIN = re.compile(r"(?:(?:\[(?P<v6>[0-9A-Fa-f:.%\w]+)\]|(?P<host>[^:\[\]/=]+)):)?(?P<port>\d+)")
 _HIGHEST_PORT = 65535
+_PLAIN = re.compile(
+    r"(?:(?:\[(?P<v6>[0-9A-Fa-f.]*:[0-9A-Fa-f:.]*(?:%\w+)?)\]|(?P<host>[^\s:\[\]/=*@?#]+)):)?(?P<port>\d+)"
+)
+_URL = re.compile(r"(?!unix:)[\w+.-]+://")  # of a Unix socket it is the path that begins with //
+_NEARLY = re.compile(  # a URL, HOST PORT, HOST:SERVICE, HOST:PORT:MORE, :PORT, *:PORT, IPV6:PORT
+    r"\s*(?:(?P<scheme>[\w+.-]+)://)?(?:[^@/]*@)?"
+    r"\[?(?P<host>[0-9A-Fa-f:]*::[\w:.%]*?|[^:/?#\s\[\]]*)\]?"
+    r"(?:\s*[:\s]\s*(?P<port>\d+))?(?:[:/?#].*)?\s*"
+)
+_MANY_WORDS = re.compile(r"(?!.*::)\w+:.*:")  # as an endpoint string has, of an unknown type
+_ASCII_NAME = re.compile(r"(?:[\w-]{1,63}\.)*[\w-]{1,63}\.?", re.ASCII)
 
 
 class BadAddress(ValueError):
@@ -53,17 +64,27 @@ class HostPort(NamedTuple):
 def split(text: str) -> HostPort | None:
     """Read `PORT` (of 127.0.0.1), `HOST:PORT` or `[IPV6]:PORT`; None: an endpoint string.
 
-    @raise BadAddress: where it is neither, or the port is out of range.
+    @raise BadAddress: where the port is out of range, or the IPv6 address is none.
     """
     plain = _PLAIN.fullmatch(text)
     if plain is None or plain["host"] in ENDPOINT_TYPES:
-        if ":" not in text:
-            raise BadAddress(f"{text!r} is no address: use PORT, HOST:PORT or an endpoint string")
         return None
     port = int(plain["port"])
     if port > _HIGHEST_PORT:
         raise BadAddress(f"{text!r}: port {port} is out of range (0 to {_HIGHEST_PORT})")
+    if plain["v6"] is not None:
+        _check_v6(text, plain["v6"])
     return HostPort(plain["v6"] or plain["host"] or "127.0.0.1", port)
+
+
+def _check_v6(text: str, host: str) -> None:
+    if not isIPv6Address(host):
+        raise BadAddress(f"{text!r}: {host} is no IPv6 address")
+    try:
+        socket.getaddrinfo(host, None, flags=socket.AI_NUMERICHOST)
+    except OSError as error:
+        scope = host.partition("%")[2]
+        raise BadAddress(f"{text!r}: this machine has no interface {scope!r}") from error
 
 
 def server_endpoint(reactor: Any, text: str) -> IStreamServerEndpoint:
@@ -106,8 +127,14 @@ def client_endpoint(reactor: Any, text: str, timeout: float = 30.0) -> IStreamCl
             kind = TCP4ClientEndpoint
         elif isIPv6Address(plain.host):
             kind = TCP6ClientEndpoint
-        numeric: IStreamClientEndpoint = kind(reactor, plain.host, plain.port, timeout)
-        return numeric
+        endpoint: Any = kind(reactor, plain.host, plain.port, timeout)
+        if getattr(endpoint, "_badHostname", False):
+            if not _ASCII_NAME.fullmatch(plain.host):
+                raise BadAddress(f"{text!r}: {plain.host!r} is no host name")
+            # IDNA has no `_`; names of Docker Compose have, and the resolver knows them.
+            endpoint._badHostname = False
+        plain_client: IStreamClientEndpoint = endpoint
+        return plain_client
     scheme, host = [*text.split(":"), ""][:2]
     full = text
     if scheme == "ssl" and "hostname=" not in text and "=" not in host:
@@ -118,8 +145,9 @@ def client_endpoint(reactor: Any, text: str, timeout: float = 30.0) -> IStreamCl
 
 
 def _parse(parser: Any, reactor: Any, full: str, text: str) -> Any:
-    if text.startswith(":"):
-        raise BadAddress(f"{text!r} is no address: an IPv6 host goes in brackets, as in [::1]:8000")
+    listening = parser is serverFromString
+    if ":" not in text or _URL.match(text):
+        raise BadAddress(f"{text!r} is no address: {_instead(text, listening=listening)}")
     try:
         return parser(reactor, full)
     except (ImportError, NameError) as error:  # NameError: of what Twisted could not import
@@ -129,11 +157,42 @@ def _parse(parser: Any, reactor: Any, full: str, text: str) -> Any:
             f"{text!r}: no such socket was passed in (LISTEN_FDS, LISTEN_FDNAMES)"
         ) from error
     except TypeError as error:
-        raise BadAddress(f"{text!r} is no address: too few or too many arguments") from error
+        reason = "too few or too many arguments" + _without_tcp(text)
+        raise BadAddress(f"{text!r} is no address: {reason}") from error
     except Exception as error:
         # What a plugin raises for its arguments is its own: ValueError, OSError, SSL.Error.
         reason = " ".join(str(error).split()) or type(error).__name__
+        reason += _without_tcp(text)
+        if reason.startswith("Unknown endpoint type"):
+            instead = _instead(text, listening=listening)
+            reason = f"{reason}; of a host, {instead}" if _MANY_WORDS.match(text) else instead
         raise BadAddress(f"{text!r} is no address: {reason}") from error
+
+
+def _without_tcp(text: str) -> str:
+    """What to add where `tcp:` is too much."""
+    kind_of, _, rest = text.partition(":")
+    return f"; write {rest}" if kind_of == "tcp" and _PLAIN.fullmatch(rest) else ""
+
+
+def _instead(text: str, *, listening: bool) -> str:
+    """What to write instead of a text that is nearly an address, as far as that can be told."""
+    nearly = _NEARLY.fullmatch(text)
+    told = nearly is not None and (nearly["port"] or ":" in text or "." in nearly["host"])
+    if nearly is None or not told or nearly["host"].isdigit():
+        return "use PORT, HOST:PORT or an endpoint string"
+    host, port = nearly["host"], nearly["port"] or "PORT"
+    number = "" if nearly["port"] else ", the port as a number"
+    if host in ("", "*") and listening:
+        return f"write {port}, or 0.0.0.0:{port} for all interfaces{number}"
+    if host in ("", "*"):
+        return f"write 127.0.0.1:{port}{number}"
+    if ":" in host and "[" not in text:
+        return f"an IPv6 host goes in brackets, as in [{host}]:{port}{number}"
+    if ":" in host:
+        host = f"[{host}]"
+    tls = "" if listening or nearly["scheme"] not in ("https", "ssl", "tls") else "tls:"
+    return f"write {tls}{host}:{port}{number}"
 
 
 def listening_address(port: IListeningPort, text: str = "") -> str:

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import re
 import subprocess
 import sys
 from pathlib import Path
@@ -9,8 +10,10 @@ from typing import Any
 
 import pytest
 from twisted.internet.address import HostnameAddress, IPv4Address, IPv6Address, UNIXAddress
+from twisted.internet.interfaces import IHostnameResolver
 from twisted.internet.protocol import ServerFactory
 from twisted.internet.testing import MemoryReactorClock, StringTransport
+from zope.interface import implementer
 
 from poetry.addresses import (
     BACKLOG,
@@ -35,7 +38,7 @@ from tests.processes import PATIENCE
         ("poems.example.org:65535", ("poems.example.org", 65535)),
         ("0.0.0.0:1", ("0.0.0.0", 1)),
         ("[::1]:8000", ("::1", 8000)),
-        ("[fe80::1%eth0]:8000", ("fe80::1%eth0", 8000)),
+        ("[fe80::1%lo]:8000", ("fe80::1%lo", 8000)),
         ("tcp:8000", None),
         ("unix:/run/poem", None),
         ("systemd:domain=INET:index=0", None),
@@ -55,9 +58,12 @@ BAD = [
     ("65536", "port 65536 is out of range (0 to 65535)"),
     ("localhost:99999", "port 99999 is out of range (0 to 65535)"),
     ("[::1]:99999", "port 99999 is out of range (0 to 65535)"),
-    ("::1:8000", "an IPv6 host goes in brackets, as in [::1]:8000"),
-    ("frob:1:2", "Unknown endpoint type: 'frob'"),
-    ("http://localhost:80/", "Unknown endpoint type: 'http'"),
+    ("frob:1:2", "Unknown endpoint type: 'frob'; of a host, write frob:1"),
+    ("[1:2]:80", "1:2 is no IPv6 address"),
+    ("[fe80::1%nosuch]:80", "this machine has no interface 'nosuch'"),
+    ("*", "use PORT, HOST:PORT or an endpoint string"),
+    ("8000:localhost", "use PORT, HOST:PORT or an endpoint string"),
+    ("my host:8000", "use PORT, HOST:PORT or an endpoint string"),
 ]
 
 
@@ -73,6 +79,37 @@ def test_no_address(parse: Any, text: str, reason: str) -> None:
     assert "\n" not in message
 
 
+@pytest.mark.parametrize("parse", [server_endpoint, client_endpoint])
+@pytest.mark.parametrize(
+    ("text", "instead"),
+    [
+        ("tcp://127.0.0.1:10000", "write 127.0.0.1:10000"),
+        ("tcp://[::1]:10000/", "write [::1]:10000"),
+        ("poetry://poems.example:10000", "write poems.example:10000"),
+        ("http://me:word@localhost:8000/poem?x=y", "write localhost:8000"),
+        ("http://localhost/", "write localhost:PORT, the port as a number"),
+        ("localhost:http", "write localhost:PORT, the port as a number"),
+        ("localhost:", "write localhost:PORT, the port as a number"),
+        ("127.0.0.1", "write 127.0.0.1:PORT, the port as a number"),
+        ("[::1]", "write [::1]:PORT, the port as a number"),
+        ("::1:8000", "an IPv6 host goes in brackets, as in [::1]:8000"),
+        ("2001:db8::1:8000", "an IPv6 host goes in brackets, as in [2001:db8::1]:8000"),
+        ("[localhost]:8000", "write localhost:8000"),
+        ("127.0.0.1:8000:extra", "write 127.0.0.1:8000"),
+        ("127.0.0.1 8000", "write 127.0.0.1:8000"),
+        (" 127.0.0.1: 8000", "write 127.0.0.1:8000"),
+    ],
+)
+def test_nearly_an_address(parse: Any, text: str, instead: str) -> None:
+    """What is nearly an address is refused with what to write instead, which is one."""
+    with pytest.raises(BadAddress) as caught:
+        parse(MemoryReactorClock(), text)
+    assert str(caught.value) == f"{text!r} is no address: {instead}"
+    written = re.search(r"\S+:(\d+|PORT)", instead)
+    assert written
+    assert parse(MemoryReactorClock(), written[0].replace("PORT", "8000"))
+
+
 @pytest.mark.parametrize(
     ("parse", "text", "reason"),
     [
@@ -84,6 +121,14 @@ def test_no_address(parse: Any, text: str, reason: str) -> None:
         (server_endpoint, "stdio:", "not a listener"),
         (server_endpoint, "haproxy:tcp:0", "the PROXY protocol is not supported"),
         (client_endpoint, "tcp:x", "too few or too many arguments"),
+        (server_endpoint, ":8999", "write 8999, or 0.0.0.0:8999 for all interfaces"),
+        (server_endpoint, "*:8998", "write 8998, or 0.0.0.0:8998 for all interfaces"),
+        (server_endpoint, "tcp:127.0.0.1:8000", "; write 127.0.0.1:8000"),
+        (client_endpoint, ":8999", "write 127.0.0.1:8999"),
+        (client_endpoint, "*:8998", "write 127.0.0.1:8998"),
+        (client_endpoint, "tcp:8000", "too few or too many arguments; write 8000"),
+        (client_endpoint, "https://localhost:8000/", "write tls:localhost:8000"),
+        (client_endpoint, "a..b:80", "'a..b' is no host name"),
         (client_endpoint, "127.0.0.1:0", "port 0 is not one to connect to"),
     ],
 )
@@ -144,6 +189,42 @@ def test_there_and_back(tmp_path: Path, listen: str, connect: str) -> None:
     address = connect.format(announced=announced, port=announced.rpartition(":")[2])
     assert wait(get_poem(client_endpoint(reactor, address))) == b"a poem"
     wait(port.stopListening())
+
+
+@implementer(IHostnameResolver)
+class OneHost:
+    """A resolver that knows all names, as one machine's."""
+
+    def __init__(self) -> None:
+        self.asked: list[str] = []
+
+    def resolveHostName(
+        self,
+        resolutionReceiver: Any,
+        hostName: str,
+        portNumber: int = 0,
+        addressTypes: object = None,  # noqa: ARG002
+        transportSemantics: str = "TCP",  # noqa: ARG002
+    ) -> Any:
+        self.asked.append(hostName)
+        resolutionReceiver.resolutionBegan(None)
+        resolutionReceiver.addressResolved(IPv4Address("TCP", "127.0.0.1", portNumber))
+        resolutionReceiver.resolutionComplete()
+
+
+@pytest.mark.parametrize("host", ["poem_server", "r3---sn-x", "poems.example."])
+def test_the_resolver_decides(host: str) -> None:
+    """A name of ASCII is for the resolver to know, IDNA's rules or not."""
+    resolver = OneHost()
+    before = reactor.installNameResolver(resolver)
+    try:
+        port = wait(server_endpoint(reactor, "0").listen(PoetryServerFactory(b"a poem")))
+        address = f"{host}:{port.getHost().port}"
+        assert wait(get_poem(client_endpoint(reactor, address))) == b"a poem"
+        wait(port.stopListening())
+    finally:
+        reactor.installNameResolver(before)
+    assert resolver.asked == [host]
 
 
 @pytest.mark.parametrize(

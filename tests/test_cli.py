@@ -174,7 +174,7 @@ def error_of(result: subprocess.CompletedProcess[bytes], code: int) -> str:
         ("get nonsense", "'nonsense' is no address: use PORT, HOST:PORT or an endpoint string"),
         ("get 127.0.0.1:0", "'127.0.0.1:0': port 0 is not one to connect to (1 to 65535)"),
         ("get ::1:80", "'::1:80' is no address: an IPv6 host goes in brackets"),
-        ("get http://localhost/", "'http://localhost/' is no address: Unknown endpoint type"),
+        ("get http://localhost/", "'http://localhost/' is no address: write localhost:PORT"),
         ("get tcp:80:frob=1", "'tcp:80:frob=1' is no address: "),
         ("get -o a -d b 1", "give --output or --directory, not both"),
         ("get -d {empty}.d 1 127.0.0.1:1 1", "two addresses would share a file in --directory"),
