@@ -1,4 +1,4 @@
-"""Prometheus metrics of a service, and the small web site that has them."""
+"""Prometheus metrics of a service."""
 
 from __future__ import annotations
 
@@ -10,17 +10,14 @@ from time import monotonic
 from typing import TYPE_CHECKING, Any
 
 from twisted.internet.tcp import Port
-from twisted.protocols.policies import WrappingFactory
 
 from poetry.protocol import PoetryFactory, PoetryProtocol
 
 if TYPE_CHECKING:
     from prometheus_client import CollectorRegistry
 
+    from poetry.scrape import ScrapeSite
     from poetry.server import PoetryService
-
-METRICS_CONNECTIONS, METRICS_SECONDS = 8, 10.0
-"""Scrapes at once, out of `RESERVED_DESCRIPTORS`, and how long each may stay silent."""
 
 
 class Metrics:
@@ -30,6 +27,7 @@ class Metrics:
         """@raise ImportError: without prometheus-client (the extra `metrics`)."""
         from prometheus_client import CollectorRegistry, Counter, Gauge, Histogram
 
+        self._clock = service.clock
         self.registry: CollectorRegistry = CollectorRegistry()
         given: dict[str, Any] = {"registry": self.registry}
         self._poems = Counter("poetry_poems", "Transfers, by how they ended.", ["outcome"], **given)
@@ -72,33 +70,14 @@ class Metrics:
         self._bytes.inc(protocol.size)
         self._seconds.observe(monotonic() - protocol.started)
 
-    def site(self) -> WrappingFactory:
-        """A web site that has them at /metrics, for a few connections at once."""
+    def site(self) -> ScrapeSite:
+        """A web site that has them at /metrics."""
         from prometheus_client import CONTENT_TYPE_LATEST, generate_latest
-        from twisted.web.resource import Resource
-        from twisted.web.server import Request, Site
 
-        class Page(Resource):
-            isLeaf = True
+        from poetry.scrape import Page, ScrapeSite
 
-            def render_GET(page, request: Request) -> bytes:
-                request.setHeader(b"content-type", CONTENT_TYPE_LATEST.encode())
-                return generate_latest(self.registry)
-
-        root = Resource()
-        root.putChild(b"metrics", Page())
-        return _Few(Site(root, timeout=METRICS_SECONDS))
-
-
-class _Few(WrappingFactory):
-    """Closes more than a few connections: the descriptors are the readers'."""
-
-    noisy = False
-
-    def buildProtocol(self, addr: Any) -> Any:
-        if len(self.protocols) >= METRICS_CONNECTIONS:
-            return None
-        return super().buildProtocol(addr)
+        page = Page(partial(generate_latest, self.registry), CONTENT_TYPE_LATEST)
+        return ScrapeSite(page, self._clock)
 
 
 def _poem_size(factory: PoetryFactory) -> float:
