@@ -19,6 +19,7 @@ class PoemTruncated(PoemError):
     def __init__(self, received: int, reason: Failure) -> None:
         super().__init__(received, reason)
         self.received = received
+        reason.cleanFailure()  # its frames would keep the poem
         self.reason = reason
 
     def __str__(self) -> str:

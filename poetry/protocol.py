@@ -71,6 +71,7 @@ class PoetryProtocol(Protocol):
     @ivar outcome: None while it lasts, then "sent", "received", a `PoemError.outcome`, or
         "handshake" where TLS did not come up.
     @ivar error: why it failed, where it did.
+    @ivar sending: the poem that it sends, while it lasts; None: it receives.
     @ivar sender: what sends the rest of a poem that was not taken at once.
     """
 
@@ -82,9 +83,9 @@ class PoetryProtocol(Protocol):
     started = 0.0
     outcome: str | None = None
     error: BaseException | None = None
+    sending: Poem | None = None
     sender: Producer | None = None
     _wire: Wire
-    _poem: Poem | None = None
     _collected: bytearray | None = None
 
     def makeConnection(self, transport: Any) -> None:
@@ -100,16 +101,16 @@ class PoetryProtocol(Protocol):
         self.started = monotonic()
         self.factory.connections.add(self)
         self._wire = wire_of(self.transport)
-        self._poem = self.factory.sending
-        if self._poem is None:
+        self.sending = self.factory.sending
+        if self.sending is None:
             receive(self.transport)
         elif not self._wire.handshakes:
-            self._wire.send(self, self._poem)
+            self._wire.send(self, self.sending)
 
     def handshakeCompleted(self) -> None:
         """TLS is up: only now can a poem be sent."""
-        if self._poem is not None:
-            self._wire.send(self, self._poem)
+        if self.sending is not None:
+            self._wire.send(self, self.sending)
 
     def streamEnded(self) -> None:
         """Our stream is ended, after the last byte: wait for the reader to end."""
@@ -117,7 +118,7 @@ class PoetryProtocol(Protocol):
 
     def dataReceived(self, data: bytes) -> None:
         """Collect the poem. A sender has nothing to hear, and discards it."""
-        if self._poem is not None or self.state is not State.OPEN:
+        if self.sending is not None or self.state is not State.OPEN:
             return
         self.size += len(data)
         limit = self.factory.max_bytes
@@ -171,13 +172,15 @@ class PoetryProtocol(Protocol):
             _tell(observer, self)
         if self.factory.service is not None:
             self.factory.service.connectionEnded(self)
+        # Connections are in cycles, which may wait long for their collection: the poem must not.
+        self.sending = None
 
     def _conclude(self, reason: Failure) -> None:
-        received = self._poem is None and self._wire.wasReceived(self.transport, reason)
+        received = self.sending is None and self._wire.wasReceived(self.transport, reason)
         ended = self.state is State.ENDED and self._wire.wasSent(reason)
-        if self._poem is not None and (ended or self.state is State.RELEASED):
+        if self.sending is not None and (ended or self.state is State.RELEASED):
             self.outcome = "sent"
-            _tell(self.factory.poemSent, self._poem.data)
+            _tell(self.factory.poemSent, self.sending.data)
         elif received and self.size:
             self.state = State.RECEIVED
             self.outcome = "received"

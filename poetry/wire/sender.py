@@ -38,9 +38,9 @@ class Wire:
     handshakes = False
     turn: int
 
-    def send(self, protocol: PoetryProtocol, poem: Poem) -> None:
+    def send(self, protocol: PoetryProtocol, poem: Poem) -> None:  # noqa: ARG002
         """Begin to send, and go on until the last byte: that takes an object of its own."""
-        sender = Sender(self, protocol, poem)
+        sender = Sender(self, protocol)
         pace = protocol.factory.pace
         protocol.sender = sender if pace is None else SlowSender(sender, pace)
         protocol.sender.start()
@@ -96,13 +96,12 @@ class Producer(Protocol):
 class Sender:
     """Sends what is left of a poem, as its transport asks for it."""
 
-    __slots__ = ("poem", "protocol", "wire")
+    __slots__ = ("protocol", "wire")
     waits = False
 
-    def __init__(self, wire: Wire, protocol: PoetryProtocol, poem: Poem) -> None:
+    def __init__(self, wire: Wire, protocol: PoetryProtocol) -> None:
         self.wire = wire
         self.protocol = protocol
-        self.poem = poem
 
     def start(self) -> None:
         """Become the transport's producer."""
@@ -116,7 +115,8 @@ class Sender:
 
     def write(self, limit: int) -> bool:
         """Hand over up to `limit` bytes; say whether there is more to send."""
-        return self.wire.write(self.protocol, self.poem, limit)
+        poem = self.protocol.sending
+        return poem is not None and self.wire.write(self.protocol, poem, limit)
 
     def resumeProducing(self) -> None:
         """The transport has room."""
