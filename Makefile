@@ -1,9 +1,9 @@
-# Two commands that need only Python 3 and make: `make demo` and `make test`.
+# What needs only Python 3 and make: `make demo`, `make test`, and `make test-all` for all tests.
 
 PYTHON ?= python3
 BIN := .venv/bin
 
-.PHONY: demo test docs bench plot clean
+.PHONY: demo test test-all docs bench plot clean
 
 .venv/demo: pyproject.toml
 	$(PYTHON) -m venv .venv
@@ -24,9 +24,13 @@ test: .venv/dev
 	$(BIN)/ruff check .
 	$(BIN)/mypy
 	$(BIN)/coverage erase
-	$(BIN)/coverage run -m pytest
+	$(BIN)/coverage run -m pytest -n auto --dist worksteal -m "not machine and not evidence"
 	$(BIN)/coverage combine --quiet
 	$(BIN)/coverage report
+
+test-all: test
+	$(BIN)/pytest -n auto --dist worksteal -m "evidence and not machine"
+	$(BIN)/pytest -m machine
 
 .venv/docs: .venv/dev
 	$(BIN)/python -m pip install --quiet --group docs

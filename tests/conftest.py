@@ -57,3 +57,16 @@ def log() -> Iterator[Log]:
     globalLogPublisher.addObserver(events)
     yield events
     globalLogPublisher.removeObserver(events)
+
+
+@pytest.fixture(scope="module", autouse=True)
+def only_commands_measured(request: pytest.FixtureRequest) -> Iterator[None]:
+    """Measure the branches of a process only in the tests of the commands themselves.
+
+    Elsewhere processes are many, they run what these tests cover, and one that is killed may leave
+    a broken file.
+    """
+    with pytest.MonkeyPatch.context() as patch:
+        if request.path.parent != Path(__file__).parent:
+            patch.delenv("COVERAGE_PROCESS_CONFIG", raising=False)
+        yield

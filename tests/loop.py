@@ -16,7 +16,7 @@ from twisted.internet import reactor as _reactor
 from twisted.internet.defer import Deferred
 from twisted.python.failure import Failure
 
-from poetry.protocol import PoetryProtocol
+from poetry import PoetryProtocol
 
 PATIENCE = 30.0
 """Seconds before a test gives up waiting: a bound, never an expectation."""

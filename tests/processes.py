@@ -10,7 +10,7 @@ import sys
 import tempfile
 import threading
 from collections.abc import Iterator, Mapping, Sequence
-from contextlib import contextmanager
+from contextlib import contextmanager, suppress
 from pathlib import Path
 
 PATIENCE = 60.0
@@ -75,9 +75,13 @@ class Server:
         pages = Path(f"/proc/{self.pid}/statm").read_text(encoding="ascii").split()[1]
         return int(pages) * os.sysconf("SC_PAGE_SIZE")
 
-    def descriptors(self) -> int:
-        """How many descriptors the process has open now."""
-        return len(list(Path(f"/proc/{self.pid}/fd").iterdir()))
+    def sockets(self) -> int:
+        """How many sockets the process has open now."""
+        total = 0
+        for descriptor in Path(f"/proc/{self.pid}/fd").iterdir():
+            with suppress(FileNotFoundError):  # closed meanwhile
+                total += str(descriptor.readlink()).startswith("socket:")
+        return total
 
 
 @contextmanager

@@ -57,6 +57,7 @@ def quick() -> dict[str, dict[str, object]]:
     return result
 
 
+@pytest.mark.machine
 def test_quick_run_counts_every_reader(quick: dict[str, dict[str, dict[str, object]]]) -> None:
     """Each reader of each cell has one outcome, and none has other bytes than the poem's."""
     for cells in quick["delivery"].values():
@@ -66,6 +67,7 @@ def test_quick_run_counts_every_reader(quick: dict[str, dict[str, dict[str, obje
             assert cell["wrong"] == 0
 
 
+@pytest.mark.machine
 def test_quick_run_renders(quick: dict[str, dict[str, object]]) -> None:
     """Every table can be made of what the run gives."""
     page = render_all(quick)

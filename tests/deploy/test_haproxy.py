@@ -146,6 +146,7 @@ def test_checks_cost_no_poem(poem_file: PoemFile, tmp_path: Path, check: str) ->
             assert server.stderr == ""
 
 
+@pytest.mark.evidence
 def test_killed_server_plain(poem_file: PoemFile, tmp_path: Path) -> None:
     """HAProxy hides a killed server from readers of plain TCP: what docs/operating.md warns of."""
     with (

@@ -63,6 +63,7 @@ def test_no_clean_end(
     assert exit_code == code
 
 
+@pytest.mark.evidence
 @pytest.mark.parametrize("number", [signal.SIGKILL, signal.SIGTERM])
 def test_the_naive_server_ends_cleanly(poem_file: PoemFile, number: int) -> None:
     """The tutorial's server gives every reader in flight a clean end of a part."""

@@ -64,6 +64,7 @@ def test_the_bare_factory_too(poem_file: PoemFile, habit: str) -> None:
     assert ends == {"whole": count}
 
 
+@pytest.mark.evidence
 @pytest.mark.parametrize("habit", ["floods", "tiny buffer, speaks first"])
 def test_the_naive_server_truncates(poem_file: PoemFile, habit: str) -> None:
     """The tutorial's server loses the end of a poem for readers that speak first."""
@@ -93,6 +94,7 @@ def test_tools_have_it_whole(servers: Server, tool: str, size: int) -> None:
     assert done.stdout == poem(size)
 
 
+@pytest.mark.evidence
 def test_the_naive_server_fails_curl(poem_file: PoemFile) -> None:
     """The tutorial's server cuts the poem short for curl, which speaks first."""
     lengths = []

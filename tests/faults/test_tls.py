@@ -111,6 +111,7 @@ def test_an_idle_reader_is_reset(poem_file: PoemFile, certificates: Certificates
         assert "Traceback" not in server.stderr
 
 
+@pytest.mark.machine
 @pytest.mark.parametrize("size", [LONG, 10 * LONG])
 def test_memory_of_stalled_readers(
     poem_file: PoemFile, certificates: Certificates, size: int
@@ -244,10 +245,10 @@ def test_a_failed_handshake(
     context = certificates.context()
     command = [*SERVE, "--log-level", "debug", "-l", certificates.listen("good")]
     with running([*command, poem_file(LONG)]) as server:
-        idle = server.descriptors()
+        idle = server.sockets()
         before = len(server.stderr)
         disturb(server.port)
-        assert eventually(lambda: server.descriptors() == idle)
+        assert eventually(lambda: server.sockets() == idle)
         assert eventually(lambda: server.stderr[before:].endswith("\n"), 5)
         print(server.stderr[before:])
         assert server.stderr[before:].count("\n") == 1
