@@ -27,17 +27,6 @@ HABITS = {
     "tiny buffer, half-closes first": (5, TINY._replace(half_closes=True)),
 }
 
-TOOLS = {
-    "nc": ["nc", "-N", "127.0.0.1", "{port}"],
-    "nc receiving only": ["nc", "-d", "127.0.0.1", "{port}"],
-    "ncat": ["ncat", "127.0.0.1", "{port}"],
-    "ncat receiving only": ["ncat", "--recv-only", "127.0.0.1", "{port}"],
-    "socat": ["socat", "-t", "30", "-", "TCP:127.0.0.1:{port}"],
-    "socat receiving only": ["socat", "-u", "TCP:127.0.0.1:{port}", "-"],
-    "curl": ["curl", "-sS", "--http0.9", "http://127.0.0.1:{port}/"],
-    "curl telnet": ["curl", "-sS", "telnet://127.0.0.1:{port}"],
-}
-
 
 @pytest.fixture(scope="module")
 def servers(poem_file: PoemFile) -> Iterator[Server]:
@@ -55,13 +44,12 @@ def test_every_reader_has_it_whole(servers: Server, habit: str, size: int) -> No
     assert ends == {"whole": count}
 
 
-@pytest.mark.parametrize("habit", HABITS)
-def test_the_bare_factory_too(poem_file: PoemFile, habit: str) -> None:
+def test_the_bare_factory_too(poem_file: PoemFile) -> None:
     """The library's factory alone, without the service, keeps the promise as well."""
-    count, behaviour = HABITS[habit]
-    with running([*BARE, poem_file(200_000)]) as server:
-        ends = read_all(server.addresses[0], poem(200_000), behaviour, count=count)
-    assert ends == {"whole": count}
+    size = 200_000
+    with running([*BARE, poem_file(size)]) as server:
+        for count, habit in HABITS.values():
+            assert read_all(server.addresses[0], poem(size), habit, count=count) == {"whole": count}
 
 
 @pytest.mark.evidence
@@ -76,22 +64,6 @@ def test_the_naive_server_truncates(poem_file: PoemFile, habit: str) -> None:
         if ends["whole"] < 20:
             return
     pytest.fail("the naive server truncates nothing")
-
-
-@pytest.mark.parametrize("size", SIZES)
-@pytest.mark.parametrize("tool", TOOLS)
-def test_tools_have_it_whole(servers: Server, tool: str, size: int) -> None:
-    """Tools without any input of their own write exactly the poem."""
-    port = servers.addresses[SIZES.index(size)].rpartition(":")[2]
-    words = [word.format(port=port) for word in TOOLS[tool]]
-    try:
-        done = subprocess.run(
-            words, stdin=subprocess.DEVNULL, capture_output=True, timeout=PATIENCE, check=False
-        )
-    except FileNotFoundError:
-        pytest.skip(f"{words[0]} is not installed")
-    assert (done.returncode, done.stderr) == (0, b"")
-    assert done.stdout == poem(size)
 
 
 @pytest.mark.evidence

@@ -6,10 +6,13 @@ import contextlib
 import signal
 import socket
 import ssl
+import struct
 from collections import Counter
-from collections.abc import Callable
+from collections.abc import Callable, Iterator, Sequence
+from contextlib import contextmanager
 
 import pytest
+from OpenSSL import SSL
 
 from tests.faults.conftest import SERVE, Certificates, PoemFile
 from tests.faults.readers import (
@@ -27,6 +30,7 @@ from tests.faults.readers import (
 from tests.processes import PATIENCE, running
 
 LONG = 10_000_000
+SIZES = (3_000, 200_000, 1_000_000, LONG)
 READERS = 20
 
 VERSIONS = (ssl.TLSVersion.TLSv1_2, ssl.TLSVersion.TLSv1_3)
@@ -41,20 +45,47 @@ HABITS = {
 }
 
 
+@contextmanager
+def serving(
+    poem_file: PoemFile, certificates: Certificates, sizes: Sequence[int], *options: str
+) -> Iterator[dict[int, str]]:
+    """A server of poems of these sizes, which logs no traceback; give the address by size."""
+    listen = ["-l", certificates.listen("good")] * len(sizes)
+    command = [*SERVE, *options, *listen, *map(poem_file, sizes)]
+    with running(command, listeners=len(sizes)) as server:
+        yield dict(zip(sizes, server.addresses, strict=True))
+        assert "Traceback" not in server.stderr
+
+
+@pytest.fixture(scope="module")
+def addresses(poem_file: PoemFile, certificates: Certificates) -> Iterator[dict[int, str]]:
+    """A server for all who only read: the address by size."""
+    with serving(poem_file, certificates, SIZES) as addresses:
+        yield addresses
+
+
+@pytest.fixture(scope="module")
+def slow_addresses(poem_file: PoemFile, certificates: Certificates) -> Iterator[dict[int, str]]:
+    """The same of a slow server."""
+    with serving(poem_file, certificates, [30_000], *SLOW) as addresses:
+        yield addresses
+
+
 @pytest.mark.parametrize("version", VERSIONS, ids=str)
 @pytest.mark.parametrize("size", [3_000, 200_000, 1_000_000])
 @pytest.mark.parametrize("habit", HABITS)
 def test_every_reader_has_it_whole(
-    poem_file: PoemFile, certificates: Certificates, habit: str, size: int, version: ssl.TLSVersion
+    addresses: dict[int, str],
+    certificates: Certificates,
+    habit: str,
+    size: int,
+    version: ssl.TLSVersion,
 ) -> None:
     """Over TLS too, whatever a reader says, it has the poem and a close_notify."""
-    with running([*SERVE, "-l", certificates.listen("good"), poem_file(size)]) as server:
-        assert server.addresses[0].startswith("tls:127.0.0.1:")
-        context = certificates.context(version)
-        ends = read_all(
-            server.addresses[0], poem(size), HABITS[habit], count=READERS, context=context
-        )
-        assert ends == {"whole": READERS}
+    assert addresses[size].startswith("tls:127.0.0.1:")
+    context = certificates.context(version)
+    ends = read_all(addresses[size], poem(size), HABITS[habit], count=READERS, context=context)
+    assert ends == {"whole": READERS}
 
 
 @pytest.mark.parametrize(
@@ -129,88 +160,56 @@ def test_memory_of_stalled_readers(
             assert each <= 160_000
 
 
-class Closer:
-    """A TLS client by hand, which can send its close_notify and read on."""
+def end_early(
+    address: str,
+    version: ssl.TLSVersion,
+    end: Callable[[SSL.Connection], object],
+    poem: bytes,
+) -> str:
+    """End one's own side after the first bytes; how the rest ended, in the words of `readers`.
 
-    def __init__(self, address: str, certificates: Certificates, version: ssl.TLSVersion) -> None:
-        from OpenSSL import SSL
-
-        self._errors = SSL
-        context = SSL.Context(SSL.TLS_CLIENT_METHOD)
-        context.set_min_proto_version(version)
-        context.set_max_proto_version(version)
-        context.load_verify_locations(str(certificates.roots / "ca.pem"))
-        self._tls = SSL.Connection(context)
-        self._tls.set_connect_state()
-        port = int(address.rpartition(":")[2])
-        self._sock = socket.create_connection(("127.0.0.1", port), PATIENCE)
-
-    def _flush(self) -> None:
-        with contextlib.suppress(self._errors.WantReadError):
-            self._sock.sendall(self._tls.bio_read(1_000_000))
-
-    def read(self) -> bytes:
-        """Some bytes; none at a close_notify; an OSError or SSL.Error at any other end."""
-        while True:
-            try:
-                return self._tls.recv(65536)
-            except self._errors.ZeroReturnError:
-                return b""
-            except self._errors.WantReadError:
-                self._flush()
-            data = self._sock.recv(65536)
-            if not data:
-                raise ConnectionResetError("no close_notify")
-            self._tls.bio_write(data)
-
-    def close_notify(self) -> None:
-        self._tls.shutdown()
-        self._flush()
-
-    def half_close(self) -> None:
-        self._sock.shutdown(socket.SHUT_WR)
-
-    def rest(self, poem: bytes, received: int) -> str:
-        """Read on to the end, and say how it ended, in the words of `readers`."""
+    This needs pyOpenSSL: Python's own `ssl` cannot read on after it has sent a close_notify.
+    """
+    context = SSL.Context(SSL.TLS_CLIENT_METHOD)
+    context.set_min_proto_version(version)
+    context.set_max_proto_version(version)
+    with socket.create_connection(("127.0.0.1", int(address.rpartition(":")[2]))) as sock:
+        sock.setsockopt(socket.SOL_SOCKET, socket.SO_RCVTIMEO, struct.pack("ll", int(PATIENCE), 0))
+        reader = SSL.Connection(context, sock)
+        reader.set_connect_state()
+        received = reader.recv(65536)
+        end(reader)
         try:
-            while data := self.read():
-                if not poem.startswith(data, received):
-                    return "wrong"
-                received += len(data)
-        except (OSError, self._errors.Error):
+            while True:
+                received += reader.recv(65536)
+        except SSL.ZeroReturnError:
+            return "whole" if received == poem else "short"
+        except SSL.WantReadError:
+            return "waiting"
+        except SSL.Error:
             return "reset"
-        finally:
-            self._sock.close()
-        return "whole" if received == len(poem) else "short"
+
+
+def half_close(reader: SSL.Connection) -> None:
+    """End one's side of the TCP stream, and not that of TLS."""
+    reader.sock_shutdown(socket.SHUT_WR)
 
 
 @pytest.mark.parametrize("version", VERSIONS, ids=str)
-@pytest.mark.parametrize("end", [Closer.close_notify, Closer.half_close])
-@pytest.mark.parametrize(
-    ("size", "options"),
-    [(3_000, []), (200_000, []), (1_000_000, []), (LONG, []), (30_000, SLOW)],
-    ids=str,
-)
+@pytest.mark.parametrize("end", [SSL.Connection.shutdown, half_close])
+@pytest.mark.parametrize("size", [*SIZES, 30_000])
 def test_an_early_end_of_the_reader(
-    poem_file: PoemFile,
-    certificates: Certificates,
+    request: pytest.FixtureRequest,
     size: int,
-    options: list[str],
-    end: Callable[[Closer], None],
+    end: Callable[[SSL.Connection], object],
     version: ssl.TLSVersion,
 ) -> None:
     """A reader that ends its own side in the middle never has a part with a clean end."""
-    command = [*SERVE, *options, "-l", certificates.listen("good"), poem_file(size)]
-    ends: Counter[str] = Counter()
-    with running(command) as server:
-        for _ in range(READERS):
-            closer = Closer(server.addresses[0], certificates, version)
-            begun = closer.read()
-            end(closer)
-            ends[closer.rest(poem(size), len(begun))] += 1
-        print(dict(ends))
-        assert ends["whole"] + ends["reset"] == READERS
-        assert "Traceback" not in server.stderr
+    server = "addresses" if size in SIZES else "slow_addresses"
+    address = request.getfixturevalue(server)[size]
+    ends = Counter(end_early(address, version, end, poem(size)) for _ in range(READERS))
+    print(dict(ends))
+    assert set(ends) <= {"whole", "reset"}
 
 
 def plain_bytes(port: int) -> None:
