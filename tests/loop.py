@@ -6,6 +6,7 @@ import atexit
 import gc
 import socket
 from collections.abc import Callable
+from contextlib import suppress
 from functools import partial
 from pathlib import Path
 from threading import Thread
@@ -63,11 +64,11 @@ def drain(connection: socket.socket) -> bytes:
     parts: list[bytes] = []
 
     def ended() -> bool:
-        try:
-            parts.append(connection.recv(1 << 20))
-        except BlockingIOError:
-            return False
-        return not parts[-1]
+        with suppress(BlockingIOError):
+            while data := connection.recv(1 << 20):
+                parts.append(data)
+            return True
+        return False
 
     until(ended)
     return b"".join(parts)

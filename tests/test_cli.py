@@ -21,14 +21,16 @@ import urllib.request
 from collections.abc import Callable, Iterator, Sequence
 from contextlib import closing, contextmanager, suppress
 from importlib.metadata import version
+from io import BytesIO, TextIOWrapper
 from pathlib import Path
 from typing import Any
 
 import pytest
 from click.testing import CliRunner
 from twisted.internet.error import CannotListenError
+from twisted.logger import globalLogBeginner
 
-from poetry.cli import cli
+from poetry.cli import cli, main
 from poetry.command_serve import cannot_listen
 from tests.certificates import Certificates
 from tests.faults.conftest import Command
@@ -124,6 +126,26 @@ def started(
             process.kill()
 
 
+Run = Callable[..., subprocess.CompletedProcess[bytes]]
+
+
+@pytest.fixture
+def in_process(monkeypatch: pytest.MonkeyPatch, capfd: pytest.CaptureFixture[str]) -> Run:
+    """Runs a command that does not come to run the reactor, as `processes.poetry` does."""
+
+    def run(*words: str) -> subprocess.CompletedProcess[bytes]:
+        monkeypatch.setattr(sys, "argv", ["poetry", *words])
+        monkeypatch.setattr(sys, "stdin", TextIOWrapper(BytesIO()))
+        monkeypatch.setattr(globalLogBeginner, "beginLoggingTo", lambda *_, **__: None)
+        with pytest.raises(SystemExit) as ended:
+            main()
+        printed = [text.encode() for text in capfd.readouterr()]
+        assert isinstance(ended.value.code, int)
+        return subprocess.CompletedProcess(words, ended.value.code, *printed)
+
+    return run
+
+
 def eventually(condition: Callable[[], object]) -> None:
     """Wait until something holds."""
     give_up = time.monotonic() + PATIENCE
@@ -194,13 +216,21 @@ def error_of(result: subprocess.CompletedProcess[bytes], code: int) -> str:
         ("frob", "No such command 'frob'"),
     ],
 )
-def test_usage(poems: Path, words: str, message: str) -> None:
+def test_usage(in_process: Run, poems: Path, words: str, message: str) -> None:
     """What makes no sense is one line that names it and tells where to read on, and 2."""
     names = {path.stem: str(path) for path in poems.iterdir()}
     given = [word.format(**names) for word in words.split(" ")]
-    error = error_of(poetry(*given), 2)
+    error = error_of(in_process(*given), 2)
     assert error.startswith(message.format(**names))
     assert "--help')" in error
+
+
+@pytest.mark.parametrize("words", ["serve -p x", "get nonsense", "frob"])
+def test_usage_of_a_process(in_process: Run, words: str) -> None:
+    """The command itself says the same."""
+    expected, result = in_process(*words.split()), poetry(*words.split())
+    assert (result.returncode, result.stdout) == (expected.returncode, expected.stdout)
+    assert result.stderr.replace(b"python -m poetry", b"poetry") == expected.stderr
 
 
 @pytest.mark.parametrize(
@@ -755,11 +785,9 @@ def test_serve(
     names = {path.stem: str(path) for path in poems.iterdir()}
     given = [word.format(**names, place=tmp_path / "poem") for word in words]
     with running([*QUICK, *given], stdin=stdin, listeners=len(expected)) as server:
-        for (name, poem), address, line in zip(
-            expected, server.addresses, server.lines, strict=True
-        ):
+        for (name, _), address, line in zip(expected, server.addresses, server.lines, strict=True):
             assert line == f"Serving {name} on {address}"
-            assert poetry("get", address).stdout == poem
+        assert poetry("get", *server.addresses).stdout == b"".join(poem for _, poem in expected)
         assert server.stop() == 0
         assert server.stderr == ""
 
