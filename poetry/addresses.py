@@ -7,7 +7,6 @@ from __future__ import annotations
 
 import os
 import re
-import socket
 from typing import Any, NamedTuple
 
 from twisted.internet.abstract import isIPAddress, isIPv6Address
@@ -72,19 +71,9 @@ def split(text: str) -> HostPort | None:
     port = int(plain["port"])
     if port > _HIGHEST_PORT:
         raise BadAddress(f"{text!r}: port {port} is out of range (0 to {_HIGHEST_PORT})")
-    if plain["v6"] is not None:
-        _check_v6(text, plain["v6"])
+    if plain["v6"] is not None and not isIPv6Address(plain["v6"]):
+        raise BadAddress(f"{text!r}: {plain['v6']} is no IPv6 address")
     return HostPort(plain["v6"] or plain["host"] or "127.0.0.1", port)
-
-
-def _check_v6(text: str, host: str) -> None:
-    if not isIPv6Address(host):
-        raise BadAddress(f"{text!r}: {host} is no IPv6 address")
-    try:
-        socket.getaddrinfo(host, None, flags=socket.AI_NUMERICHOST)
-    except OSError as error:
-        scope = host.partition("%")[2]
-        raise BadAddress(f"{text!r}: this machine has no interface {scope!r}") from error
 
 
 def server_endpoint(reactor: Any, text: str) -> IStreamServerEndpoint:

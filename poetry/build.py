@@ -3,10 +3,7 @@
 from __future__ import annotations
 
 import signal
-import sys
 from collections.abc import Sequence
-from importlib.resources import files
-from pathlib import Path
 from typing import Any
 
 from twisted.internet.defer import Deferred
@@ -17,7 +14,8 @@ from poetry.errors import EmptyPoem
 from poetry.limits import DEFAULTS, Limits
 from poetry.logs import TransferLog
 from poetry.metrics import Metrics
-from poetry.server import PoemFactory, PoetryService, describe
+from poetry.poems import PoemFactory, Text, describe, read_at_start
+from poetry.server import PoetryService
 from poetry.systemd import notify
 from poetry.wire.poem import Poem
 from poetry.wire.sender import Pace
@@ -48,23 +46,15 @@ def pair(poems: Sequence[str], addresses: Sequence[str]) -> list[tuple[str | Non
     return list(zip(wanted, addresses, strict=True))
 
 
-def read_poem(word: str | None) -> tuple[bytes, str, Path | None]:
-    """The poem, its name and its file: `-` is standard input, None the sample.
+def read_poem(word: str | None) -> Text:
+    """The poem that a word of the command line names.
 
     @raise BadPoem: where it cannot be read or is empty.
     """
-    if word is None:
-        return (files("poetry") / "sample.txt").read_bytes(), "sample.txt", None
-    path = None if word == "-" else Path(word).absolute()
-    if path is None and sys.stdin is None:
-        raise BadPoem("-: standard input is closed")
     try:
-        poem = sys.stdin.buffer.read() if path is None else path.read_bytes()
-    except (MemoryError, OSError) as error:
+        return read_at_start(word)
+    except (EmptyPoem, MemoryError, OSError) as error:
         raise BadPoem(f"{word}: {describe(error)}") from error
-    if not poem:
-        raise BadPoem(f"{word}: {describe(EmptyPoem())}")
-    return poem, Path(word).name, path
 
 
 def build_service(
@@ -88,14 +78,14 @@ def build_service(
     transfers = TransferLog(log_level)
     slow = num_bytes is not None or delay is not None
     pace = Pace(num_bytes or 10, delay or 0.1, reactor) if slow else None
-    read: dict[str | None, tuple[bytes, str, Path | None]] = {}
+    read: dict[str | None, Text] = {}
     sending: dict[str | None, Poem | None] = {}
     listeners = []
     try:
         for word, address in pair(poems, addresses):
             if word not in read:
                 read[word] = read_poem(word)
-            factory = PoemFactory(*read[word], address)
+            factory = PoemFactory(*read[word], address=address)
             factory.sending = sending.setdefault(word, factory.sending)
             factory.observers = (transfers,)
             factory.pace = pace
@@ -133,11 +123,10 @@ class DaemonService(PoetryService):
         signal.signal(signal.SIGHUP, lambda *_: self.clock.callFromThread(self.reload))
         self.whenListening().addCallbacks(lambda _: notify("READY=1"), lambda _: None)
 
-    def reload(self) -> None:
-        """Read the poems again."""
+    def reload(self) -> Deferred[None]:
+        """Read the poems again, as PoetryService does."""
         notify("RELOADING=1")
-        super().reload()
-        notify("READY=1")
+        return super().reload().addCallback(lambda _: notify("READY=1"))
 
     def stopService(self) -> Deferred[None]:
         """Stop, as PoetryService does."""

@@ -214,6 +214,7 @@ class PoetryFactory(Factory):
         more, `poemFailed` gets a `PoemTooLong`.
     @ivar sending: the poem as it is sent; what `poem` was set to.
     @ivar pace: None: as fast as readers read.
+    @ivar shares: whether plain TCP sockets are served, which share one file in memory.
     @ivar service: the `PoetryService` whose it is, which is told last of each end.
     """
 
@@ -224,6 +225,7 @@ class PoetryFactory(Factory):
     sending: Poem | None = None
     pace: Pace | None = None
     service: Any = None
+    shares = False
 
     def __init__(self, poem: bytes | None = None) -> None:
         """@param poem: what to send; None: receive.
@@ -245,11 +247,14 @@ class PoetryFactory(Factory):
             raise TypeError(f"a poem is bytes or None, not {type(poem).__name__}")
         if poem == b"":
             raise EmptyPoem
-        if poem == self.poem:
-            return
+        if poem != self.poem:
+            self.replace(None if poem is None else Poem(poem))
+
+    def replace(self, poem: Poem | None) -> None:
+        """Send this to new connections; give up what the old one has beside its bytes."""
         if self.sending is not None:
             self.sending.retire()
-        self.sending = None if poem is None else Poem(poem)
+        self.sending = poem
 
     def poemReceived(self, poem: bytes) -> None:
         """A whole poem was received. Override."""

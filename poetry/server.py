@@ -7,8 +7,6 @@ import socket
 import sys
 from bisect import bisect
 from collections.abc import Callable, Iterable, Sequence
-from pathlib import Path
-from time import time
 from typing import Any
 
 from twisted.application.service import Service
@@ -20,9 +18,9 @@ from twisted.logger import Logger
 from twisted.python.failure import Failure
 
 from poetry.addresses import listening_address
-from poetry.errors import EmptyPoem
 from poetry.limits import DEFAULTS, Limits
 from poetry.listener import Gate, Listener, Listeners
+from poetry.poems import PoemFactory, Reloads
 from poetry.protocol import PoetryProtocol, PoetryServerFactory
 from poetry.sweep import Sweeper
 
@@ -36,24 +34,6 @@ RESERVED_DESCRIPTORS = 48
 """Descriptors kept back from readers: standard streams, the reactor's, files, metrics."""
 
 _log = Logger()
-
-
-class PoemFactory(PoetryServerFactory):
-    """A poem as it is served: with a name, and with what logs and reloading need.
-
-    @ivar name: what logs and metrics call the poem.
-    @ivar path: the file to read again on `PoetryService.reload`; None: there is none.
-    @ivar address: where it is to be served, as text.
-    @ivar listener: where it is served, once it is.
-    """
-
-    listener = ""
-
-    def __init__(self, poem: bytes, name: str, path: Path | None = None, address: str = "") -> None:
-        super().__init__(poem)
-        self.name = name
-        self.path = path
-        self.address = address
 
 
 class Drain:
@@ -108,9 +88,6 @@ class PoetryService(Service):
     @ivar ports: the `IListeningPort` of each listener, then of each of the others, once open.
     @ivar addresses: as `poetry get` takes them, in the same order.
     @ivar connections: the live connections of all listeners.
-    @ivar limit: most connections at once.
-    @ivar reloaded_at: when the poems were last read, in seconds since the epoch.
-    @ivar reloaded_well: whether all of them could be.
     """
 
     def __init__(
@@ -144,8 +121,6 @@ class PoetryService(Service):
         self.ports: list[IListeningPort] = []
         self.addresses: list[str] = []
         self.connections: set[PoetryProtocol] = set()
-        self.reloaded_at = time()
-        self.reloaded_well = True
         self._listening: Listeners | None = None
         self._places: list[int] = []
         self._gate = Gate(self.connections, connection_limit(max_connections, len(self.listeners)))
@@ -154,7 +129,9 @@ class PoetryService(Service):
         self._sweeping = LoopingCall(self._sweep)
         self._interval = min(1.0, idle_timeout / 4)
         self._now = 0.0
-        for factory in {factory for _, factory in self.listeners}:
+        factories = {factory for _, factory in self.listeners}
+        self._reloads = Reloads(factories)
+        for factory in factories:
             if factory.service is not None:
                 raise ValueError(f"{factory!r} is in another service already")
             factory.service = self
@@ -204,7 +181,7 @@ class PoetryService(Service):
         return self._listening.whenListening()
 
     def _opened(self, index: int, port: IListeningPort) -> Callable[[], Any]:
-        factory = [*self.listeners, *self.others][index][1]
+        factory: Any = [*self.listeners, *self.others][index][1]
         address = listening_address(port, getattr(factory, "address", ""))
         place = bisect(self._places, index)
         self._places.insert(place, index)
@@ -214,7 +191,12 @@ class PoetryService(Service):
             factory.listener = address
         if index >= len(self.listeners) or not isinstance(port, Port):
             return port.stopListening
-        _share(port)
+        # Under TLS the port's is another one, which copies; so do Unix sockets.
+        plain = port.factory is factory and port.addressFamily != socket.AF_UNIX
+        if plain:
+            factory.shares = True
+            if factory.sending is not None:  # now, so that readers bring no descriptor but theirs
+                factory.sending.share()
         return Listener(port, self._gate, self._accepted, self._rest).close
 
     def _cannotListen(self, failure: Failure) -> None:
@@ -274,53 +256,25 @@ class PoetryService(Service):
 
     # Reloading
 
-    def reload(self) -> None:
-        """Read the poems again; where one cannot be read or is empty, keep the old and log it.
+    def reload(self) -> Deferred[None]:
+        """Read the poems that came from files again, where those have changed; where one cannot be
+        read, is empty or is no regular file, keep the old poem and log it.
 
         Readers in flight keep the poem that they began.
+
+        @return: fires with None when all are read.
         """
-        fresh: dict[Path, PoetryServerFactory] = {}
-        self.reloaded_well = True
-        for _, factory in self.listeners:
-            path = getattr(factory, "path", None)
-            if path is None:
-                continue
-            if path in fresh:
-                factory.sending = fresh[path].sending
-                continue
-            try:
-                factory.poem = path.read_bytes()
-                fresh[path] = factory
-            except (EmptyPoem, MemoryError, OSError) as error:
-                self.reloaded_well = False
-                _log.error(
-                    "kept the old {poem}: {reason}",
-                    event="reload_failed",
-                    poem=str(path),
-                    reason=describe(error),
-                )
-        for port in self.ports[: len(self.listeners)]:
-            _share(port)
-        self.reloaded_at = time()
-        if self.reloaded_well:
-            _log.info("read the poems again", event="reloaded")
+        return self._reloads.reload()
 
+    @property
+    def reloaded_at(self) -> float:
+        """When the poems were last read, in seconds since the epoch."""
+        return self._reloads.at
 
-def describe(error: Exception) -> str:
-    """What was wrong with a poem's file, in a few words without its name."""
-    if isinstance(error, OSError):
-        return error.strerror or type(error).__name__
-    if isinstance(error, MemoryError):
-        return "it does not fit into memory"
-    return "it is empty, and there is no empty poem"
-
-
-def _share(port: IListeningPort) -> None:
-    """Make the file of a long poem now, so that a reader brings no descriptor but its own."""
-    if isinstance(port, Port) and port.addressFamily != socket.AF_UNIX:
-        sending = getattr(port.factory, "sending", None)  # under TLS it is another factory
-        if sending is not None:
-            sending.share()
+    @property
+    def reloaded_well(self) -> bool:
+        """Whether all of them could be."""
+        return self._reloads.well
 
 
 def raise_descriptor_limit() -> None:

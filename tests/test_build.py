@@ -16,8 +16,10 @@ from twisted.internet.testing import MemoryReactorClock
 
 from poetry.build import UsageError, build_service, pair, read_poem
 from poetry.limits import Limits
-from poetry.server import PoemFactory, PoetryService
+from poetry.poems import PoemFactory
+from poetry.server import PoetryService
 from poetry.wire.sender import Pace
+from tests.loop import until
 
 SAMPLE = (Path(__file__).parents[1] / "poetry" / "sample.txt").read_bytes()
 
@@ -67,17 +69,6 @@ def test_unpaired(count: int) -> None:
         pair(["a", "b"], ["1"] * count)
 
 
-def test_read_poem(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
-    """A poem is the sample, standard input or a file, which is remembered by its whole path."""
-    monkeypatch.chdir(tmp_path)
-    path = tmp_path / "poem.txt"
-    path.write_bytes(b"a poem")
-    monkeypatch.setattr("sys.stdin", SimpleNamespace(buffer=io.BytesIO(b"given")))
-    assert read_poem(None) == (SAMPLE, "sample.txt", None)
-    assert read_poem("-") == (b"given", "-", None)
-    assert read_poem("poem.txt") == (b"a poem", "poem.txt", path)
-
-
 @pytest.mark.parametrize(
     ("word", "reason"),
     [
@@ -98,12 +89,12 @@ def test_no_poem(monkeypatch: pytest.MonkeyPatch, word: str, reason: str) -> Non
 def test_a_poem_that_is_too_long(monkeypatch: pytest.MonkeyPatch) -> None:
     """What does not fit into memory is a usage error that names it."""
 
-    def too_large(_: Path) -> bytes:
+    def too_large(*_: object) -> bytes:
         raise MemoryError
 
-    monkeypatch.setattr(Path, "read_bytes", too_large)
+    monkeypatch.setattr("poetry.poems._read_all", too_large)
     with pytest.raises(UsageError, match="it does not fit into memory"):
-        read_poem("poem.txt")
+        read_poem("-")
 
 
 def test_an_unreadable_poem(tmp_path: Path) -> None:
@@ -177,5 +168,5 @@ def test_hup(reactor: Reactor, tmp_path: Path) -> None:
     signal.raise_signal(signal.SIGHUP)
     assert factories(service)[0].poem == b"old"
     reactor.advance(0)
-    assert factories(service)[0].poem == b"new"
+    until(lambda: factories(service)[0].poem == b"new")
     assert service.stopService().called

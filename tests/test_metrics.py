@@ -15,7 +15,8 @@ from twisted.internet.testing import StringTransport
 from twisted.python.failure import Failure
 
 from poetry.metrics import Metrics, accept_queue
-from poetry.server import PoemFactory, PoetryService
+from poetry.poems import PoemFactory
+from poetry.server import PoetryService
 from tests.loop import reactor, wait
 from tests.transfers import transferred
 

@@ -32,7 +32,7 @@ def test_commands() -> None:
     """Both commands are declared, and are the same."""
     points = {point.name: point for point in distribution("twisted-poetry").entry_points}
     assert sorted(points) == sorted(COMMANDS)
-    assert {point.value for point in points.values()} == {"poetry.cli:main"}
+    assert {point.value for point in points.values()} == {"poetry.__main__:main"}
     assert {point.group for point in points.values()} == {"console_scripts"}
 
 

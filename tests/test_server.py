@@ -1,4 +1,4 @@
-"""PoetryService: the limit, the sweep, the drain, the reload; and the slow server."""
+"""PoetryService: the limit, the sweep, the drain."""
 
 from __future__ import annotations
 
@@ -6,7 +6,6 @@ import resource
 import socket
 from collections.abc import Iterator
 from contextlib import ExitStack, contextmanager
-from pathlib import Path
 from typing import Any
 
 import pytest
@@ -19,11 +18,11 @@ from twisted.logger import ILogObserver, LogEvent, globalLogPublisher
 from zope.interface import implementer
 
 from poetry.client import get_poem
+from poetry.poems import PoemFactory
 from poetry.protocol import PoetryServerFactory
 from poetry.server import (
     LINGER,
     RESERVED_DESCRIPTORS,
-    PoemFactory,
     PoetryService,
     connection_limit,
     raise_descriptor_limit,
@@ -111,7 +110,7 @@ def test_readers_bring_no_descriptors_but_their_own() -> None:
         assert poem_files() == before + 1
         factory = service.listeners[0][1]
         factory.poem = LONG + b"!"
-        service.reload()
+        assert [fetch(service) for _ in range(3)] == [LONG + b"!"] * 3
         assert poem_files() == before + 1
     factory.poem = None
     assert poem_files() == before
@@ -381,38 +380,3 @@ def test_a_stop_does_not_wait_for_who_has_everything() -> None:
         clock.pump([1.0] * 3)
         wait(stopped)
         assert (protocol.outcome, drain(connection)) == ("sent", b"short")
-
-
-# Reloading
-
-
-def too_large(_: Path) -> bytes:
-    raise MemoryError
-
-
-def test_reload_reads_the_files_again(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
-    """New readers get the new text; a file that is gone or empty leaves the old poem."""
-    path = tmp_path / "poem.txt"
-    path.write_bytes(b"old")
-    factory = PoemFactory(b"old", path.name, path)
-    fixed = PoemFactory(b"fixed", "sample.txt")
-    nowhere: Any = None
-    service = PoetryService([(nowhere, factory), (nowhere, fixed), (nowhere, factory)])
-    with logged() as events:
-        path.write_bytes(b"new")
-        service.reload()
-        assert (factory.poem, fixed.poem, service.reloaded_well) == (b"new", b"fixed", True)
-        path.write_bytes(b"")
-        service.reload()
-        assert (factory.poem, service.reloaded_well) == (b"new", False)
-        path.unlink()
-        service.reload()
-        assert (factory.poem, service.reloaded_well) == (b"new", False)
-        with monkeypatch.context() as patch:
-            patch.setattr(Path, "read_bytes", too_large)
-            service.reload()
-        assert (factory.poem, service.reloaded_well) == (b"new", False)
-        path.write_bytes(b"back")
-        service.reload()
-        assert (factory.poem, service.reloaded_well) == (b"back", True)
-    assert events == ["reloaded", *["reload_failed"] * 6, "reloaded"]
