@@ -10,6 +10,7 @@ from typing import Any
 import click
 
 from poetry.console import FAILED, USAGE, Count, Seconds, complain
+from poetry.descriptors import LEAST, raise_limit
 from poetry.limits import DEFAULTS, Limits
 
 
@@ -117,6 +118,9 @@ def serve(
         host = interface or "127.0.0.1"
         address = f"{bracketed(host)}:{port or 0}"
         addresses = (address,) * max(1, len(poems))
+
+    if (descriptors := raise_limit()) < LEAST:
+        return complain(f"{descriptors} open files (ulimit -n) do not do: it takes {LEAST}", FAILED)
 
     from twisted.internet import reactor
     from twisted.internet.error import CannotListenError

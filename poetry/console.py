@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import errno
 import math
 import os
 import sys
@@ -23,6 +24,8 @@ def complain(message: str, code: int) -> int:
 
 def cannot_print(error: OSError) -> int:
     """Say why standard output takes no more, and let it take what Python flushes at its end."""
+    if error.errno in (errno.EMFILE, errno.ENFILE):  # that was not what could not be written
+        return complain(f"{error.strerror}: raise the limit (ulimit -n)", FAILED)
     with Path(os.devnull).open("wb") as nowhere:
         os.dup2(nowhere.fileno(), sys.stdout.fileno())
     return complain(f"standard output: {error.strerror}", FAILED)

@@ -35,7 +35,7 @@ from zope.interface import alsoProvides, classImplements, implementer
 
 from poetry.errors import EmptyPoem, PoemError, PoemStopped, PoemTooLong, PoemTruncated
 from poetry.wire import Wire, wire_of
-from poetry.wire.layers import innermost, receive
+from poetry.wire.layers import innermost, receive, reset
 from poetry.wire.poem import Poem
 from poetry.wire.sender import Pace, Producer
 
@@ -159,6 +159,7 @@ class PoetryProtocol(Protocol):
             self.state = State.FAILED
             self.outcome = getattr(error, "outcome", PoemError.outcome)
             self.error = error
+            reset(self.transport)
             self.transport.abortConnection()
             _tell(self.factory.poemFailed, Failure(error))
 

@@ -2,9 +2,7 @@
 
 from __future__ import annotations
 
-import resource
 import socket
-import sys
 from bisect import bisect
 from collections.abc import Callable, Iterable, Sequence
 from typing import Any
@@ -18,6 +16,7 @@ from twisted.logger import Logger
 from twisted.python.failure import Failure
 
 from poetry.addresses import listening_address
+from poetry.descriptors import most_connections, raise_limit
 from poetry.limits import DEFAULTS, Limits
 from poetry.listener import Gate, Listener, Listeners
 from poetry.poems import PoemFactory, Reloads
@@ -29,9 +28,6 @@ LINGER = 30.0
 
 CROWDED_LINGER = 2.0
 """The same while others wait for a place."""
-
-RESERVED_DESCRIPTORS = 48
-"""Descriptors kept back from readers: standard streams, the reactor's, files, metrics."""
 
 _log = Logger()
 
@@ -123,7 +119,7 @@ class PoetryService(Service):
         self.connections: set[PoetryProtocol] = set()
         self._listening: Listeners | None = None
         self._places: list[int] = []
-        self._gate = Gate(self.connections, connection_limit(max_connections, len(self.listeners)))
+        self._gate = Gate(self.connections, self._limit())
         self._drains: list[Drain] = []
         self._sweeper = Sweeper()
         self._sweeping = LoopingCall(self._sweep)
@@ -136,6 +132,19 @@ class PoetryService(Service):
                 raise ValueError(f"{factory!r} is in another service already")
             factory.service = self
             factory.connections = self.connections
+
+    def _limit(self) -> int:
+        allowed = most_connections(len(self.listeners))
+        if self.max_connections is None:
+            return allowed
+        if self.max_connections > allowed:
+            _log.warn(
+                "the descriptor limit allows {limit} connections, not {wanted}",
+                event="limit_lowered",
+                limit=allowed,
+                wanted=self.max_connections,
+            )
+        return min(self.max_connections, allowed)
 
     @property
     def limit(self) -> int:
@@ -157,7 +166,7 @@ class PoetryService(Service):
         """
         if self._listening is not None:
             return
-        raise_descriptor_limit()
+        raise_limit()
         self.ports, self.addresses, self._places = [], [], []
         self._listening = Listeners(self._opened)
         self._listening.listen([*self.listeners, *self.others])
@@ -275,32 +284,6 @@ class PoetryService(Service):
     def reloaded_well(self) -> bool:
         """Whether all of them could be."""
         return self._reloads.well
-
-
-def raise_descriptor_limit() -> None:
-    """Raise the process's soft RLIMIT_NOFILE to its hard value."""
-    soft, hard = resource.getrlimit(resource.RLIMIT_NOFILE)
-    if soft != hard:
-        resource.setrlimit(resource.RLIMIT_NOFILE, (hard, hard))
-
-
-def connection_limit(wanted: int | None, listeners: int = 1) -> int:
-    """How many connections the descriptors allow beside the listeners, and at most `wanted`.
-
-    Out of descriptors, Twisted accepts and closes at once, which reads as an empty poem.
-    """
-    _, hard = resource.getrlimit(resource.RLIMIT_NOFILE)
-    allowed = max(1, hard - RESERVED_DESCRIPTORS - 2 * listeners)  # its socket, and its poem
-    if hard == resource.RLIM_INFINITY:
-        allowed = sys.maxsize
-    if wanted is not None and wanted > allowed:
-        _log.warn(
-            "the descriptor limit allows {limit} connections, not {wanted}",
-            event="limit_lowered",
-            limit=allowed,
-            wanted=wanted,
-        )
-    return allowed if wanted is None else min(wanted, allowed)
 
 
 def serve_poem(

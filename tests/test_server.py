@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import resource
 import socket
 from collections.abc import Iterator
 from contextlib import ExitStack, contextmanager
@@ -18,14 +17,12 @@ from twisted.logger import ILogObserver, LogEvent, globalLogPublisher
 from zope.interface import implementer
 
 from poetry.client import get_poem
+from poetry.descriptors import most_connections
 from poetry.poems import PoemFactory
 from poetry.protocol import PoetryServerFactory
 from poetry.server import (
     LINGER,
-    RESERVED_DESCRIPTORS,
     PoetryService,
-    connection_limit,
-    raise_descriptor_limit,
     serve_poem,
 )
 from tests.ends import queued
@@ -215,28 +212,14 @@ def is_readable(connection: socket.socket) -> bool:
 
 
 def test_the_default_limit_is_what_the_descriptors_allow() -> None:
-    """Without a number, the hard descriptor limit less the reserve; a higher number is lowered."""
-    soft, hard = resource.getrlimit(resource.RLIMIT_NOFILE)
-    resource.setrlimit(resource.RLIMIT_NOFILE, (min(soft, hard) // 2, hard))
-    try:
-        with logged() as events:
-            allowed = connection_limit(None)
-            assert allowed == hard - RESERVED_DESCRIPTORS - 2
-            assert connection_limit(10) == 10
-            assert not events
-            assert connection_limit(hard) == allowed
-            assert events == ["limit_lowered"]
-            raise_descriptor_limit()
-        assert resource.getrlimit(resource.RLIMIT_NOFILE)[0] == hard
-    finally:
-        resource.setrlimit(resource.RLIMIT_NOFILE, (soft, hard))
-
-
-def test_no_descriptor_limit_is_no_limit(monkeypatch: pytest.MonkeyPatch) -> None:
-    """Where the hard limit is infinite, any number goes."""
-    infinite = (resource.RLIM_INFINITY, resource.RLIM_INFINITY)
-    monkeypatch.setattr(resource, "getrlimit", lambda _: infinite)
-    assert connection_limit(10**9) == 10**9
+    """Without a number it is that; a lower one is taken, and a higher one lowered."""
+    allowed = most_connections(0)
+    with logged() as events:
+        assert PoetryService([], clock=reactor).limit == allowed
+        assert PoetryService([], clock=reactor, max_connections=10).limit == 10
+        assert not events
+        assert PoetryService([], clock=reactor, max_connections=allowed + 1).limit == allowed
+        assert events == ["limit_lowered"]
 
 
 # The sweep

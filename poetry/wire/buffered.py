@@ -12,11 +12,11 @@ from zope.interface import implementer
 
 from poetry.errors import PoemTruncated
 from poetry.wire.layers import (
-    forbid_end,
     handle_of,
     innermost,
     is_closing,
     permit_end,
+    reset,
 )
 from poetry.wire.poem import Poem
 from poetry.wire.sender import SHORT, Wire
@@ -104,7 +104,7 @@ class LastBytes:
 
     def stopProducing(self) -> None:
         """The transport is going before that: its reader must not see an end."""
-        forbid_end(self._transport)
+        reset(self._transport)
 
 
 BUFFERED = Buffered()

@@ -40,6 +40,14 @@ def forbid_end(transport: Any) -> None:
         keep_from_shutting_down(innermost(transport))
 
 
+def reset(transport: Any) -> None:
+    """Reset the connection now, with whatever is still on its way; the transport is still to go."""
+    forbid_end(transport)
+    handle = handle_of(transport)
+    if handle is not None:
+        kernel.reset(handle)
+
+
 def permit_end(transport: Any) -> None:
     """The kernel has the last byte: whoever closes the connection from now on ends the stream."""
     handle = handle_of(transport)

@@ -10,7 +10,7 @@ from zope.interface import alsoProvides, implementer
 
 from poetry.errors import PoemTruncated
 from poetry.wire.kernel import FULL
-from poetry.wire.layers import forbid_end
+from poetry.wire.layers import forbid_end, reset
 from poetry.wire.poem import Poem
 
 if TYPE_CHECKING:
@@ -125,7 +125,7 @@ class Sender:
 
     def stopProducing(self) -> None:
         """The transport is going, and the poem is not out: its reader must not see an end."""
-        forbid_end(self.protocol.transport)
+        reset(self.protocol.transport)
 
 
 @implementer(IPushProducer)

@@ -29,6 +29,7 @@ class Transport:
     destroys it. It is its own `socket`, to be told about SO_LINGER.
     """
 
+    family = socket.AF_UNIX  # which has no reset of its own
     peer: Transport
     protocol: Any
 

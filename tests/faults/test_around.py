@@ -1,0 +1,254 @@
+"""What is around the promise must not stop the serving: logs, clocks, forks, files, descriptors."""
+
+from __future__ import annotations
+
+import json
+import os
+import resource
+import signal
+import socket
+import subprocess
+import sys
+from collections.abc import Iterator, Sequence
+from contextlib import contextmanager, suppress
+from pathlib import Path
+
+import pytest
+
+from poetry import PoetryProtocol
+from poetry.descriptors import LEAST
+from tests.certificates import Certificates
+from tests.conftest import PoemFile
+from tests.ends import LONG, Server, ended_with_reset, listening, reader
+from tests.faults.conftest import SERVE
+from tests.faults.readers import PAUSES, Crowd, eventually, poem, read_all, refuses
+from tests.loop import until
+from tests.processes import PATIENCE, running
+
+SHORT = 3_000
+
+
+def text_in(descriptor: int) -> str:
+    """All that is in a pipe now."""
+    os.set_blocking(descriptor, False)
+    parts = []
+    with suppress(BlockingIOError):
+        while part := os.read(descriptor, 1 << 20):
+            parts.append(part)
+    return b"".join(parts).decode()
+
+
+@contextmanager
+def serving(
+    path: Path, options: Sequence[str | Path], *, stdout: int, stderr: int
+) -> Iterator[subprocess.Popen[bytes]]:
+    """A server on a Unix socket, with streams of ours; it is up."""
+    command = [*SERVE, "-l", f"unix:{path}", *options]
+    process = subprocess.Popen(command, stdin=subprocess.DEVNULL, stdout=stdout, stderr=stderr)
+    try:
+        assert eventually(lambda: path.exists() or process.poll() is not None)
+        yield process
+    finally:
+        process.kill()
+        process.wait(PATIENCE)
+
+
+# Logs
+
+
+@pytest.mark.parametrize("log_format", ["text", "json"])
+def test_a_standard_error_that_nobody_reads(
+    poem_file: PoemFile, tmp_path: Path, log_format: str
+) -> None:
+    """All readers are served, TERM is heard, and what was lost is counted when somebody reads."""
+    reading, writing = os.pipe()
+    path = tmp_path / "socket"
+    options = ["--log-format", log_format, str(poem_file(SHORT))]
+    with serving(path, options, stdout=subprocess.DEVNULL, stderr=writing) as process:
+        ends = read_all(f"unix:{path}", poem(SHORT), count=2000, at_once=50)
+        assert ends == {"whole": 2000}
+        lines = text_in(reading)
+        assert 0 < lines.count("sent") < 2000
+
+        def told() -> bool:
+            nonlocal lines
+            lines += text_in(reading)
+            return "log lines were lost" in lines
+
+        assert eventually(told)
+        if log_format == "json":
+            events = [json.loads(line) for line in lines.splitlines()]
+            (lost,) = [event["count"] for event in events if event["event"] == "lines_lost"]
+            assert lost + sum(event["event"] == "transfer" for event in events) == 2000
+        read_all(f"unix:{path}", poem(SHORT), count=2000, at_once=50)
+        process.send_signal(signal.SIGTERM)
+        assert process.wait(PATIENCE) == 0
+    os.close(writing)
+    os.close(reading)
+
+
+def test_a_standard_output_that_nobody_reads(poem_file: PoemFile, tmp_path: Path) -> None:
+    """A full pipe as standard output takes no announcement, and the poems are served."""
+    reading, writing = os.pipe()
+    os.set_blocking(writing, False)
+    with suppress(BlockingIOError):
+        while True:
+            os.write(writing, bytes(4096))
+    os.set_blocking(writing, True)
+    errors, complaints = os.pipe()
+    path = tmp_path / "socket"
+    with serving(path, [poem_file(SHORT)], stdout=writing, stderr=complaints) as process:
+        assert read_all(f"unix:{path}", poem(SHORT), count=5) == {"whole": 5}
+        process.send_signal(signal.SIGTERM)
+        assert process.wait(PATIENCE) == 0
+    assert "Error: standard output: nobody reads it\n" in text_in(errors)
+    for descriptor in (reading, writing, errors, complaints):
+        os.close(descriptor)
+
+
+def test_the_rest_of_a_flood_is_told_at_the_end(poem_file: PoemFile) -> None:
+    """Where nothing follows a flood, its count is told all the same."""
+    with (
+        running([*SERVE, "--grace", "0", poem_file(10_000_000)]) as server,
+        Crowd(server.addresses[0], poem(10_000_000), PAUSES, count=20) as crowd,
+    ):
+        crowd.run(until=crowd.begun)
+        assert server.stop() == 0
+        assert "10 more of transfer stopped were not logged" in server.stderr
+
+
+# Clocks
+
+JUMPS = """
+import os, sys, time
+real, flag, by = time.time, sys.argv.pop(1), float(sys.argv.pop(1))
+time.time = lambda: real() + by * os.path.exists(flag)
+from poetry.__main__ import main
+main()
+"""
+"""`poetry` on a machine whose clock is set when a file is made."""
+
+
+@pytest.mark.parametrize("by", [-3600, 3600], ids=["back", "ahead"])
+def test_a_clock_that_jumps(poem_file: PoemFile, tmp_path: Path, by: int) -> None:
+    """Whether it is set back or ahead, idle readers are reset, and the grace is what it was."""
+    flag = tmp_path / "set"
+    command = [sys.executable, "-c", JUMPS, str(flag), str(by), "serve", str(poem_file(10_000_000))]
+    with (
+        running([*command, "--idle-timeout", "1"]) as server,
+        Crowd(server.addresses[0], poem(10_000_000), PAUSES, count=3) as crowd,
+    ):
+        crowd.run(until=crowd.begun)
+        flag.touch()
+        assert crowd.run() == {"reset": 3}
+    flag.unlink()
+    with (
+        running([*command, "--grace", "2" if by < 0 else "1800"]) as server,
+        Crowd(server.addresses[0], poem(10_000_000), PAUSES, count=3) as crowd,
+    ):
+        crowd.run(until=crowd.begun)
+        server.signal(signal.SIGTERM)
+        assert eventually(lambda: refuses(server.addresses[0]))
+        flag.touch()
+        if by > 0:  # an hour ahead must not use the grace up
+            crowd.run(until=lambda: False, quiet=2)
+            crowd.resume()
+        assert crowd.run() == {"whole" if by > 0 else "reset": 3}
+        assert server.wait() == 0
+
+
+# Forks
+
+
+def test_a_forked_child_does_not_keep_a_reset_back() -> None:
+    """Readers are reset although a child of the process still has their connections."""
+    server = Server(LONG)
+    with listening(server) as port, reader(port) as connection:
+        until(lambda: server.connections)
+        (protocol,) = server.connections
+        stay, go = os.pipe()
+        child = os.fork()
+        if not child:  # pragma: no cover (another process)
+            os.close(go)
+            os.read(stay, 1)
+            os._exit(0)
+        try:
+            protocol.stop()
+            assert ended_with_reset(connection)
+        finally:
+            os.close(go)
+            os.close(stay)
+            os.waitpid(child, 0)
+    assert server.outcomes == ["stopped"]
+
+
+# TLS
+
+
+SLOWLY = ["--num-bytes", "500", "--delay", "0.1"]
+"""Between two parts the kernel holds nothing, so that a FIN would arrive."""
+
+
+@pytest.mark.parametrize("options", [[], SLOWLY], ids=["fast", "slow"])
+def test_a_killed_server_under_tls(
+    poem_file: PoemFile, certificates: Certificates, options: list[str]
+) -> None:
+    """TCP ends in a reset there too: some readers take a FIN without close_notify for the end."""
+    command = [*SERVE, *options, "-l", certificates.listen("good"), str(poem_file(10_000_000))]
+    for _ in range(5):
+        with (
+            running(command) as server,
+            socket.create_connection(("127.0.0.1", server.port), PATIENCE) as sock,
+            certificates.context().wrap_socket(sock, server_hostname="localhost") as tls,
+        ):
+            assert tls.recv(100)
+            server.signal(signal.SIGKILL)
+            server.wait()
+            with socket.socket(fileno=os.dup(tls.fileno())) as tcp:
+                assert ended_with_reset(tcp)
+
+
+# Descriptors
+
+
+@pytest.mark.parametrize("descriptors", [5, 6, 8, 12, 23])
+def test_hardly_any_descriptors(poem_file: PoemFile, descriptors: int) -> None:
+    """With too low a limit, both commands say so in a line."""
+    for words in (["serve", poem_file(SHORT)], ["get", "unix:/no/such/socket"]):
+        result = subprocess.run(
+            [sys.executable, "-m", "poetry", *words],
+            preexec_fn=lambda: resource.setrlimit(resource.RLIMIT_NOFILE, (descriptors,) * 2),
+            stdin=subprocess.DEVNULL,
+            capture_output=True,
+            timeout=PATIENCE,
+            check=False,
+        )
+        assert (result.returncode, result.stdout) == (1, b"")
+        assert result.stderr.startswith(b"Error: ")
+        assert result.stderr.count(b"\n") == 1
+
+
+def test_few_descriptors_are_enough(poem_file: PoemFile) -> None:
+    """From the least that a server takes on, it serves."""
+    with running([*SERVE, poem_file(10_000_000)], descriptors=LEAST) as server:
+        assert read_all(server.addresses[0], poem(10_000_000), count=20) == {"whole": 20}
+        server.signal(signal.SIGHUP)
+        assert eventually(lambda: "read the poems again" in server.stderr)
+        assert "Traceback" not in server.stderr
+
+
+# Programs of one's own
+
+
+def test_a_connection_made_that_raises() -> None:
+    """A mistake in a subclass's `connectionMade` ends in a reset, under a bare factory too."""
+
+    class Mistaken(PoetryProtocol):
+        def connectionMade(self) -> None:
+            raise RuntimeError("a mistake")
+
+    server = Server(b"poem")
+    server.protocol = Mistaken
+    with listening(server) as port, reader(port) as connection:
+        assert ended_with_reset(connection)
+    assert not server.connections
