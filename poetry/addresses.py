@@ -27,6 +27,8 @@ from twisted.internet.interfaces import (
     IStreamServerEndpoint,
 )
 
+from poetry.unix import TakingOver
+
 BACKLOG = 4096
 """Readers that the kernel may hold before we accept them: with Twisted's 50, 2,580 of 4,000 at once
 were never served (measured). Linux caps it at `net.core.somaxconn`, 4096 by default."""
@@ -98,7 +100,7 @@ def server_endpoint(reactor: Any, text: str) -> IStreamServerEndpoint:
     if kind_of in _WITH_BACKLOG and ":backlog=" not in text:
         full = f"{text}:backlog={BACKLOG}"
     server: IStreamServerEndpoint = _parse(serverFromString, reactor, full, text)
-    return server
+    return TakingOver(server, text) if kind_of == "unix" else server
 
 
 def client_endpoint(reactor: Any, text: str, timeout: float = 30.0) -> IStreamClientEndpoint:

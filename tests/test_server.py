@@ -257,14 +257,21 @@ def test_a_reader_that_stays_is_let_go() -> None:
 
 
 @pytest.mark.parametrize("hook", ["poemSent", "poemFailed", "observers"])
-def test_a_hook_that_raises_keeps_nobody_waiting(hook: str) -> None:
-    """What a hook or an observer raises is logged; the limit, the sweep and the stop go on."""
+@pytest.mark.parametrize("mistake", [RuntimeError, SystemExit, KeyboardInterrupt, GeneratorExit])
+def test_a_hook_that_raises_keeps_nobody_waiting(hook: str, mistake: type[BaseException]) -> None:
+    """What a hook or an observer raises is logged; others are told, and all else goes on."""
 
-    def fail(_: object) -> None:
-        raise RuntimeError("a mistake in a hook")
+    class Hook:
+        def __call__(self, _: object) -> None:
+            raise mistake("in a hook")
 
+        def __repr__(self) -> str:
+            raise mistake("in its name")
+
+    told: list[object] = []
+    fail = Hook()
     factory = PoetryServerFactory(LONG)
-    setattr(factory, hook, (fail,) if hook == "observers" else fail)
+    setattr(factory, hook, (fail, told.append) if hook == "observers" else fail)
     endpoint = TCP4ServerEndpoint(reactor, 0, interface="127.0.0.1")
     clock = Clock()
     service = PoetryService([(endpoint, factory)], max_connections=1, clock=clock, idle_timeout=4)
@@ -281,6 +288,7 @@ def test_a_hook_that_raises_keeps_nobody_waiting(hook: str) -> None:
         stopped = service.stopService()
         wait(stopped)
     assert "hook_failed" in events
+    assert len(told) == 3 * (hook == "observers")
 
 
 def get_it(service: PoetryService, clock: Clock) -> bytes:

@@ -1,0 +1,69 @@
+"""Unix sockets that a server left behind."""
+
+from __future__ import annotations
+
+import errno
+import os
+import re
+import socket
+import stat
+from contextlib import suppress
+from pathlib import Path
+from typing import Any
+
+from twisted.internet.defer import Deferred, maybeDeferred
+from twisted.internet.error import CannotListenError
+from twisted.internet.interfaces import IListeningPort, IStreamServerEndpoint
+from twisted.internet.protocol import Factory
+from zope.interface import implementer
+
+_TEXT = re.compile(r"unix:(?:address=)?((?:\\.|[^:\\])+)(?::.*)?")
+
+
+@implementer(IStreamServerEndpoint)
+class TakingOver:
+    """Listens on a Unix socket, and takes over one on which nobody answers any more.
+
+    Twisted's lock names the process that has the socket. After a crash any other process may have
+    that number, our own included: in a container it is 1 again.
+    """
+
+    def __init__(self, endpoint: IStreamServerEndpoint, text: str) -> None:
+        """@param text: the endpoint as text, `unix:/path` and what may follow."""
+        self._endpoint = endpoint
+        found = _TEXT.fullmatch(text)
+        self._path = re.sub(r"\\(.)", r"\1", found[1]) if found else ""
+
+    def listen(self, factory: Factory) -> Deferred[IListeningPort]:  # type: ignore[override]
+        """Listen.
+
+        @return: fails with CannotListenError where somebody answers there.
+        """
+
+        def listen() -> Any:
+            try:
+                take_over(self._path)
+            except OSError as error:
+                raise CannotListenError(None, self._path, error) from error
+            return self._endpoint.listen(factory)
+
+        return maybeDeferred(listen)
+
+
+def take_over(path: str) -> None:
+    """Remove a socket on which nobody answers, and its lock.
+
+    @raise OSError: where somebody does, nobody can tell, or it is no socket.
+    """
+    with suppress(FileNotFoundError):
+        if not stat.S_ISSOCK(Path(path).stat().st_mode):
+            raise OSError(errno.EADDRINUSE, "a file that is no socket is there")
+        with socket.socket(socket.AF_UNIX) as probe:
+            probe.setblocking(False)
+            refused = probe.connect_ex(path)
+        if refused in (0, errno.EAGAIN):
+            raise OSError(errno.EADDRINUSE, "a server answers on it")
+        if refused != errno.ECONNREFUSED:
+            raise OSError(refused, os.strerror(refused))
+        Path(path).unlink()
+    Path(f"{path}.lock").unlink(missing_ok=True)
