@@ -257,7 +257,7 @@ def test_a_poem_that_cannot_be_served(poems: Path, word: str, message: str) -> N
         ),
         ("--metrics {taken}", "cannot listen on 127.0.0.1:{taken}: Address already in use"),
         ("-i 192.0.2.1", "cannot listen on 192.0.2.1: no interface of this machine has that"),
-        ("-l unix:{file}", "cannot listen on {file}: Address already in use; choose another"),
+        ("-l unix:{file}", "cannot listen on {file}: a file that is no socket is there; choose another"),
         ("-l unix:/no/such/place", "cannot listen on unix:/no/such/place: No such file"),
     ],
 )
@@ -272,7 +272,7 @@ def test_a_unix_socket_that_is_served(tmp_path: Path) -> None:
     """A second server on a Unix socket is told so, and the first one stays."""
     address = f"unix:{tmp_path / 'poem'}"
     with running([*QUICK, "-l", address]) as server:
-        message = f"cannot listen on {tmp_path / 'poem'}: Cannot acquire lock; choose another"
+        message = f"cannot listen on {tmp_path / 'poem'}: a server answers on it; choose another"
         assert error_of(poetry("serve", "-l", address), 1).startswith(message)
         assert poetry("get", server.addresses[0]).stdout == SAMPLE
 

@@ -133,7 +133,7 @@ def test_cancelling_resets_a_download(silent: socket.socket) -> None:
                 return True
 
         until(was_reset)
-    assert not reactor.getDelayedCalls()
+    until(lambda: not reactor.getDelayedCalls())
 
 
 @pytest.mark.parametrize("chunks", [[], [b"half", b" a po"]], ids=["first byte", "middle"])

@@ -151,7 +151,9 @@ def test_reload(served: Served, log: Log) -> None:
 
 
 @pytest.mark.parametrize(
-    "make", [os.mkfifo, os.mkdir, lambda path: Path(path).symlink_to("/dev/zero")], ids=str
+    "make",
+    [os.mkfifo, os.mkdir, lambda path: Path(path).symlink_to("/dev/zero")],
+    ids=["FIFO", "directory", "device"],
 )
 def test_what_is_no_regular_file_any_more(
     served: Served, log: Log, make: Callable[[Path], None]
