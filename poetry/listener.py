@@ -2,8 +2,6 @@
 
 from __future__ import annotations
 
-import select
-import socket
 from collections.abc import Callable, Sequence, Set
 from typing import Any
 
@@ -14,13 +12,6 @@ from twisted.internet.protocol import Factory, connectionDone
 from twisted.internet.tcp import Port
 from twisted.logger import Logger
 from twisted.python.failure import Failure
-
-from poetry.protocol import PoetryServerFactory
-from poetry.wire.drain import Drain
-from poetry.wire.sender import SHORT
-
-AT_ONCE = 100
-"""Most connections accepted in a reactor turn: as many as Twisted begins with."""
 
 _log = Logger()
 
@@ -111,51 +102,21 @@ class Listener:
         self._closed = closed
         self._doRead = port.doRead
         self._connectionLost = port.connectionLost
-        self._factory: Any = port.factory
-        self._drain: Drain | None = None
-        plain = isinstance(port.factory, PoetryServerFactory)  # under TLS it is another's
-        if plain and port.addressFamily != socket.AF_UNIX and hasattr(select, "epoll"):
-            self._drain = Drain(port, self._factory)
         port.doRead = self.doRead  # type: ignore[method-assign]
         port.connectionLost = self.connectionLost  # type: ignore[method-assign]
         gate.add(self)
 
     def doRead(self) -> None:
         """Accept as many as there is room for."""
-        self._accept()
+        self._port.numberAccepts = min(self._port.numberAccepts, self._gate.room)
+        self._doRead()
         self._gate.accepted()
         self._accepted()
-
-    def _accept(self) -> None:
-        room = self._gate.room
-        if self._drain is None or not self._isShort():
-            self._port.numberAccepts = min(self._port.numberAccepts, room)
-            self._doRead()
-            return
-        for _ in range(min(AT_ONCE, room)):
-            try:
-                handle, address = self._port.socket.accept()
-            except BlockingIOError:
-                return
-            except OSError:  # Twisted knows what to do about each
-                self._port.numberAccepts = 1
-                self._doRead()
-                return
-            try:
-                self._drain.connect(handle, address)
-            except BaseException:
-                _log.failure("a connection could not be made", event="hook_failed")
-
-    def _isShort(self) -> bool:
-        sending = self._factory.sending
-        return sending is not None and len(sending.data) <= SHORT and self._factory.pace is None
 
     def connectionLost(self, reason: Failure) -> None:
         """The port is closed."""
         self._gate.remove(self)
         self._connectionLost(reason)
-        if self._drain is not None:
-            self._drain.close()
         self._closed()
 
     def pause(self) -> None:
@@ -177,7 +138,7 @@ class Listener:
         room = self._gate.room + 1
         while self._gate.room < room:
             room = self._gate.room
-            self._accept()
+            self._doRead()
         self._accepted()
         self._port.connectionLost(connectionDone)
 

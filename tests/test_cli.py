@@ -257,7 +257,10 @@ def test_a_poem_that_cannot_be_served(poems: Path, word: str, message: str) -> N
         ),
         ("--metrics {taken}", "cannot listen on 127.0.0.1:{taken}: Address already in use"),
         ("-i 192.0.2.1", "cannot listen on 192.0.2.1: no interface of this machine has that"),
-        ("-l unix:{file}", "cannot listen on {file}: a file that is no socket is there; choose another"),
+        (
+            "-l unix:{file}",
+            "cannot listen on {file}: a file that is no socket is there; choose another",
+        ),
         ("-l unix:/no/such/place", "cannot listen on unix:/no/such/place: No such file"),
     ],
 )

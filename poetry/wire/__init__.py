@@ -8,9 +8,9 @@ time; whatever else ends a connection resets it. Two things make that hold on ev
   - Then only the sending half is shut down, and input is discarded until the reader ends: closing a
     socket with unread input resets it, and destroys what is still on its way.
 
-`plain` is a socket, `tls` has close_notify before that, `buffered` is any other transport. `drain`
-is for short poems, which need hardly any. `sender` is what they share, `poem` what they send,
-`layers` and `kernel` what they know of Twisted's transports and of sockets.
+`plain` is a socket, `tls` has close_notify before that, `buffered` is any other transport. `sender`
+is what they share, `poem` what they send, `layers` and `kernel` what they know of Twisted's
+transports and of sockets.
 """
 
 from __future__ import annotations
@@ -21,7 +21,6 @@ from twisted.internet.abstract import FileDescriptor
 from twisted.internet.interfaces import ISSLTransport
 
 from poetry.wire.buffered import BUFFERED
-from poetry.wire.drain import Lean
 from poetry.wire.plain import PLAIN
 from poetry.wire.sender import Wire
 
@@ -30,7 +29,7 @@ __all__ = ["Wire", "wire_of"]
 
 def wire_of(transport: Any) -> Wire:
     """What a protocol on this transport sends and receives by."""
-    if isinstance(transport, (FileDescriptor, Lean)):
+    if isinstance(transport, FileDescriptor):
         return PLAIN
     if ISSLTransport.providedBy(transport):
         from twisted.protocols.tls import TLSMemoryBIOProtocol

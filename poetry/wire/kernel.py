@@ -10,11 +10,8 @@ import sys
 import termios
 from contextlib import suppress
 
-NOW = getattr(socket, "MSG_DONTWAIT", 0)
-"""A flag of send(2): what the kernel has room for, whatever kind of socket it is."""
-
-LAST = NOW | getattr(socket, "MSG_MORE", 0)
-"""The same, and the end of the stream follows: both leave in one packet."""
+MORE = getattr(socket, "MSG_MORE", 0)
+"""A flag of send(2): the end of the stream follows. Both leave in one packet."""
 
 FULL = frozenset({errno.EAGAIN, errno.EWOULDBLOCK, errno.EINTR, errno.ENOBUFS})
 """What send(2) fails with where it may be asked again."""

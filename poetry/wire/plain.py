@@ -8,7 +8,7 @@ from typing import TYPE_CHECKING, Any
 from twisted.internet.error import ConnectionDone
 from twisted.python.failure import Failure
 
-from poetry.wire.kernel import LAST, NOW
+from poetry.wire.kernel import MORE
 from poetry.wire.layers import forbid_end, is_closing, keep_from_shutting_down, permit_end
 from poetry.wire.poem import Poem
 from poetry.wire.sender import SHORT, Wire
@@ -38,7 +38,7 @@ class Plain(Wire):
 
     def handOver(self, protocol: PoetryProtocol, poem: Poem, limit: int) -> int:
         """As much as the kernel has room for."""
-        flags = LAST if protocol.size + limit >= len(poem.data) else NOW
+        flags = MORE if protocol.size + limit >= len(poem.data) else 0
         return poem.send(protocol.transport.getHandle(), protocol.size, limit, flags)
 
     def askAgain(self, transport: Any) -> None:
@@ -55,7 +55,8 @@ class Plain(Wire):
         transport.getHandle().shutdown(socket.SHUT_WR)
         keep_from_shutting_down(transport)
         protocol.streamEnded()
-        transport.startReading()  # a reader that has ended before is told so once more
+        if protocol.sender is not None:
+            transport.startReading()  # a reader that has ended before is told so once more
 
     def wasReceived(self, transport: Any, reason: Failure) -> bool:
         """A FIN, unless it is we who close."""
