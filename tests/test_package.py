@@ -1,4 +1,4 @@
-"""What is installed, what it costs to start, and what the README shows."""
+"""What is installed, what type checkers see of it, and what it costs to start."""
 
 from __future__ import annotations
 
@@ -6,19 +6,16 @@ import ast
 import importlib
 import os
 import re
-import shlex
 import shutil
 import subprocess
 import sys
-from collections.abc import Iterator
-from contextlib import ExitStack
 from importlib.metadata import distribution, requires
 from pathlib import Path
 
 import pytest
 
 import poetry as package
-from tests.processes import PATIENCE, POETRY, Server, running
+from tests.processes import PATIENCE
 from tests.processes import poetry as run_poetry
 
 ROOT = Path(__file__).parents[1]
@@ -162,96 +159,3 @@ def test_completion(command: str, shell: str) -> None:
         assert command in complete("source")
     asked = {"COMP_WORDS": f"{command} se", "COMP_CWORD": "se" if shell == "fish" else "1"}
     assert "serve" in complete("complete", **asked)
-
-
-# README
-#
-# Each ```python block runs as a script of its own. In a ```console block, each line that begins
-# with `$ ` is a command, and the lines after it are all that it prints. `poetry serve` runs until
-# the end, and where an address of it is shown, later commands are given the real one instead.
-# poem.txt is the poem that the first `poetry get` shows. What installs, builds or measures is named
-# in ELSEWHERE, and not run here.
-
-BLOCK = re.compile(r"^( *)```(\w+)\n(.*?)^\1```$", re.DOTALL | re.MULTILINE)
-ELSEWHERE = ("make", "python3", "pip", "poems/bin/poetry", "git")
-
-
-def blocks(language: str) -> list[str]:
-    """The README's blocks in a language."""
-    text = (ROOT / "README.md").read_text(encoding="utf-8")
-    return [body for _, tag, body in BLOCK.findall(text) if tag == language]
-
-
-def sessions() -> list[tuple[list[str], str]]:
-    """The README's commands, in words, and what each is shown to print."""
-    found = []
-    for block in blocks("console"):
-        for part in re.split(r"^\$ ", block, flags=re.MULTILINE)[1:]:
-            command, _, shown = part.partition("\n")
-            found.append((shlex.split(command, comments=True), shown))
-    return found
-
-
-@pytest.fixture
-def started() -> Iterator[ExitStack]:
-    """What is running, to be ended with the test."""
-    with ExitStack() as stack:
-        yield stack
-
-
-def test_readme_console(
-    tmp_path: Path, monkeypatch: pytest.MonkeyPatch, started: ExitStack
-) -> None:
-    """The README's commands print what it shows."""
-    monkeypatch.chdir(tmp_path)
-    commands = [(words, shown) for words, shown in sessions() if words[0] not in ELSEWHERE]
-    poems = [shown for words, shown in commands if words[:2] == ["poetry", "get"]]
-    assert poems, "the README shows no poem"
-    Path("poem.txt").write_text(poems[0], encoding="utf-8")
-    real: dict[str, str] = {}
-    for words, shown in commands:
-        assert words[0] == "poetry", f"add {words[0]!r} to this test, or to ELSEWHERE"
-        given = [real.get(word, word) for word in words[1:]]
-        if given[0] == "serve":
-            lines = shown.splitlines()
-            shown_addresses = [line.rpartition(" ")[2] for line in lines]
-            server: Server = started.enter_context(running([*POETRY, *given], listeners=len(lines)))
-            real.update(zip(shown_addresses, server.addresses, strict=True))
-            for line, printed in zip(lines, server.lines, strict=True):
-                assert printed.rpartition(" ")[0] == line.rpartition(" ")[0]
-        else:
-            result = run_poetry(*given)
-            assert (result.returncode, result.stdout.decode()) == (0, shown)
-
-
-@pytest.mark.parametrize("script", blocks("python"))
-def test_readme_python(tmp_path: Path, script: str) -> None:
-    """The README's programs run to their end and print something, and nothing on standard error."""
-    result = subprocess.run(
-        [sys.executable, "-c", script],
-        cwd=tmp_path,
-        capture_output=True,
-        timeout=PATIENCE,
-        check=False,
-    )
-    assert (result.returncode, result.stderr) == (0, b"")
-    assert result.stdout
-
-
-def test_readme_options() -> None:
-    """The README's tables have each option of both commands, and no other."""
-    text = (ROOT / "README.md").read_text(encoding="utf-8")
-    for command in ("serve", "get"):
-        help_text = run_poetry(command, "--help").stdout.decode()
-        section = re.split(r"^## ", text, flags=re.MULTILINE)
-        [table] = [part for part in section if part.lower().startswith(command)]
-        rows = "".join(line for line in table.splitlines() if line.startswith("| `"))
-        options = re.compile(r"(?<![\w-])--[a-z][\w-]*")
-        shown = {name for cell in re.findall(r"`(.*?)`", rows) for name in options.findall(cell)}
-        declared = {
-            name
-            for line in help_text.splitlines()
-            if line.startswith("  -")
-            for name in options.findall(line.split("  ")[1])
-        }
-        assert shown == declared - {"--help"}
