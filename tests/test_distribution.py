@@ -101,3 +101,16 @@ def test_workflows() -> None:
     if not workflows.exists():
         pytest.skip("an sdist has no workflows")
     run("zizmor", "--offline", "--no-progress", workflows)
+
+
+def test_pre_commit() -> None:
+    """Before a commit, what `make test` runs before its tests is run; before a push, all of it."""
+    makefile = (ROOT / "Makefile").read_text(encoding="utf-8")
+    recipe = makefile.partition("\ntest: ")[2].partition("\n\n")[0]
+    checks = re.findall(r"^\t\$\(BIN\)/((?:ruff|mypy).*)", recipe, re.MULTILINE)
+    config = ROOT / ".pre-commit-config.yaml"
+    if not config.exists():
+        pytest.skip("an sdist has no hooks")
+    entries = re.findall(r"^ +entry: (.*)", config.read_text(encoding="utf-8"), re.MULTILINE)
+    assert entries == [*(f".venv/bin/{check}" for check in checks), "make test"]
+    assert len(checks) == 3
