@@ -116,16 +116,18 @@ def run(place: Place, command: str, shown: str) -> None:
     """Run a command to its end, and see what it prints: what is shown, or the poem."""
     here = LISTENS.sub("0", command)
     real = meant(here, place.ports)
-    done = subprocess.run(
-        ["bash", "-c", real],
-        cwd=place.directory,
-        env={**os.environ, **UNMEASURED, "PATH": PATH},
-        stdin=subprocess.DEVNULL,
-        capture_output=True,
-        text=True,
-        timeout=PATIENCE,
-        check=False,
-    )
+    silent, keyboard = os.pipe()  # telnet goes as soon as its standard input ends
+    with os.fdopen(silent) as stdin, os.fdopen(keyboard, "w"):
+        done = subprocess.run(
+            ["bash", "-c", real],
+            cwd=place.directory,
+            env={**os.environ, **UNMEASURED, "PATH": PATH},
+            stdin=stdin,
+            capture_output=True,
+            text=True,
+            timeout=PATIENCE,
+            check=False,
+        )
     assert done.returncode == 0, done.stderr
     if shown:
         assert done.stdout == shown
