@@ -3,7 +3,7 @@
 PYTHON ?= python3
 BIN := .venv/bin
 
-.PHONY: demo test test-all docs bench plot clean
+.PHONY: demo test test-all docs bench soak plot clean
 
 .venv/demo: pyproject.toml
 	$(PYTHON) -m venv .venv
@@ -45,6 +45,9 @@ docs: .venv/docs
 
 bench: .venv/bench
 	$(BIN)/python -m benchmarks
+
+soak: .venv/dev
+	$(BIN)/python -m benchmarks.soak
 
 plot: .venv/bench
 	$(BIN)/python -m benchmarks.plot

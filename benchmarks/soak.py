@@ -1,0 +1,314 @@
+"""python -m benchmarks.soak: readers of every habit, for minutes, on servers that have a hard time.
+
+Their poems change, are missing or empty; their logs are not read for a while; one of them is
+stopped, killed and started again. Prints what became of the readers, and what the servers hold.
+"""
+
+from __future__ import annotations
+
+import argparse
+import os
+import random
+import re
+import signal
+import ssl
+import subprocess
+import sys
+import tempfile
+import time
+import urllib.request
+from collections import Counter
+from collections.abc import Iterable, Sequence
+from concurrent.futures import ThreadPoolExecutor
+from fcntl import fcntl
+from pathlib import Path
+from threading import Event, Lock, Thread, Timer
+
+from benchmarks.delivery import make_certificate
+from benchmarks.habits import FATES, HABITS, IDLE, LET_DOWN, PATIENCE, Target, fate, make_poem
+from benchmarks.measure import STARTING, files_in_memory
+
+SIZES = (1, 3_000, 200_000, 2_500_000, 10_000_000)
+TRANSPORTS = ("ipv4", "ipv6", "unix", "tls")
+SLOW = 1
+"""Which of the poems the slow server has."""
+GRACE = 2.0
+READERS = 24
+"""At once."""
+REST = 0.4
+"""Seconds between two of them, on average: with all else this takes about half a core."""
+STEP = 0.5
+"""Seconds between two things that happen to a server, on average."""
+MOST_MINUTES = 24 * 60
+F_SETPIPE_SZ = 1031
+FAULTS = ("bad exits", "descriptors left over", "failed scrapes", "tracebacks")
+HELD = ("MB", "MB of files in memory", "descriptors", "slow: MB", "slow: descriptors")
+
+
+class Server:
+    """A `poetry serve`, its log's reader, and whatever is wrong with it.
+
+    @ivar deaths: goes up when it is told to end, and when it has.
+    @ivar targets: where readers may go now.
+    @ivar held: descriptors that it had before its first reader.
+    """
+
+    def __init__(self, name: str, poems: Sequence[int], directory: Path, *options: str) -> None:
+        places = {
+            "ipv4": "127.0.0.1:0",
+            "ipv6": "[::1]:0",
+            "tls": "ssl:0:interface=127.0.0.1:certKey={0}/certificate.pem:privateKey={0}/key.pem",
+        }
+        self.name = name
+        self.command = [sys.executable, "-m", "poetry", "serve", "--metrics", "0", *options]
+        self.command += ["--idle-timeout", str(IDLE), "--grace", str(GRACE)]
+        self.wanted = [(transport, poem) for poem in poems for transport in TRANSPORTS]
+        for transport, poem in self.wanted:
+            unix = f"unix:{directory}/{name}-{poem}.socket"
+            self.command += ["--listen", places.get(transport, unix).format(directory)]
+        self.command += [f"{directory}/{poem}.txt" for _, poem in self.wanted]
+        self.deaths = 0
+        self.targets: list[Target] = []
+        self.metrics = ""
+        self.held = 0
+        self.reads_log = Event()
+        self.reads_log.set()
+        self.counts: Counter[str] = Counter()
+
+    def start(self) -> None:
+        """Start it; readers may come when it serves."""
+        self.process = subprocess.Popen(
+            self.command, stdin=subprocess.DEVNULL, stdout=subprocess.PIPE, stderr=subprocess.PIPE
+        )
+        assert self.process.stdout is not None
+        assert self.process.stderr is not None
+        fcntl(self.process.stderr, F_SETPIPE_SZ, 4096)
+        Thread(target=self._read_log, args=(self.process.stderr,), daemon=True).start()
+        timer = Timer(STARTING, self.process.kill)
+        timer.start()
+        lines = [self.process.stdout.readline() for _ in range(len(self.wanted) + 1)]
+        timer.cancel()
+        addresses = [line.decode().strip().rpartition(" on ")[2] for line in lines]
+        if not addresses[-1]:
+            raise RuntimeError(f"{self.name} does not serve")
+        self.held = self.descriptors()
+        self.metrics = f"http://{addresses[-1]}/metrics"
+        self.targets = [
+            Target(transport, address, poem)
+            for (transport, poem), address in zip(self.wanted, addresses, strict=False)
+        ]
+
+    def _read_log(self, log: Iterable[bytes]) -> None:
+        for line in log:
+            self.counts["log lines"] += 1
+            self.counts["tracebacks"] += b"Traceback" in line
+            lost = re.search(rb"(\d+) log lines were lost", line)
+            self.counts["lost lines"] += int(lost[1]) if lost else 0
+            self.reads_log.wait()
+
+    def signal(self, number: int) -> None:
+        self.process.send_signal(number)
+
+    def end(self, number: int) -> None:
+        """Have it end, and count it where it does not."""
+        self.deaths += 1
+        self.signal(number)
+        try:
+            code = self.process.wait(GRACE + PATIENCE)
+            self.counts["bad exits"] += code != (-number if number == signal.SIGKILL else 0)
+        except subprocess.TimeoutExpired:
+            self.counts["bad exits"] += 1
+            self.process.kill()
+            self.process.wait()
+        self.deaths += 1
+        assert self.process.stdout is not None
+        self.process.stdout.close()
+
+    def descriptors(self) -> int:
+        return len(list(Path(f"/proc/{self.process.pid}/fd").iterdir()))
+
+    def memory(self) -> tuple[float, float]:
+        """Its resident memory and its files in memory, in MB."""
+        status = Path(f"/proc/{self.process.pid}/status").read_text(encoding="ascii")
+        resident = int(status.split("VmRSS:")[1].split()[0]) * 1024
+        return resident / 1e6, files_in_memory(self.process.pid) / 1e6
+
+
+class Soak:
+    """All that goes on, until it is over."""
+
+    def __init__(self, directory: Path, seed: int) -> None:
+        self.chance = random.Random(seed)
+        self.seed = seed
+        self.directory = directory
+        make_certificate(directory)
+        for number in range(len(SIZES)):
+            self.replace(number)
+        everything = range(len(SIZES))
+        slow = ("--num-bytes", "200", "--delay", "0.02")
+        self.steady = Server("steady", everything, directory)
+        self.mortal = Server("mortal", everything, directory)
+        self.servers = [self.steady, self.mortal, Server("slow", [SLOW], directory, *slow)]
+        self.over = Event()
+        self.lock = Lock()
+        self.fates: Counter[tuple[str, str]] = Counter()
+        self.happened: Counter[str] = Counter()
+
+    def replace(self, number: int) -> None:
+        """Give a poem another text."""
+        fresh = self.directory / "fresh"
+        fresh.write_bytes(make_poem(number, SIZES[number], self.chance))
+        fresh.replace(self.directory / f"{number}.txt")
+
+    def reload(self) -> None:
+        for server in self.servers:
+            server.signal(signal.SIGHUP)
+        self.happened["HUPs"] += 1
+
+    def spoil(self, number: int) -> None:
+        """Let a poem be empty or missing for a moment."""
+        path = self.directory / f"{number}.txt"
+        if self.chance.random() < 0.5:
+            path.unlink()
+        else:
+            (self.directory / "fresh").write_bytes(b"")
+            (self.directory / "fresh").replace(path)
+        self.reload()
+        self.over.wait(STEP / 5)
+        self.replace(number)
+        self.reload()
+
+    def step(self) -> None:
+        """Let something happen."""
+        number = self.chance.randrange(len(SIZES))
+        what = self.chance.choices(["replace", "spoil", "log", "stop", "kill"], [60, 15, 10, 2, 2])[
+            0
+        ]
+        self.happened[what] += 1
+        if what == "replace":
+            self.replace(number)
+            self.reload()
+        elif what == "spoil":
+            self.spoil(number)
+        elif what == "log":
+            server = self.chance.choice(self.servers)
+            server.reads_log.clear() if server.reads_log.is_set() else server.reads_log.set()
+        else:
+            self.mortal.end(signal.SIGTERM if what == "stop" else signal.SIGKILL)
+            self.mortal.start()
+
+    def read(self, number: int) -> None:
+        """Be one reader after the other."""
+        chance = random.Random(f"{self.seed} {number}")
+        context = ssl.SSLContext(ssl.PROTOCOL_TLS_CLIENT)
+        context.check_hostname = False
+        context.verify_mode = ssl.CERT_NONE
+        while not self.over.wait(chance.expovariate(1 / REST)):
+            server = chance.choice(self.servers)
+            target, habit, deaths = (
+                chance.choice(server.targets),
+                chance.choice(HABITS),
+                server.deaths,
+            )
+            end = fate(target, habit, context, chance)
+            cut = server.deaths != deaths or habit.__name__ == "stalls"
+            if end == "short" and target.transport == "unix" and cut:
+                end = "unix"
+            if end in LET_DOWN:
+                print(f"{end}: {habit.__name__} at {server.name} {target}", file=sys.stderr)
+            with self.lock:
+                self.fates[habit.__name__.replace("_", " "), end] += 1
+                self.fates[target.transport, end] += 1
+
+    def scrape(self) -> None:
+        """Be Prometheus, in a hurry."""
+        while not self.over.wait(STEP):
+            try:
+                with urllib.request.urlopen(self.steady.metrics, timeout=10) as response:
+                    self.happened["scrapes"] += b"poetry_poems_total" in response.read()
+            except OSError:
+                self.happened["failed scrapes"] += 1
+
+    def run(self, minutes: float) -> list[list[object]]:
+        """Begin, go on for so long, and end; give a row for each tenth of the time."""
+        for server in self.servers:
+            server.start()
+        begin = time.monotonic()
+        rows = [self.row(0.0)]
+        with ThreadPoolExecutor(READERS + 1) as pool:
+            busy = [pool.submit(self.scrape), *(pool.submit(self.read, n) for n in range(READERS))]
+            try:
+                for tenth in range(1, 11):
+                    due = begin + tenth * minutes * 6
+                    while (now := time.monotonic()) < due:
+                        time.sleep(min(due - now, self.chance.expovariate(1 / STEP)))
+                        self.step()
+                    rows.append(self.row(tenth * minutes / 10))
+            finally:
+                self.over.set()
+        for each in busy:
+            each.result()
+        self.settle()
+        return [*rows, self.row(None)]
+
+    def settle(self) -> None:
+        """Wait until nobody is served any more, and count the descriptors that are left."""
+        deadline = time.monotonic() + PATIENCE
+        for server in self.servers:
+            server.reads_log.set()
+            while (more := server.descriptors() - server.held) > 0 and time.monotonic() < deadline:
+                time.sleep(0.1)
+            self.happened["descriptors left over"] += max(0, more)
+
+    def row(self, minute: float | None) -> list[object]:
+        """How it stands."""
+        steady, slow = self.servers[0], self.servers[2]
+        resident, files = steady.memory()
+        return [
+            "after" if minute is None else f"{minute:g}",
+            sum(self.fates.values()) // 2,
+            f"{resident:.0f}",
+            f"{files:.0f}",
+            steady.descriptors(),
+            f"{slow.memory()[0]:.0f}",
+            slow.descriptors(),
+        ]
+
+    def close(self) -> None:
+        for server in self.servers:
+            if server.process.poll() is None:
+                server.end(signal.SIGTERM)
+            self.happened.update(server.counts)
+
+
+def table(head: Sequence[object], rows: Iterable[Sequence[object]]) -> str:
+    """In Markdown."""
+    lines = [head, ["---"] * len(head), *rows]
+    return "".join(f"| {' | '.join(map(str, line))} |\n" for line in lines)
+
+
+def main() -> int:
+    parser = argparse.ArgumentParser(prog="python -m benchmarks.soak", description=__doc__)
+    parser.add_argument("--minutes", type=float, default=10.0)
+    parser.add_argument("--seed", type=int, default=865)
+    options = parser.parse_args()
+    if not 0 < options.minutes <= MOST_MINUTES:
+        parser.error(f"--minutes is more than 0 and at most {MOST_MINUTES}")
+    # the servers import this very checkout
+    os.environ["PYTHONPATH"] = str(Path(__file__).parents[1])
+    with tempfile.TemporaryDirectory() as directory:
+        soak = Soak(Path(directory), options.seed)
+        try:
+            rows = soak.run(options.minutes)
+        finally:
+            soak.close()
+    print(table(["minute", "readers", *HELD], rows))
+    kinds = sorted({kind for kind, _ in soak.fates}, key=lambda kind: (kind in TRANSPORTS, kind))
+    print(table(["", *FATES], ([kind, *(soak.fates[kind, f] for f in FATES)] for kind in kinds)))
+    print(", ".join(f"{count:,} {what}" for what, count in sorted(soak.happened.items())))
+    let_down = sum(count for (_, end), count in soak.fates.items() if end in LET_DOWN)
+    return 1 if let_down or any(soak.happened[fault] for fault in FAULTS) else 0
+
+
+if __name__ == "__main__":
+    sys.exit(main())
