@@ -167,11 +167,12 @@ class Listeners:
         """Begin to listen everywhere, and give all up for the first that fails."""
         self._missing = len(wanted)
         for index, (endpoint, factory) in enumerate(wanted):
-            if self.failure is None:
-                listening = maybeDeferred(endpoint.listen, factory)
-                self._pending.append(listening)
-                listening.addCallback(self._listens, index)
-                listening.addErrback(self._fails, getattr(factory, "address", ""))
+            if self.failure is not None:
+                return
+            listening = maybeDeferred(endpoint.listen, factory)
+            self._pending.append(listening)
+            listening.addCallback(self._listens, index)
+            listening.addErrback(self._fails, getattr(factory, "address", ""))
 
     def whenListening(self) -> Deferred[None]:
         """@return: fires with None once all listen, or fails with CannotListenError."""

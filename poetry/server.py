@@ -56,12 +56,11 @@ class Drain:
 
     def left(self, connection: PoetryProtocol) -> None:
         """One has ended."""
-        if connection in self.connections:
-            self.connections.discard(connection)
-            if not self.connections:
-                if self._late.active():
-                    self._late.cancel()
-                self.done.callback(None)
+        self.connections.discard(connection)
+        if not self.connections:
+            if self._late.active():
+                self._late.cancel()
+            self.done.callback(None)
 
 
 def abort(connections: Iterable[PoetryProtocol]) -> None:

@@ -32,6 +32,7 @@ from twisted.logger import globalLogBeginner
 
 from poetry.cli import cli, main
 from poetry.command_serve import cannot_listen
+from poetry.descriptors import LEAST
 from tests.certificates import Certificates
 from tests.faults.conftest import Command
 from tests.processes import PATIENCE, POETRY, Server, poetry, running
@@ -296,6 +297,10 @@ def test_a_unix_socket_that_is_served(tmp_path: Path) -> None:
             "cannot listen on [::1]:80: no interface of this machine has that address",
         ),
         (CannotListenError("x", 0, OSError("odd")), "cannot listen on x: odd"),
+        (
+            CannotListenError(None, "/run/x", "locked"),
+            "cannot listen on /run/x: locked; choose another",
+        ),
     ],
 )
 def test_why_it_cannot_listen(error: Exception, message: str) -> None:
@@ -1036,3 +1041,20 @@ def test_interrupted_before_it_runs() -> None:
         process.send_signal(signal.SIGINT)
         stdout, stderr = process.communicate(timeout=PATIENCE)
     assert (process.returncode, stdout, stderr.strip()) == (130, b"", b"")
+
+
+def test_too_few_descriptors(in_process: Run, monkeypatch: pytest.MonkeyPatch) -> None:
+    """A server that could hardly do anything says what it takes."""
+    monkeypatch.setattr("poetry.command_serve.raise_limit", lambda: 6)
+    message = f"6 open files (ulimit -n) do not do: it takes {LEAST}"
+    assert error_of(in_process("serve"), 1) == message
+
+
+def test_out_of_descriptors(in_process: Run, monkeypatch: pytest.MonkeyPatch) -> None:
+    """A want of descriptors is not blamed on standard output."""
+
+    def fail() -> int:
+        raise OSError(errno.EMFILE, "Too many open files")
+
+    monkeypatch.setattr("poetry.command_serve.raise_limit", fail)
+    assert error_of(in_process("serve"), 1) == "Too many open files: raise the limit (ulimit -n)"

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import resource
+import runpy
 import sys
 from collections.abc import Iterator
 
@@ -43,3 +44,9 @@ def test_no_limit(monkeypatch: pytest.MonkeyPatch) -> None:
     assert (raise_limit(), most_connections()) == (sys.maxsize, sys.maxsize)
     monkeypatch.setattr(descriptors, "resource", None)
     assert (raise_limit(), most_connections()) == (sys.maxsize, sys.maxsize)
+
+
+def test_a_system_without_the_module(monkeypatch: pytest.MonkeyPatch) -> None:
+    """It can be imported where there is no such limit (Windows)."""
+    monkeypatch.setitem(sys.modules, "resource", None)
+    assert runpy.run_path(str(descriptors.__file__))["most_connections"]() == sys.maxsize

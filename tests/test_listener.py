@@ -15,7 +15,7 @@ from twisted.internet.protocol import Factory
 from zope.interface import implementer
 
 from poetry import PoetryServerFactory, PoetryService, serve_poem
-from poetry.listener import is_cancellable
+from poetry.listener import Listeners, is_cancellable
 from tests.ends import reader
 from tests.loop import drain, reactor, until, wait, wait_error
 from tests.transfers import Log
@@ -229,3 +229,42 @@ def test_a_factory_on_two_endpoints() -> None:
             assert drain(connection) == b"poem"
     wait(service.stopService())
     assert not service.connections
+
+
+def test_who_asks_after_it_failed_is_told_too() -> None:
+    """Listeners that could not listen say so to everybody, and do not try the rest."""
+    tried: list[str] = []
+
+    @implementer(IStreamServerEndpoint)
+    class Taken:
+        def listen(self, _: Factory) -> Deferred[IListeningPort]:  # type: ignore[override]
+            tried.append("here")
+            raise CannotListenError("127.0.0.1", 1, OSError(98, "taken"))
+
+    listeners = Listeners(lambda _index, port: port.stopListening)
+    listeners.listen([(Taken(), Factory()), (Taken(), Factory())])
+    assert isinstance(wait_error(listeners.whenListening()), CannotListenError)
+    assert tried == ["here"]
+
+
+def test_a_server_that_receives_listens_too() -> None:
+    """A service whose factory has no poem has none to share."""
+    service = PoetryService([(here(), PoetryServerFactory())], clock=reactor)
+    service.startService()
+    wait(service.stopService())
+
+
+def test_a_drain_knows_its_own() -> None:
+    """A connection of the next start that ends does not end the drain of the last one."""
+    service = PoetryService([(here(), PoetryServerFactory(LONG))], clock=reactor)
+    service.startService()
+    with flying(service) as stalled:
+        stopped = service.stopService()
+        service.startService()
+        with flying(service) as served:
+            assert drain(served) == LONG
+        until(lambda: len(service.connections) == 1)
+        assert not service._drains[0].done.called
+        assert drain(stalled) == LONG
+    wait(stopped)
+    wait(service.stopService())

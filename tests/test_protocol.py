@@ -354,3 +354,16 @@ def test_half_closed_writing_is_not_used() -> None:
     protocol = PoetryProtocol()
     protocol.writeConnectionLost()
     assert protocol.state is State.OPEN
+
+
+def test_two_stops_are_one() -> None:
+    """Who is let go already is not reset by another stop."""
+    server = Server(b"short")
+    with listening(server) as port, reader(port) as connection:
+        until(lambda: server.connections)
+        (protocol,) = server.connections
+        protocol.stop()
+        protocol.stop()
+        assert drain(connection) == b"short"
+        until(lambda: server.outcomes)
+    assert server.outcomes == ["sent"]

@@ -2,25 +2,34 @@
 
 from __future__ import annotations
 
+import os
+import pty
+import signal
 import subprocess
 import sys
 import time
 from asyncio import SelectorEventLoop
-from collections.abc import Iterator
+from collections.abc import Callable, Iterator
 from contextlib import closing
+from functools import partial
+from pathlib import Path
 from threading import Timer
+from types import SimpleNamespace
 from typing import Any
 
 import pytest
 from twisted.internet.asyncioreactor import AsyncioSelectorReactor
 from twisted.internet.base import ReactorBase
+from twisted.internet.defer import CancelledError, Deferred
 from twisted.internet.epollreactor import EPollReactor
+from twisted.internet.error import CannotListenError
 from twisted.internet.pollreactor import PollReactor
 from twisted.internet.selectreactor import SelectReactor
 
 from poetry.clock import use_monotonic_time
+from poetry.run import ServiceRunner
 from tests.faults.bad import black_hole
-from tests.processes import PATIENCE
+from tests.processes import PATIENCE, POETRY
 
 
 @pytest.fixture(params=[SelectReactor, PollReactor, EPollReactor, AsyncioSelectorReactor])
@@ -77,3 +86,70 @@ def test_get_under_a_clock_that_runs_backwards() -> None:
         done = subprocess.run(command, capture_output=True, timeout=PATIENCE, check=False)
     assert done.returncode == 1
     assert done.stderr.endswith(b"no connection in time: nothing answers there\n")
+
+
+class TurnedOnce:
+    """A reactor that starts, lets something happen, and ends."""
+
+    def __init__(self, happens: Callable[[], object]) -> None:
+        self.happens = happens
+        self.stops = 0
+
+    def callWhenRunning(self, function: Callable[[], object]) -> None:
+        self.start = function
+
+    def addSystemEventTrigger(self, *_: object) -> None:
+        """Nothing is to be done at the end."""
+
+    def run(self) -> None:
+        self.start()
+        self.happens()
+
+    def stop(self) -> None:
+        self.stops += 1
+
+
+@pytest.fixture
+def signals() -> Iterator[None]:
+    """Handlers of signals that are afterwards what they were."""
+    before = {number: signal.getsignal(number) for number in (signal.SIGINT, signal.SIGTERM)}
+    yield
+    for number, handler in before.items():
+        signal.signal(number, handler)
+
+
+@pytest.mark.usefixtures("signals")
+def test_an_endpoint_that_fails_later() -> None:
+    """What listens later, and cannot, ends the command with its error; a stop does not."""
+    for reason, stops in ((CannotListenError("", 1, OSError("no")), 1), (CancelledError(), 0)):
+        listening: Deferred[None] = Deferred()
+        service: Any = SimpleNamespace(
+            whenListening=partial(next, iter([listening])), stopService=int
+        )
+        reactor: Any = TurnedOnce(partial(listening.errback, reason))
+        runner = ServiceRunner(reactor, service)
+        if stops:
+            with pytest.raises(CannotListenError):
+                runner.run()
+        else:
+            assert runner.run() == 0
+        assert reactor.stops == stops
+
+
+def test_how_to_fetch_it(tmp_path: Path) -> None:
+    """On a terminal a line on standard error says how; standard output is as ever."""
+    master, slave = pty.openpty()
+    path = tmp_path / "poem"
+    command = [*POETRY, "serve", "-l", f"unix:{path}"]
+    with subprocess.Popen(command, stdout=subprocess.PIPE, stderr=slave) as process:
+        assert process.stdout is not None
+        try:
+            announced = process.stdout.readline().decode()
+            said = os.read(master, 1000).decode()
+        finally:
+            process.send_signal(signal.SIGTERM)
+            process.wait(PATIENCE)
+    os.close(master)
+    os.close(slave)
+    assert announced == f"Serving sample.txt on unix:{path}\n"
+    assert said == f"To fetch it: poetry get unix:{path}\r\n"

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from abc import ABC, abstractmethod
 from typing import TYPE_CHECKING, Any, NamedTuple, Protocol
 
 from twisted.internet.interfaces import IHalfCloseableProtocol, IPullProducer, IPushProducer
@@ -28,7 +29,7 @@ class Pace(NamedTuple):
     clock: Any
 
 
-class Wire:
+class Wire(ABC):
     """One kind of transport. An instance has no state, and serves all connections of its kind.
 
     @ivar handshakes: whether a poem has to wait for the transport's handshake.
@@ -61,24 +62,24 @@ class Wire:
             protocol.fail(PoemTruncated(protocol.size, Failure(error)))
         return False
 
+    @abstractmethod
     def handOver(self, protocol: PoetryProtocol, poem: Poem, limit: int) -> int:
         """Give the kernel or the transport what comes next; say how many bytes it took."""
-        raise NotImplementedError
 
-    def askAgain(self, transport: Any) -> None:
+    def askAgain(self, transport: Any) -> None:  # noqa: B027 (most need not)
         """Have the transport ask for more, where it does not by itself."""
 
+    @abstractmethod
     def end(self, protocol: PoetryProtocol, poem: Poem) -> None:
         """All is handed over: end the stream, and tell `protocol.streamEnded`."""
-        raise NotImplementedError
 
+    @abstractmethod
     def wasReceived(self, transport: Any, reason: Failure) -> bool:
         """Whether the peer ended its stream cleanly: not with a reset, and not because we did."""
-        raise NotImplementedError
 
+    @abstractmethod
     def wasSent(self, reason: Failure) -> bool:
         """Whether the peer ended properly after our stream had ended."""
-        raise NotImplementedError
 
 
 class Producer(Protocol):

@@ -61,3 +61,12 @@ def test_a_kernel_that_does_not_tell(monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setattr("fcntl.ioctl", refuse)
     with socket.socket() as handle:
         assert unacknowledged(handle) == 0
+
+
+def test_a_unix_socket_has_no_reset() -> None:
+    """It stays as it is: there is nothing to tell its reader with."""
+    sender, reader = socket.socketpair()
+    with sender, reader:
+        kernel.reset(sender)
+        sender.sendall(b"abc")
+        assert reader.recv(3) == b"abc"
