@@ -52,6 +52,8 @@ def judge(number: int, data: bytes) -> str:
     """What a reader has that saw a clean end after `data`: "whole", "empty", "short", "wrong"."""
     if not data:
         return "empty"
+    if data.startswith(b"HTTP/"):
+        return "refused"  # after a restart, the port is that of the metrics
     if len(data) == 1 and data in LETTERS:
         return "whole" if number == 0 else "short"
     first, found, body = data.partition(b"\n")
