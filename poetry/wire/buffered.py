@@ -61,8 +61,13 @@ class Buffered(Wire):
             LastBytes(protocol).start()
 
     def wasReceived(self, transport: Any, reason: Failure) -> bool:
-        """A clean end, unless it is we who close."""
-        return isinstance(reason.value, ConnectionDone) and not is_closing(transport)
+        """A clean end, unless it is we who close, at whichever layer.
+
+        Below TLS it is Twisted that closes, after a clean end too.
+        """
+        below = transport if ISSLTransport.providedBy(transport) else innermost(transport)
+        closing = is_closing(transport) or is_closing(below)
+        return isinstance(reason.value, ConnectionDone) and not closing
 
     def wasSent(self, reason: Failure) -> bool:
         """A clean end."""
