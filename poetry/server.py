@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 import socket
-from bisect import bisect
 from collections.abc import Callable, Iterable, Sequence
 from typing import Any
 
@@ -117,7 +116,7 @@ class PoetryService(Service):
         self.addresses: list[str] = []
         self.connections: set[PoetryProtocol] = set()
         self._listening: Listeners | None = None
-        self._places: list[int] = []
+        self._open: dict[int, tuple[IListeningPort, str]] = {}
         self._gate = Gate(self.connections, self._limit())
         self._drains: list[Drain] = []
         self._sweeper = Sweeper()
@@ -166,7 +165,7 @@ class PoetryService(Service):
         if self._listening is not None:
             return
         raise_limit()
-        self.ports, self.addresses, self._places = [], [], []
+        self.ports, self.addresses, self._open = [], [], {}
         self._listening = Listeners(self._opened)
         self._listening.listen([*self.listeners, *self.others])
         failure = self._listening.failure
@@ -191,10 +190,10 @@ class PoetryService(Service):
     def _opened(self, index: int, port: IListeningPort) -> Callable[[], Any]:
         factory: Any = [*self.listeners, *self.others][index][1]
         address = listening_address(port, getattr(factory, "address", ""))
-        place = bisect(self._places, index)
-        self._places.insert(place, index)
-        self.ports.insert(place, port)
-        self.addresses.insert(place, address)
+        self._open[index] = (port, address)
+        in_order = [self._open[each] for each in sorted(self._open)]
+        self.ports = [each for each, _ in in_order]
+        self.addresses = [each for _, each in in_order]
         if isinstance(factory, PoemFactory):
             factory.listener = address
         if index >= len(self.listeners) or not isinstance(port, Port):

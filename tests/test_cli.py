@@ -705,11 +705,12 @@ def test_interrupted(peer: socket.socket, tmp_path: Path, number: int) -> None:
     assert not list(tmp_path.iterdir())
 
 
-def test_nohup(peer: socket.socket) -> None:
-    """Under nohup a HUP is nothing."""
-    options: Any = {"preexec_fn": lambda: signal.signal(signal.SIGHUP, signal.SIG_IGN)}
+@pytest.mark.parametrize("number", [signal.SIGHUP, signal.SIGINT])
+def test_a_signal_that_is_ignored(peer: socket.socket, number: signal.Signals) -> None:
+    """Under nohup a HUP is nothing, and in the background of a shell script an interrupt."""
+    options: Any = {"preexec_fn": lambda: signal.signal(number, signal.SIG_IGN)}
     with started("get", port_of(peer), **options) as process, accept(peer) as connection:
-        process.send_signal(signal.SIGHUP)
+        process.send_signal(number)
         connection.sendall(SHORT)
         connection.close()
         stdout, stderr = process.communicate(timeout=PATIENCE)
@@ -1020,17 +1021,6 @@ def test_get_without_hangups(served: Server) -> None:
         [*words, served.addresses[0]], capture_output=True, timeout=PATIENCE, check=False
     )
     assert (result.returncode, result.stdout, result.stderr) == (0, SHORT, b"")
-
-
-def test_an_interrupt_that_is_ignored(peer: socket.socket) -> None:
-    """In the background of a shell script an interrupt is nothing."""
-    options: Any = {"preexec_fn": lambda: signal.signal(signal.SIGINT, signal.SIG_IGN)}
-    with started("get", port_of(peer), **options) as process, accept(peer) as connection:
-        process.send_signal(signal.SIGINT)
-        connection.sendall(SHORT)
-        connection.close()
-        stdout, stderr = process.communicate(timeout=PATIENCE)
-    assert (process.returncode, stdout, stderr) == (0, SHORT, b"")
 
 
 def test_interrupted_before_it_runs() -> None:
