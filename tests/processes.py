@@ -20,6 +20,25 @@ POETRY = (sys.executable, "-m", "poetry")
 """The command under test, of the environment that runs the tests."""
 
 
+def sockets_of(pid: int) -> set[str]:
+    """The inodes of the sockets that a process has open now."""
+    found = set()
+    for descriptor in Path(f"/proc/{pid}/fd").iterdir():
+        with suppress(FileNotFoundError):  # closed meanwhile
+            found.add(str(descriptor.readlink()))
+    return {name[8:-1] for name in found if name.startswith("socket:[")}
+
+
+def listening_port(pid: int) -> int | None:
+    """The TCP port on which a process listens; None while it does not."""
+    own = sockets_of(pid)
+    for line in Path("/proc/net/tcp").read_text(encoding="ascii").splitlines()[1:]:
+        _, local, _, state, *_, inode = line.split()[:10]
+        if state == "0A" and inode in own:
+            return int(local.rpartition(":")[2], 16)
+    return None
+
+
 class Server:
     """A running server: `addresses` in the order of its `Serving ... on ADDRESS` lines."""
 
@@ -77,11 +96,7 @@ class Server:
 
     def sockets(self) -> int:
         """How many sockets the process has open now."""
-        total = 0
-        for descriptor in Path(f"/proc/{self.pid}/fd").iterdir():
-            with suppress(FileNotFoundError):  # closed meanwhile
-                total += str(descriptor.readlink()).startswith("socket:")
-        return total
+        return len(sockets_of(self.pid))
 
 
 @contextmanager

@@ -14,9 +14,9 @@ from urllib.parse import quote
 import pytest
 
 from tests.conftest import PoemFile
-from tests.deploy.tools import DEPLOY, answer, fetch, free_port, need, samples, tool
+from tests.deploy.tools import DEPLOY, answer, fetch, need, samples, tool
 from tests.faults.readers import Crowd, Habit, eventually, poem, read_all
-from tests.processes import PATIENCE, POETRY, poetry, running
+from tests.processes import PATIENCE, POETRY, listening_port, poetry, running
 
 pytest.importorskip("prometheus_client", reason="needs twisted-poetry[metrics]")
 
@@ -77,7 +77,6 @@ def test_alerts(poem_file: PoemFile) -> None:
 
 def test_prometheus(poem_file: PoemFile, tmp_path: Path) -> None:
     """A Prometheus scrapes the server, and answers with what its readers had."""
-    listen = f"127.0.0.1:{free_port()}"
     with running([*POETRY, "serve", "--metrics", "0", poem_file(SHORT)], listeners=2) as server:
         assert read_all(server.addresses[0], poem(SHORT), count=5) == {"whole": 5}
         scrape = {
@@ -92,17 +91,19 @@ def test_prometheus(poem_file: PoemFile, tmp_path: Path) -> None:
             need("prometheus"),
             f"--config.file={config}",
             f"--storage.tsdb.path={tmp_path / 'data'}",
-            f"--web.listen-address={listen}",
+            "--web.listen-address=127.0.0.1:0",
         ]
 
         def asked(query: str) -> float | None:
-            found: Any = answer(f"http://{listen}/api/v1/query?query={quote(query)}")
+            port = listening_port(prometheus.pid)
+            found: Any = answer(f"http://127.0.0.1:{port}/api/v1/query?query={quote(query)}")
             if not found or not found["data"]["result"]:
                 return None
             return float(found["data"]["result"][0]["value"][1])
 
         log = tmp_path / "log"
-        with tool(command, log):
+        with tool(command, log) as prometheus:
+            assert eventually(lambda: listening_port(prometheus.pid) is not None), log.read_text()
             assert eventually(lambda: asked("poetry_poems_total") == 5.0), log.read_text()
             assert {query: asked(query) for query in QUERIES} == QUERIES
 

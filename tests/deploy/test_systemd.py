@@ -17,10 +17,11 @@ from pathlib import Path
 
 import pytest
 
+from benchmarks.measure import free_port
 from tests.conftest import PoemFile
-from tests.deploy.tools import DEPLOY, events, free_port, need, replaced
+from tests.deploy.tools import DEPLOY, events, need, replaced
 from tests.faults.readers import Crowd, Habit, eventually, poem, read_all
-from tests.processes import PATIENCE, POETRY, Server, running
+from tests.processes import PATIENCE, POETRY, Server, listening_port, running
 
 LONG = 10_000_000
 SHORT = 100_000
@@ -110,16 +111,27 @@ def test_stop_outlasts_grace() -> None:
     assert int(timeout.partition("=")[2]) > float(command[command.index("--grace") + 1])
 
 
+@contextmanager
+def activated(*command: str) -> Iterator[tuple[Server, str]]:
+    """Have systemd-socket-activate, which takes no port 0, hold an address for the command."""
+    for _ in range(5):  # someone may take the port meanwhile
+        address = f"127.0.0.1:{free_port()}"
+        # Twisted looks for names, which systemd always gives.
+        activate = [need("systemd-socket-activate"), "--fdname", "poetry.socket", "-l", address]
+        with running([*activate, *command], listeners=0) as server:
+            assert eventually(lambda: bool(listening_port(server.pid) or server.process.poll()))
+            if server.process.poll() is None:
+                yield server, address
+                return
+    pytest.fail(f"it does not listen: {server.stderr}")
+
+
 def test_socket_activated(poem_file: PoemFile) -> None:
     """The first reader starts the service's own command, and everyone is served."""
-    address = f"127.0.0.1:{free_port()}"
-    # Twisted looks for names, which systemd always gives.
-    activate = [need("systemd-socket-activate"), "--fdname", "poetry.socket", "-l", address]
     poem_path = str(poem_file(LONG))
     changes = {INSTALLED: shlex.join(POETRY), ":9101": ":0", "/etc/poetry/poem.txt": poem_path}
     command = shlex.split(replaced(shlex.join(command_of("poetry.service")), changes))
-    with running([*activate, *command], listeners=0) as server:
-        assert eventually(lambda: "Listening on" in server.stderr)
+    with activated(*command) as (server, address):
         ends = read_all(address, poem(LONG), count=20)
         assert ends == {"whole": 20}
         assert server.stop() == 0

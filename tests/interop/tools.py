@@ -12,8 +12,8 @@ from pathlib import Path
 
 import pytest
 
-from benchmarks.measure import free_port, listening
-from tests.processes import PATIENCE
+from benchmarks.measure import free_port
+from tests.processes import PATIENCE, listening_port
 
 SIZES = (1, 3_000, 10_000_000)
 """Bytes of the poems: the least there is, one that a packet takes, one that no buffer takes."""
@@ -72,7 +72,7 @@ def tool_listening(
 def listens(process: subprocess.Popen[bytes], port: int) -> bool:
     """Wait until the tool listens on `port`, or has ended."""
     for _ in range(int(PATIENCE / 0.01)):
-        if listening(port):
+        if listening_port(process.pid) == port:
             return True
         if process.poll() is not None:
             return False
