@@ -18,7 +18,7 @@ from tests.certificates import Certificates
 from tests.conftest import PoemFile
 from tests.deploy.tools import DEPLOY, events, need, replaced, samples, tool
 from tests.faults.bad import nobody
-from tests.faults.readers import Crowd, Habit, Reader, eventually, poem, read_all
+from tests.faults.readers import Crowd, Habit, eventually, poem, read_all
 from tests.processes import PATIENCE, POETRY, Server, poetry, running
 
 LONG = 10_000_000
@@ -112,22 +112,16 @@ def test_graceful_stop(poem_file: PoemFile, tmp_path: Path) -> None:
 
     Nothing, which is no poem, is what those few get whom HAProxy connects as the listener closes.
     """
-    ends: Counter[tuple[str, int]] = Counter()
-
-    class Noting(Crowd):
-        def _end(self, reader: Reader, end: str) -> None:
-            ends[end, reader.received] += 1
-            super()._end(reader, end)
-
     with (
         balanced(tmp_path, poem_file(MIDDLE)) as proxy,
-        Noting(proxy.address, poem(MIDDLE), count=600, at_once=40) as crowd,
+        Crowd(proxy.address, poem(MIDDLE), count=600, at_once=40) as crowd,
     ):
         crowd.run(until=lambda: crowd.ends["whole"] >= 100)
         proxy.servers[0].signal(signal.SIGTERM)
         crowd.run()
         assert proxy.servers[0].wait() == 0
         assert eventually(lambda: proxy.says("Server poems/a is DOWN"))
+    ends = Counter((reader.end, reader.received) for reader in crowd.ended)
     nothing = ends.pop(("short", 0), 0)
     assert nothing <= 40
     assert ends == {("whole", MIDDLE): 600 - nothing}

@@ -21,7 +21,6 @@ import ssl
 import time
 from collections import Counter
 from collections.abc import Callable
-from dataclasses import dataclass
 from pathlib import Path
 from typing import NamedTuple
 
@@ -97,22 +96,76 @@ def dial(
     )
 
 
-@dataclass(eq=False)
 class Reader:
-    """One reader that has not ended."""
+    """One reader: what it has yet to say, and what it has received."""
 
-    __slots__ = ("received", "socket", "unsaid")
+    def __init__(self, sock: socket.socket, poem: bytes, habit: Habit) -> None:
+        self.socket = sock
+        self.received = 0
+        self.end = ""
+        """How it ended, once it has."""
+        self.waits_for = 0
+        """The events of epoll with which it goes on."""
+        self._poem = poem
+        self._habit = habit
+        self._unsaid = memoryview(habit.says)
+        self._shakes_hands = isinstance(sock, ssl.SSLSocket)
+        if habit.says or habit.half_closes or self._shakes_hands:
+            self.waits_for |= select.EPOLLOUT
+        if habit.takes != 0:
+            self.waits_for |= select.EPOLLIN
 
-    socket: socket.socket
-    unsaid: memoryview
-    received: int
+    def resume(self) -> None:
+        """Read on to the end."""
+        self._habit = self._habit._replace(takes=None)
+        self.waits_for |= select.EPOLLIN
+
+    def proceed(self, event: int) -> None:
+        """Go on as far as the socket allows."""
+        try:
+            if event & (select.EPOLLERR | select.EPOLLHUP):
+                self.resume()
+                self._read()
+            if isinstance(self.socket, ssl.SSLSocket) and self._shakes_hands:
+                self.waits_for = select.EPOLLIN
+                self.socket.do_handshake()
+                self._shakes_hands = False
+                self.waits_for |= select.EPOLLOUT
+            if event & select.EPOLLOUT:
+                self._say()
+            if event & select.EPOLLIN:
+                self._read()
+        except WOULD_BLOCK:
+            pass
+        except OSError:
+            self.end = "reset"
+
+    def _say(self) -> None:
+        if self._unsaid:
+            self._unsaid = self._unsaid[self.socket.send(self._unsaid) :]
+        if not self._unsaid:
+            self.waits_for &= ~select.EPOLLOUT
+            if self._habit.half_closes:
+                self.socket.shutdown(socket.SHUT_WR)
+
+    def _read(self) -> None:
+        takes = len(self._poem) + 1 if self._habit.takes is None else self._habit.takes
+        for _ in range(max(1, 4096 // self._habit.at_a_time)):
+            if self.received >= takes:
+                self.waits_for &= ~select.EPOLLIN
+                return
+            data = self.socket.recv(self._habit.at_a_time)
+            if not data:
+                self.end = "whole" if self.received == len(self._poem) else "short"
+            elif not self._poem.startswith(data, self.received):
+                self.end = "wrong"
+            if self.end:
+                return
+            self.received += len(data)
 
 
 class Crowd:
-    """`count` readers with one habit, at most `at_once` of them connected at the same time.
-
-    `peak` is the largest number that were served at the same time: they had a byte and no end.
-    """
+    """`count` readers with one habit, at most `at_once` of them connected at the same time."""
 
     def __init__(
         self,
@@ -124,33 +177,27 @@ class Crowd:
         at_once: int | None = None,
         context: ssl.SSLContext | None = None,
     ) -> None:
-        self.poem = poem
-        self.habit = habit
         self.unopened = count
-        self.ends: Counter[str] = Counter()
-        self.peak = 0
+        self.ended: list[Reader] = []
+        self._habit = habit
+        self._poem = poem
         self._dial = functools.partial(dial, address, habit, context)
-        self._opening = select.EPOLLIN
-        if habit.says or habit.half_closes or context is not None:
-            self._opening |= select.EPOLLOUT
-        if habit.takes == 0:
-            self._opening &= ~select.EPOLLIN
-        self._takes = len(poem) + 1 if habit.takes is None else habit.takes
         self._at_once = at_once or count
         self._epoll = select.epoll()
         self._readers: dict[int, Reader] = {}
-        self._stayed: list[socket.socket] = []
-        self._served = 0
 
     def __enter__(self) -> Crowd:
         return self
 
     def __exit__(self, *exception: object) -> None:
-        for reader in self._readers.values():
+        for reader in [*self._readers.values(), *self.ended]:
             reader.socket.close()
-        for sock in self._stayed:
-            sock.close()
         self._epoll.close()
+
+    @property
+    def ends(self) -> Counter[str]:
+        """How many have ended in which way."""
+        return Counter(reader.end for reader in self.ended)
 
     @property
     def received(self) -> list[int]:
@@ -160,6 +207,10 @@ class Crowd:
     def begun(self) -> bool:
         """Whether all are connected and have at least a byte, or have ended."""
         return not self.unopened and 0 not in self.received
+
+    def served(self) -> int:
+        """How many are served now: they have a byte and no end."""
+        return sum(map(bool, self.received))
 
     def run(
         self, until: Callable[[], bool] = lambda: False, *, quiet: float = QUIET
@@ -171,7 +222,7 @@ class Crowd:
         while self._readers and not until():
             events = self._epoll.poll(TICK)
             for descriptor, event in events:
-                self._on_event(self._readers[descriptor], event)
+                self._proceed(descriptor, event)
             now = time.monotonic()
             silence = now + quiet if events else silence
             if now > min(silence, deadline):
@@ -181,70 +232,30 @@ class Crowd:
 
     def resume(self) -> None:
         """Let those that stopped reading read on to the end."""
-        self._takes = len(self.poem) + 1
-        self._opening |= select.EPOLLIN
-        for descriptor in self._readers:
-            self._epoll.modify(descriptor, self._opening)
+        self._habit = self._habit._replace(takes=None)
+        for descriptor, reader in self._readers.items():
+            reader.resume()
+            self._epoll.modify(descriptor, reader.waits_for)
 
     def _open(self) -> None:
         while self.unopened and len(self._readers) < self._at_once:
-            sock = self._dial()
-            self._readers[sock.fileno()] = Reader(sock, memoryview(self.habit.says), 0)
-            self._epoll.register(sock.fileno(), self._opening)
+            reader = Reader(self._dial(), self._poem, self._habit)
+            self._readers[reader.socket.fileno()] = reader
+            self._epoll.register(reader.socket.fileno(), reader.waits_for)
             self.unopened -= 1
 
-    def _on_event(self, reader: Reader, event: int) -> None:
-        broken = event & (select.EPOLLERR | select.EPOLLHUP)
-        try:
-            if event & select.EPOLLOUT and not broken:
-                self._speak(reader)
-            if event & select.EPOLLIN or broken:
-                self._read(reader, len(self.poem) + 1 if broken else self._takes)
-        except WOULD_BLOCK:
-            pass
-        except OSError:
-            self._end(reader, "reset")
-
-    def _speak(self, reader: Reader) -> None:
-        if isinstance(reader.socket, ssl.SSLSocket):
-            self._epoll.modify(reader.socket.fileno(), select.EPOLLIN)
-            reader.socket.do_handshake()
-        if reader.unsaid:
-            reader.unsaid = reader.unsaid[reader.socket.send(reader.unsaid) :]
-        if not reader.unsaid:
-            mask = self._opening & ~select.EPOLLOUT
-            self._epoll.modify(reader.socket.fileno(), mask)
-            if self.habit.half_closes:
-                reader.socket.shutdown(socket.SHUT_WR)
-
-    def _read(self, reader: Reader, takes: int) -> None:
-        at_a_time = self.habit.at_a_time
-        for _ in range(max(1, 4096 // at_a_time)):
-            if reader.received >= takes:
-                self._epoll.modify(reader.socket.fileno(), 0)
-                return
-            data = reader.socket.recv(at_a_time)
-            if not data:
-                whole = reader.received == len(self.poem)
-                self._end(reader, "whole" if whole else "short")
-                return
-            if not self.poem.startswith(data, reader.received):
-                self._end(reader, "wrong")
-                return
-            if not reader.received:
-                self._served += 1
-                self.peak = max(self.peak, self._served)
-            reader.received += len(data)
-
-    def _end(self, reader: Reader, end: str) -> None:
-        self.ends[end] += 1
-        self._served -= bool(reader.received)
-        del self._readers[reader.socket.fileno()]
-        if self.habit.stays:
-            self._epoll.unregister(reader.socket.fileno())
-            self._stayed.append(reader.socket)
-        else:
-            reader.socket.close()
+    def _proceed(self, descriptor: int, event: int) -> None:
+        reader = self._readers[descriptor]
+        before = reader.waits_for
+        reader.proceed(event)
+        if reader.end:
+            del self._readers[descriptor]
+            self._epoll.unregister(descriptor)
+            self.ended.append(reader)
+            if not self._habit.stays:
+                reader.socket.close()
+        elif reader.waits_for != before:
+            self._epoll.modify(descriptor, reader.waits_for)
 
 
 def read_all(
