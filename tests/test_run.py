@@ -52,15 +52,18 @@ def test_a_clock_that_is_set_moves_no_timer(reactor: Any, monkeypatch: pytest.Mo
         set_by = seconds
         fired.append(f"set by {seconds:g}")
 
+    def stop() -> None:
+        fired.append("moved")
+        reactor.stop()
+
     before = reactor.callLater(0.005, fired.append, "before")
     use_monotonic_time(reactor)
     assert abs(reactor.seconds() - real()) < PATIENCE
-    moved = reactor.callLater(3600, fired.append, "moved")
+    moved = reactor.callLater(3600, stop)
     reactor.callLater(0.01, set_clock, -3600.0)
     reactor.callLater(0.02, moved.reset, 0.02)
     reactor.callLater(0.03, set_clock, 7200.0)
     never = reactor.callLater(1800, fired.append, "never")
-    reactor.callLater(0.05, reactor.stop)
     give_up = Timer(PATIENCE, reactor.callFromThread, [reactor.crash])
     give_up.start()
     reactor.run(installSignalHandlers=False)
