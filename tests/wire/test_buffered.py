@@ -12,7 +12,8 @@ from twisted.internet.testing import StringTransport
 from twisted.protocols.policies import WrappingFactory
 from twisted.python.failure import Failure
 
-from poetry import PoetryClientFactory, PoetryProtocol, PoetryServerFactory
+from poetry import PoemTruncated, PoetryClientFactory, PoetryProtocol, PoetryServerFactory
+from poetry.wire.buffered import LastBytes
 from tests.certificates import Certificates
 from tests.ends import (
     EACH_POEM,
@@ -102,5 +103,22 @@ def test_a_reader_that_goes_at_the_last_byte() -> None:
     with listening(WrappingFactory(server)) as port, reader(port) as connection:
         connection.setsockopt(socket.SOL_SOCKET, socket.SO_LINGER, struct.pack("ii", 1, 0))
         connection.close()
+        until(lambda: server.outcomes)
+    assert server.outcomes == ["truncated"]
+
+
+def test_an_end_that_cannot_be_sent() -> None:
+    """A reader that has gone since the last write is noticed as the stream is ended."""
+    server = Server(LONG)
+    with listening(WrappingFactory(server)) as port, reader(port) as connection:
+        until(lambda: server.connections)
+        (protocol,) = server.connections
+        connection.setsockopt(socket.SOL_SOCKET, socket.SO_LINGER, struct.pack("ii", 1, 0))
+        connection.close()
+        protocol.transport.unregisterProducer()
+        last = LastBytes(protocol)
+        last.start()
+        last.resumeProducing()
+        assert [type(error) for error in server.told] == [PoemTruncated]
         until(lambda: server.outcomes)
     assert server.outcomes == ["truncated"]
