@@ -59,7 +59,7 @@ if TYPE_CHECKING:
     "--max-time",
     type=Seconds(),
     metavar="SECONDS",
-    help="Longest time until all has come, with the retries.  [default: any]",
+    help="Longest time for all of it, retries and writing included.  [default: any]",
 )
 @click.option("--max-bytes", type=Count(1), metavar="N", help="Fail rather than take more.")
 @click.option(

@@ -80,7 +80,8 @@ class Fetcher:
             return all([await job for job in started])
 
     async def _write(self, sources: Sequence[Source], path: str | None) -> bool:
-        with closing(open_sink(self._reactor, path, self._note)) as sink:
+        opened = open_sink(self._reactor, path, self._note, self._wanted.max_time)
+        with closing(opened) as sink:
             if len(sources) == 1:
                 whole = await self._attempt(sources[0], sink)
             else:

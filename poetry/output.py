@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import errno
 import os
+import select
 import shutil
 import stat
 import sys
@@ -27,6 +28,9 @@ STANDARD_OUTPUT = "standard output"
 
 SPOOL_BYTES = 1024 * 1024
 """Bytes of a poem that is not yet due that stay in memory; the rest goes to a temporary file."""
+
+MOMENT = 1.0
+"""Seconds that what came in time has to be written, where it had to wait for what did not."""
 
 
 class Unwritten(Exception):
@@ -81,24 +85,29 @@ def _is_open_as(path: str, stream: TextIO | None) -> bool:
         return False
 
 
-def open_sink(reactor: Any, path: str | None, note: Callable[[str], object]) -> Sink:
+def open_sink(
+    reactor: Any, path: str | None, note: Callable[[str], object], max_time: float | None = None
+) -> Sink:
     """Standard output (None), a file that appears when it is whole, or what is no regular file.
 
     @param note: is told, in one line, what cannot be kept of an old file.
+    @param max_time: seconds after which what is not taken is given up; None: any. A regular file
+        takes all at once.
     @raise Unwritten: where it cannot be written.
     """
     if path is None:
         with _blaming(STANDARD_OUTPUT):
-            return Output(reactor, own_description(sys.stdout.fileno()), STANDARD_OUTPUT)
+            descriptor = own_description(sys.stdout.fileno())
+            return Output(reactor, descriptor, STANDARD_OUTPUT, max_time)
     with _blaming(path):
         if _is_open_as(path, sys.stderr):
-            return Output(reactor, own_description(sys.stderr.fileno()), path)
+            return Output(reactor, own_description(sys.stderr.fileno()), path, max_time)
         old = _status(path)
         if old is None or stat.S_ISREG(old.st_mode):
             return AtomicFile(path, note)
         # Not blocking: nobody may ever read a FIFO.
         descriptor = os.open(path, os.O_WRONLY | os.O_NONBLOCK)
-        return Output(reactor, descriptor, path)
+        return Output(reactor, descriptor, path, max_time)
 
 
 def _status(path: str) -> os.stat_result | None:
@@ -119,16 +128,24 @@ class Output(FileDescriptor):
     connected = 1
     size = 0
 
-    def __init__(self, reactor: Any, descriptor: int, place: str) -> None:
+    def __init__(
+        self, reactor: Any, descriptor: int, place: str, max_time: float | None = None
+    ) -> None:
         """@param descriptor: is closed in the end.
 
         @param place: what errors call it.
+        @param max_time: seconds after which it is given up if it is stuck; None: any.
         """
         super().__init__(reactor)
         self.closed: Deferred[None] = Deferred()
         self._descriptor = descriptor
         self._place = place
         self._error: OSError | None = None
+        self._clock = reactor
+        self._timer: Any = None
+        if max_time is not None:
+            late = f"timed out: not all was taken within {max_time:g} s"
+            self._timer = reactor.callLater(max_time, self._look, TimeoutError(late))
 
     @property
     def consumer(self) -> IConsumer:
@@ -172,6 +189,19 @@ class Output(FileDescriptor):
         self.loseConnection()
         await self.closed
 
+    def _look(self, late: TimeoutError) -> None:
+        """Time is up: give up what nobody takes; what is taken has a moment for the rest."""
+        room = select.poll()
+        room.register(self, select.POLLOUT)
+        if self in self._clock.getWriters() and not room.poll(0):
+            self._give_up(late)
+        else:
+            self._timer = self._clock.callLater(MOMENT, self._give_up, late)
+
+    def _give_up(self, late: TimeoutError) -> None:
+        self._error = late
+        self.connectionLost(Failure(CONNECTION_LOST))
+
     def close(self) -> None:
         """Give up what is not out."""
         if not self.closed.called:
@@ -180,6 +210,8 @@ class Output(FileDescriptor):
 
     def connectionLost(self, reason: Failure) -> None:
         """All is written, or no more can be."""
+        if self._timer is not None and self._timer.active():
+            self._timer.cancel()
         unwritten = self._error is not None or not self.disconnecting or self.producer is not None
         super().connectionLost(reason)  # type: ignore[no-untyped-call]
         os.close(self._descriptor)

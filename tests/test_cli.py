@@ -729,6 +729,14 @@ def test_interrupted_while_nobody_reads(served: Server, count: int) -> None:
     assert stderr == b""
 
 
+def test_in_time_while_nobody_reads(served: Server) -> None:
+    """`--max-time` ends the printing as well."""
+    with started("get", "--max-time", "3", *reversed(served.addresses)) as process:
+        assert process.wait(PATIENCE) == 1
+        _, stderr = process.communicate(timeout=PATIENCE)
+    assert stderr == b"Error: standard output: timed out: not all was taken within 3 s\n"
+
+
 @pytest.mark.parametrize("count", [1, 2])
 def test_interrupted_while_it_connects(tmp_path: Path, count: int) -> None:
     """An interrupt before there is a connection is no failure, either."""

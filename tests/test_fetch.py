@@ -2,7 +2,10 @@
 
 from __future__ import annotations
 
-from collections.abc import Iterator
+import os
+import select
+from collections.abc import Coroutine, Iterator
+from contextlib import suppress
 from hashlib import sha256
 from pathlib import Path
 from typing import Any
@@ -78,11 +81,21 @@ class Fetching:
 
     def fetch_each(self, *paths: Path, endpoints: list[Any]) -> list[bool | Failure]:
         """Begin; what it gives is in the list when it is done."""
+        return self._begin(self.fetcher.fetch_each(sources_at(endpoints), [*map(str, paths)]))
+
+    def fetch(self, path: Path, *, endpoints: list[Any]) -> list[bool | Failure]:
+        """The same, all into one file."""
+        return self._begin(self.fetcher.fetch(sources_at(endpoints), str(path)))
+
+    def _begin(self, work: Coroutine[Any, Any, bool]) -> list[bool | Failure]:
         results: list[bool | Failure] = []
-        sources: list[Source] = [Source(f"address {i}", each) for i, each in enumerate(endpoints)]
-        self.done = Deferred.fromCoroutine(self.fetcher.fetch_each(sources, [*map(str, paths)]))
+        self.done = Deferred.fromCoroutine(work)
         self.done.addBoth(results.append)
         return results
+
+
+def sources_at(endpoints: list[Any]) -> list[Source]:
+    return [Source(f"address {index}", each) for index, each in enumerate(endpoints)]
 
 
 @pytest.fixture
@@ -162,6 +175,76 @@ def test_all_attempts_together_are_in_time(path: Path) -> None:
     fetching.clock.advance(1)
     assert done == [False]
     assert fetching.complaints == ["address 0: timed out: not whole after 100 s and 0 bytes"]
+    assert not fetching.clock.getDelayedCalls()
+
+
+@pytest.fixture
+def fifo(tmp_path: Path) -> Iterator[tuple[Path, int]]:
+    """A FIFO and its reader, which has read nothing yet."""
+    path = tmp_path / "fifo"
+    os.mkfifo(path)
+    reader = os.open(path, os.O_RDONLY | os.O_NONBLOCK)
+    yield path, reader
+    os.close(reader)
+
+
+def fill(fifo: Path) -> None:
+    """Write to it until it has no more room."""
+    writer = os.open(fifo, os.O_WRONLY | os.O_NONBLOCK)
+    with suppress(BlockingIOError):
+        while os.write(writer, bytes(select.PIPE_BUF)):
+            pass
+    os.close(writer)
+
+
+@pytest.mark.parametrize("count", [1, 2])
+def test_writing_is_in_time_too(fifo: tuple[Path, int], count: int) -> None:
+    """With `max_time` it ends where nobody reads, at once, and it is the output that is blamed."""
+    path, _ = fifo
+    fill(path)
+    fetching = Fetching(max_time=100, retries=9)
+    done = fetching.fetch(path, endpoints=[Scripted((b"a poem", CLEAN)) for _ in range(count)])
+    fetching.clock.advance(99)
+    assert not done
+    fetching.clock.advance(1)
+    assert done == [False]
+    assert fetching.complaints == [f"{path}: timed out: not all was taken within 100 s"]
+    assert not fetching.clock.getDelayedCalls()
+    assert not fetching.clock.getWriters()
+
+
+def test_what_nobody_reads_holds_up_no_other(fifo: tuple[Path, int], tmp_path: Path) -> None:
+    """Of files, those that can be written are, and only the other is blamed."""
+    path, _ = fifo
+    fill(path)
+    fetching = Fetching(max_time=100)
+    endpoints = [Scripted((b"a poem", CLEAN)) for _ in range(2)]
+    done = fetching.fetch_each(path, tmp_path / "poem.txt", endpoints=endpoints)
+    fetching.clock.advance(100)
+    assert done == [False]
+    assert fetching.complaints == [f"{path}: timed out: not all was taken within 100 s"]
+    assert (tmp_path / "poem.txt").read_bytes() == b"a poem"
+
+
+@pytest.mark.parametrize("read", [True, False])
+def test_what_came_in_time_is_written(fifo: tuple[Path, int], *, read: bool) -> None:
+    """Poems that had to wait for one that is late have a moment to be written."""
+    path, reader = fifo
+    fetching = Fetching(max_time=100)
+    done = fetching.fetch(path, endpoints=[Never(), Scripted((b"a poem", CLEAN))])
+    fetching.clock.advance(100)
+    late = "address 0: timed out: not whole after 100 s and 0 bytes"
+    assert (done, fetching.complaints) == ([], [late])
+    while read and fetching.clock.getWriters():
+        for writer in fetching.clock.getWriters():
+            if (reason := writer.doWrite()) is not None:
+                writer.connectionLost(Failure(reason))
+    fetching.clock.advance(1)
+    assert done == [False]
+    assert fetching.complaints[1:] == (
+        [] if read else [f"{path}: timed out: not all was taken within 100 s"]
+    )
+    assert os.read(reader, 100) == (b"a poem" if read else b"")
     assert not fetching.clock.getDelayedCalls()
 
 
