@@ -16,7 +16,8 @@ from twisted.internet.task import deferLater
 
 from poetry.client import ConsumerGone, download, in_time
 from poetry.errors import EmptyPoem, PoemMismatch, PoemTimedOut, PoemTruncated
-from poetry.output import STANDARD_OUTPUT, Sink, Spool, Unwritten, open_sink
+from poetry.files import Spool, Unwritten
+from poetry.output import STANDARD_OUTPUT, Sink, open_sink
 
 TRANSIENT = (PoemTruncated, EmptyPoem, PoemTimedOut, ConnectError, DNSLookupError)
 """What another try may mend."""

@@ -14,15 +14,8 @@ from pathlib import Path
 import pytest
 from twisted.internet.defer import Deferred
 
-from poetry.output import (
-    STANDARD_OUTPUT,
-    Output,
-    Sink,
-    Spool,
-    Unwritten,
-    is_standard_output,
-    open_sink,
-)
+from poetry.files import Spool, Unwritten
+from poetry.output import STANDARD_OUTPUT, Output, Sink, is_standard_output, open_sink
 from poetry.streams import own_description
 from tests.loop import reactor, until, wait, wait_error
 
@@ -287,7 +280,7 @@ def test_an_owner_who_cannot_be_kept(tmp_path: Path, monkeypatch: pytest.MonkeyP
 
     theirs = os.stat_result((*path.stat()[:4], 4711, 4712, *path.stat()[6:]))
     monkeypatch.setattr(os, "fchown", fchown)
-    monkeypatch.setattr("poetry.output._status", lambda _: theirs)
+    monkeypatch.setattr("poetry.files.status_of", lambda _: theirs)
     assert save(path) == [f"{path}: its owner cannot be kept: Operation not permitted"]
     assert asked == [(4711, 4712), (-1, 4712)]
     assert path.read_bytes() == b"a poem"
