@@ -153,7 +153,7 @@ class Fetcher:
 
         def write(data: bytes) -> None:
             if wanted.text and b"\0" in data:
-                raise _NotText
+                raise _NotText(shown=not sink.restart())
             sink.write(data)
             if wanted.sha256 is not None:
                 digest.update(data)
@@ -185,10 +185,15 @@ class Fetcher:
 
 
 class _NotText(Exception):
-    """Has bytes that no text has."""
+    """Has bytes that no text has; `shown`: whether what came before them is."""
+
+    def __init__(self, *, shown: bool) -> None:
+        super().__init__(shown)
+        self.shown = shown
 
     def __str__(self) -> str:
-        return "not shown: it is no text (NUL bytes); -o - prints it all the same, -o FILE keeps it"
+        shown = "shown no further" if self.shown else "not shown"
+        return f"{shown}: it is no text (NUL bytes); -o - prints it all the same, -o FILE keeps it"
 
 
 @contextmanager

@@ -672,6 +672,20 @@ def test_what_would_spoil_a_terminal(
         assert stderr.count(b"\n") == 1
 
 
+def test_what_turns_out_to_spoil_a_terminal(peer: socket.socket) -> None:
+    """Where NUL bytes follow what is shown already, no more of it is, and the line says so."""
+    with terminal() as (device, seen), started("get", port_of(peer), stdout=device) as process:
+        with accept(peer) as connection:
+            connection.sendall(b"PDF")
+            eventually(lambda: seen == b"PDF")
+            connection.sendall(b"\0spoiled")
+        _, stderr = process.communicate(timeout=PATIENCE)
+    assert process.returncode == 1
+    assert seen == b"PDF"
+    assert stderr.startswith(f"Error: {port_of(peer)}: shown no further: it is no text".encode())
+    assert stderr.count(b"\n") == 1
+
+
 def test_progress_and_errors(peer: socket.socket) -> None:
     """An error beside a progress bar has a line of its own, and no bar is left."""
     words = ("get", "-o", "/dev/null", "--retries", "1", port_of(peer))
