@@ -27,7 +27,7 @@ from twisted.internet.interfaces import (
     IStreamServerEndpoint,
 )
 
-from poetry.unix import TakingOver
+from poetry.unix import TakingOver, check_path, path_of
 
 BACKLOG = 4096
 """Readers that the kernel may hold before we accept them: with Twisted's 50, 2,580 of 4,000 at once
@@ -100,7 +100,8 @@ def server_endpoint(reactor: Any, text: str) -> IStreamServerEndpoint:
     if kind_of in _WITH_BACKLOG and ":backlog=" not in text:
         full = f"{text}:backlog={BACKLOG}"
     server: IStreamServerEndpoint = _parse(serverFromString, reactor, full, text)
-    return TakingOver(server, text) if kind_of == "unix" else server
+    path = path_of(server)
+    return server if path is None else TakingOver(server, path)
 
 
 def client_endpoint(reactor: Any, text: str, timeout: float = 30.0) -> IStreamClientEndpoint:
@@ -140,7 +141,8 @@ def _parse(parser: Any, reactor: Any, full: str, text: str) -> Any:
     if ":" not in text or _URL.match(text):
         raise BadAddress(f"{text!r} is no address: {_instead(text, listening=listening)}")
     try:
-        return parser(reactor, full)
+        endpoint = parser(reactor, full)
+        check_path(endpoint)
     except (ImportError, NameError) as error:  # NameError: of what Twisted could not import
         raise BadAddress(f"{text!r} needs TLS: install twisted-poetry[tls] ({error})") from error
     except LookupError as error:
@@ -158,6 +160,7 @@ def _parse(parser: Any, reactor: Any, full: str, text: str) -> Any:
             instead = _instead(text, listening=listening)
             reason = f"{reason}; of a host, {instead}" if _MANY_WORDS.match(text) else instead
         raise BadAddress(f"{text!r} is no address: {reason}") from error
+    return endpoint
 
 
 def _without_tcp(text: str) -> str:

@@ -18,6 +18,7 @@ from zope.interface import implementer
 
 from poetry.errors import PoemTimedOut
 from poetry.protocol import PoetryClientFactory, PoetryProtocol
+from poetry.unix import check_path
 
 _T = TypeVar("_T")
 
@@ -139,6 +140,10 @@ async def download(
 
 
 async def _connect(endpoint: IStreamClientEndpoint, factory: _DownloadFactory) -> None:
+    try:
+        check_path(endpoint)
+    except ValueError as no_path:
+        raise error.ConnectError(string=str(no_path)) from no_path
     connecting = endpoint.connect(factory)
     late = False
 

@@ -1,23 +1,44 @@
-"""Unix sockets that a server left behind."""
+"""Unix sockets: paths that are none, and sockets that a server left behind."""
 
 from __future__ import annotations
 
 import errno
 import os
-import re
 import socket
 import stat
+import sys
 from contextlib import suppress
 from pathlib import Path
 from typing import Any
 
 from twisted.internet.defer import Deferred, maybeDeferred
+from twisted.internet.endpoints import UNIXClientEndpoint, UNIXServerEndpoint
 from twisted.internet.error import CannotListenError
 from twisted.internet.interfaces import IListeningPort, IStreamServerEndpoint
 from twisted.internet.protocol import Factory
 from zope.interface import implementer
 
-_TEXT = re.compile(r"unix:(?:address=)?((?:\\.|[^:\\])+)(?::.*)?")
+LONGEST = 107 if sys.platform == "linux" else 103
+"""Bytes of a socket's path: `sun_path` less its NUL (unix(7), and unix(4) of BSD and macOS)."""
+
+
+def path_of(endpoint: Any) -> str | None:
+    """Where the socket of a Unix endpoint is; None: it is another endpoint."""
+    if isinstance(endpoint, UNIXServerEndpoint):
+        return os.fsdecode(endpoint._address)
+    if isinstance(endpoint, UNIXClientEndpoint):
+        return os.fsdecode(endpoint._path)
+    return None
+
+
+def check_path(endpoint: Any) -> None:
+    """Refuse a Unix socket that cannot be: Twisted's client would wait for ever, and not say why.
+
+    @raise ValueError: where its path is too long.
+    """
+    size = len(os.fsencode(path_of(endpoint) or ""))
+    if size > LONGEST:
+        raise ValueError(f"its path has {size} bytes, and a Unix socket's at most {LONGEST}")
 
 
 @implementer(IStreamServerEndpoint)
@@ -28,11 +49,10 @@ class TakingOver:
     that number, our own included: in a container it is 1 again.
     """
 
-    def __init__(self, endpoint: IStreamServerEndpoint, text: str) -> None:
-        """@param text: the endpoint as text, `unix:/path` and what may follow."""
+    def __init__(self, endpoint: IStreamServerEndpoint, path: str) -> None:
+        """@param path: where the endpoint's socket is."""
         self._endpoint = endpoint
-        found = _TEXT.fullmatch(text)
-        self._path = re.sub(r"\\(.)", r"\1", found[1]) if found else ""
+        self._path = path
 
     def listen(self, factory: Factory) -> Deferred[IListeningPort]:  # type: ignore[override]
         """Listen.

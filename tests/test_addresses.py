@@ -63,6 +63,8 @@ BAD = [
     ("*", "use PORT, HOST:PORT or an endpoint string"),
     ("8000:localhost", "use PORT, HOST:PORT or an endpoint string"),
     ("my host:8000", "use PORT, HOST:PORT or an endpoint string"),
+    (f"unix:/{'x' * 107}", "its path has 108 bytes, and a Unix socket's at most 107"),
+    (f"unix:/{'é' * 54}", "its path has 109 bytes, and a Unix socket's at most 107"),
 ]
 
 
@@ -178,11 +180,13 @@ def test_listen(text: str, port: int, host: str, backlog: int) -> None:
         ("tcp:0:interface=127.0.0.1", "tcp:127.0.0.1:{port}"),
         ("0", "{announced}"),
         ("unix:{directory}/po\\:em", "{announced}"),
+        ("unix:{directory}/{longest}", "{announced}"),
     ],
 )
 def test_there_and_back(tmp_path: Path, listen: str, connect: str) -> None:
     """What a listener is announced as reaches it, and so does every other way to write it."""
-    endpoint = server_endpoint(reactor, listen.format(directory=tmp_path))
+    longest = "x" * (107 - len(f"{tmp_path}/"))
+    endpoint = server_endpoint(reactor, listen.format(directory=tmp_path, longest=longest))
     port = wait(endpoint.listen(PoetryServerFactory(b"a poem")))
     announced = listening_address(port, listen)
     address = connect.format(announced=announced, port=announced.rpartition(":")[2])

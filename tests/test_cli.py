@@ -40,6 +40,7 @@ from tests.processes import PATIENCE, POETRY, Server, poetry, running
 SHORT = "Said the river: I bring what I have to the sea. — envoi\n".encode()
 LONG = bytes(range(256)) * 12_000
 SAMPLE = (Path(__file__).parents[1] / "poetry" / "sample.txt").read_bytes()
+NO_PATH = f"/{'x' * 119}"
 RESET = struct.pack("ii", 1, 0)
 SERVE = (*POETRY, "serve")
 HASTE = """
@@ -184,6 +185,7 @@ def error_of(result: subprocess.CompletedProcess[bytes], code: int) -> str:
         ("serve -l ssl:0:privateKey=/none", "'ssl:0:privateKey=/none' is no address: [Errno 2]"),
         ("serve -l stdio:", "'stdio:': standard input and output is not a listener"),
         ("serve -l haproxy:tcp:0", "'haproxy:tcp:0': the PROXY protocol is not supported"),
+        (f"serve -l unix:{NO_PATH}", f"'unix:{NO_PATH}' is no address: its path has 120 bytes"),
         ("serve --metrics nonsense", "'nonsense' is no address"),
         ("serve -l 0 -p 0", "give --listen, or --port and --interface, not both"),
         ("serve -p 9 a.txt b.txt", "several poems cannot share --port: give each a --listen"),
@@ -198,6 +200,7 @@ def error_of(result: subprocess.CompletedProcess[bytes], code: int) -> str:
         ("get 127.0.0.1:0", "'127.0.0.1:0': port 0 is not one to connect to (1 to 65535)"),
         ("get ::1:80", "'::1:80' is no address: an IPv6 host goes in brackets"),
         ("get http://localhost/", "'http://localhost/' is no address: write localhost:PORT"),
+        (f"get unix:{NO_PATH}", f"'unix:{NO_PATH}' is no address: its path has 120 bytes"),
         ("get tcp:80:frob=1", "'tcp:80:frob=1' is no address: "),
         ("get -o a -d b 1", "give --output or --directory, not both"),
         ("get -d {empty}.d 1 127.0.0.1:1 1", "two addresses would share a file in --directory"),

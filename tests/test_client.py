@@ -9,7 +9,11 @@ from typing import Any
 import pytest
 from twisted.internet import error
 from twisted.internet.defer import CancelledError, Deferred
-from twisted.internet.endpoints import TCP4ClientEndpoint, TCP4ServerEndpoint
+from twisted.internet.endpoints import (
+    TCP4ClientEndpoint,
+    TCP4ServerEndpoint,
+    UNIXClientEndpoint,
+)
 from twisted.internet.protocol import Factory, Protocol
 from twisted.internet.task import Clock
 from twisted.internet.testing import StringTransport
@@ -73,6 +77,14 @@ def downloading(
     """Begin a download that waits for 5 seconds."""
     options = {"timeout": 5, "max_bytes": None, "consumer": consumer, "clock": clock or Clock()}
     return Deferred.fromCoroutine(download(endpoint, write, **options))
+
+
+def test_a_path_that_no_socket_has() -> None:
+    """What Twisted would never say: no wait finds a Unix socket whose path is too long."""
+    endpoint = UNIXClientEndpoint(reactor, f"/{'x' * 107}")
+    failed = wait_error(get_poem(endpoint, timeout=float("inf")))
+    assert isinstance(failed, error.ConnectError)
+    assert "its path has 108 bytes" in str(failed)
 
 
 @pytest.mark.parametrize("poem", [b"x", LONG], ids=["1 byte", "10 MB"])

@@ -24,7 +24,9 @@ def left_behind(path: Path, pid: str) -> None:
     path.with_name(f"{path.name}.lock").symlink_to(pid)
 
 
-@pytest.mark.parametrize("form", ["unix:{}", "unix:{}:mode=600", "unix:address={}"])
+@pytest.mark.parametrize(
+    "form", ["unix:{}", "unix:{}:mode=600", "unix:address={}", "unix:mode=600:address={}"]
+)
 @pytest.mark.parametrize("pid", ["1", str(os.getpid()), "nonsense"], ids=["1", "own", "none"])
 def test_nobody_answers(tmp_path: Path, form: str, pid: str) -> None:
     """It is taken over, whichever process has the number in the lock by now."""
