@@ -57,6 +57,23 @@ def read_poem(word: str | None) -> Text:
         raise BadPoem(f"{word}: {describe(error)}") from error
 
 
+def pace_of(num_bytes: int | None, delay: float | None, clock: Any) -> Pace | None:
+    """The pace of the slow server, for which one of the two is enough; None: as fast as can be.
+
+    @param num_bytes: bytes at a time; None: 10.
+    @param delay: seconds between them; None: 0.1.
+    @raise UsageError: where one makes no sense; it is named.
+    """
+    if num_bytes is None and delay is None:
+        return None
+    pace = Pace(10 if num_bytes is None else num_bytes, 0.1 if delay is None else delay, clock)
+    if pace.num_bytes < 1:
+        raise UsageError(f"num_bytes has to be at least 1, not {pace.num_bytes}")
+    if not pace.delay > 0:
+        raise UsageError(f"delay has to be more than 0 s, not {pace.delay:g}")
+    return pace
+
+
 def build_service(
     reactor: Any,
     poems: Sequence[str],
@@ -70,14 +87,12 @@ def build_service(
 ) -> PoetryService:
     """A service for poems and addresses as on the command line.
 
-    @param num_bytes: of the slow server, bytes at a time; 10 where only `delay` is given.
-    @param delay: of the slow server, seconds between them; 0.1 where only `num_bytes` is given.
+    @param num_bytes: of the slow server, as is `delay`: see `pace_of`.
     @param metrics: where to serve metrics, `[HOST:]PORT`.
     @raise UsageError: where one of them makes no sense.
     """
     transfers = TransferLog(log_level)
-    slow = num_bytes is not None or delay is not None
-    pace = Pace(num_bytes or 10, delay or 0.1, reactor) if slow else None
+    pace = pace_of(num_bytes, delay, reactor)
     read: dict[str | None, Text] = {}
     sending: dict[str | None, Poem | None] = {}
     listeners = []

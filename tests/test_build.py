@@ -139,6 +139,9 @@ def test_slow(
         ({"addresses": ["nonsense"]}, "'nonsense' is no address"),
         ({"metrics": "nonsense"}, "'nonsense' is no address"),
         ({"limits": Limits(max_connections=0)}, "max_connections has to be at least 1"),
+        ({"num_bytes": 0}, "num_bytes has to be at least 1, not 0"),
+        ({"num_bytes": 5, "delay": 0.0}, "delay has to be more than 0 s, not 0"),
+        ({"delay": float("nan")}, "delay has to be more than 0 s, not nan"),
     ],
 )
 def test_nonsense(reactor: Reactor, arguments: dict[str, Any], message: str) -> None:

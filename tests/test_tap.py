@@ -37,10 +37,16 @@ def test_bad_options(capsys: pytest.CaptureFixture[str]) -> None:
     """What makes no sense ends twistd with one line and 2."""
     with pytest.raises(OptionError):
         parsed("--grace", "soon")
-    with pytest.raises(SystemExit) as caught:
-        makeService(parsed("none.txt"))
-    assert caught.value.code == 2
-    assert capsys.readouterr().err == "Error: none.txt: No such file or directory\n"
+    for words, message in [
+        (["none.txt"], "none.txt: No such file or directory"),
+        (["--grace", "nan"], "grace has to be at least 0 s, not nan"),
+        (["--num-bytes", "-1"], "num_bytes has to be at least 1, not -1"),
+        (["--delay", "0"], "delay has to be more than 0 s, not 0"),
+    ]:
+        with pytest.raises(SystemExit) as caught:
+            makeService(parsed(*words))
+        assert caught.value.code == 2
+        assert capsys.readouterr().err == f"Error: {message}\n"
 
 
 def test_the_plugin_is_found() -> None:
