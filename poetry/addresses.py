@@ -20,6 +20,7 @@ from twisted.internet.endpoints import (
     clientFromString,
     quoteStringArgument,
     serverFromString,
+    wrapClientTLS,
 )
 from twisted.internet.interfaces import (
     IListeningPort,
@@ -111,29 +112,57 @@ def client_endpoint(reactor: Any, text: str, timeout: float = 30.0) -> IStreamCl
     """
     plain = split(text)
     if plain is not None:
-        if plain.port == 0:
-            raise BadAddress(f"{text!r}: port 0 is not one to connect to (1 to {_HIGHEST_PORT})")
-        # A numeric address needs no resolver, nor the 0.3 s that HostnameEndpoint takes to give up.
-        kind: Any = HostnameEndpoint
-        if isIPAddress(plain.host):
-            kind = TCP4ClientEndpoint
-        elif isIPv6Address(plain.host):
-            kind = TCP6ClientEndpoint
-        endpoint: Any = kind(reactor, plain.host, plain.port, timeout)
-        if getattr(endpoint, "_badHostname", False):
-            if not _ASCII_NAME.fullmatch(plain.host):
-                raise BadAddress(f"{text!r}: {plain.host!r} is no host name")
-            # IDNA has no `_`; names of Docker Compose have, and the resolver knows them.
-            endpoint._badHostname = False
-        plain_client: IStreamClientEndpoint = endpoint
-        return plain_client
-    scheme, host = [*text.split(":"), ""][:2]
+        return _plain_client(reactor, plain, text, timeout)
+    scheme, _, rest = text.partition(":")
+    plain = split(rest) if scheme == "tls" and ":" in rest else None
+    if plain is not None:
+        return _over_tls(_plain_client(reactor, plain, text, timeout), plain.host, text)
+    host = rest.partition(":")[0]
     full = text
     if scheme == "ssl" and "hostname=" not in text and "=" not in host:
         # Else Twisted checks who signed the certificate, and not whose it is.
         full = f"{text}:hostname={host}"
     client: IStreamClientEndpoint = _parse(clientFromString, reactor, full, text)
     return client
+
+
+def _plain_client(
+    reactor: Any, plain: HostPort, text: str, timeout: float
+) -> IStreamClientEndpoint:
+    if plain.port == 0:
+        raise BadAddress(f"{text!r}: port 0 is not one to connect to (1 to {_HIGHEST_PORT})")
+    # A numeric address needs no resolver, nor the 0.3 s that HostnameEndpoint takes to give up.
+    kind: Any = HostnameEndpoint
+    if isIPAddress(plain.host):
+        kind = TCP4ClientEndpoint
+    elif isIPv6Address(plain.host):
+        kind = TCP6ClientEndpoint
+    endpoint: Any = kind(reactor, plain.host, plain.port, timeout)
+    if getattr(endpoint, "_badHostname", False):
+        if not _ASCII_NAME.fullmatch(plain.host):
+            raise BadAddress(f"{text!r}: {plain.host!r} is no host name")
+        # IDNA has no `_`; names of Docker Compose have, and the resolver knows them.
+        endpoint._badHostname = False
+    client: IStreamClientEndpoint = endpoint
+    return client
+
+
+def _over_tls(endpoint: IStreamClientEndpoint, host: str, text: str) -> IStreamClientEndpoint:
+    """What Twisted's `tls:` is, also for hosts that it cannot read: IPv6, and no names of IDNA's.
+
+    @param host: whose the certificate has to be.
+    """
+    try:
+        from twisted.internet.ssl import optionsForClientTLS
+    except ImportError as error:
+        raise _needs_tls(text, error) from error
+    try:
+        options: Any = optionsForClientTLS(host.partition("%")[0])
+    except UnicodeError:
+        # No server has the name that IDNA is given: should Twisted's change, all are refused.
+        options = optionsForClientTLS("name.invalid")
+        options._hostnameASCII, options._hostnameBytes = host, host.encode("ascii")
+    return wrapClientTLS(options, endpoint)
 
 
 def _parse(parser: Any, reactor: Any, full: str, text: str) -> Any:
@@ -143,8 +172,10 @@ def _parse(parser: Any, reactor: Any, full: str, text: str) -> Any:
     try:
         endpoint = parser(reactor, full)
         check_path(endpoint)
+        if isinstance(endpoint, TCP4ClientEndpoint):
+            endpoint._host.encode("idna")  # as the resolver will, whose error would never be heard
     except (ImportError, NameError) as error:  # NameError: of what Twisted could not import
-        raise BadAddress(f"{text!r} needs TLS: install twisted-poetry[tls] ({error})") from error
+        raise _needs_tls(text, error) from error
     except LookupError as error:
         raise BadAddress(
             f"{text!r}: no such socket was passed in (LISTEN_FDS, LISTEN_FDNAMES)"
@@ -153,14 +184,25 @@ def _parse(parser: Any, reactor: Any, full: str, text: str) -> Any:
         reason = "too few or too many arguments" + _without_tcp(text)
         raise BadAddress(f"{text!r} is no address: {reason}") from error
     except Exception as error:
-        # What a plugin raises for its arguments is its own: ValueError, OSError, SSL.Error.
-        reason = " ".join(str(error).split()) or type(error).__name__
-        reason += _without_tcp(text)
-        if reason.startswith("Unknown endpoint type"):
-            instead = _instead(text, listening=listening)
-            reason = f"{reason}; of a host, {instead}" if _MANY_WORDS.match(text) else instead
+        reason = _reason(error, text, listening=listening)
         raise BadAddress(f"{text!r} is no address: {reason}") from error
     return endpoint
+
+
+def _reason(error: Exception, text: str, *, listening: bool) -> str:
+    """What a plugin raises for its arguments is its own: ValueError, OSError, SSL.Error."""
+    reason = " ".join(str(error).split()) or type(error).__name__
+    reason += _without_tcp(text)
+    if isinstance(error, UnicodeError) and _ASCII_NAME.fullmatch(text.split(":")[1]):
+        reason += "; only tls:HOST:PORT takes such a name"
+    if reason.startswith("Unknown endpoint type"):
+        instead = _instead(text, listening=listening)
+        reason = f"{reason}; of a host, {instead}" if _MANY_WORDS.match(text) else instead
+    return reason
+
+
+def _needs_tls(text: str, error: Exception) -> BadAddress:
+    return BadAddress(f"{text!r} needs TLS: install twisted-poetry[tls] ({error})")
 
 
 def _without_tcp(text: str) -> str:

@@ -5,11 +5,13 @@ from __future__ import annotations
 import re
 import subprocess
 import sys
+from collections.abc import Iterator
 from pathlib import Path
 from typing import Any
 
 import pytest
 from twisted.internet.address import HostnameAddress, IPv4Address, IPv6Address, UNIXAddress
+from twisted.internet.error import CannotListenError
 from twisted.internet.interfaces import IHostnameResolver
 from twisted.internet.protocol import ServerFactory
 from twisted.internet.testing import MemoryReactorClock, StringTransport
@@ -26,6 +28,7 @@ from poetry.addresses import (
 )
 from poetry.client import get_poem
 from poetry.protocol import PoetryServerFactory
+from tests.certificates import Certificates
 from tests.loop import reactor, wait
 from tests.processes import PATIENCE
 
@@ -130,6 +133,11 @@ def test_nearly_an_address(parse: Any, text: str, instead: str) -> None:
         (client_endpoint, "tcp:8000", "too few or too many arguments; write 8000"),
         (client_endpoint, "https://localhost:8000/", "write tls:localhost:8000"),
         (client_endpoint, "a..b:80", "'a..b' is no host name"),
+        (client_endpoint, "tcp:a..b:80", "label empty or too long"),
+        (client_endpoint, "tls:a..b:80", "'a..b' is no host name"),
+        (client_endpoint, "tls:127.0.0.1:0", "port 0 is not one to connect to"),
+        (client_endpoint, "tls:a_b:80:timeout=9", "; only tls:HOST:PORT takes such a name"),
+        (client_endpoint, "ssl:a_b:80", "; only tls:HOST:PORT takes such a name"),
         (client_endpoint, "127.0.0.1:0", "port 0 is not one to connect to"),
     ],
 )
@@ -215,19 +223,66 @@ class OneHost:
         resolutionReceiver.resolutionComplete()
 
 
-@pytest.mark.parametrize("host", ["poem_server", "r3---sn-x", "poems.example."])
-def test_the_resolver_decides(host: str) -> None:
-    """A name of ASCII is for the resolver to know, IDNA's rules or not."""
+@pytest.fixture
+def one_host() -> Iterator[OneHost]:
+    """The reactor's resolver while a test lasts."""
     resolver = OneHost()
     before = reactor.installNameResolver(resolver)
-    try:
-        port = wait(server_endpoint(reactor, "0").listen(PoetryServerFactory(b"a poem")))
-        address = f"{host}:{port.getHost().port}"
+    yield resolver
+    reactor.installNameResolver(before)
+
+
+@pytest.mark.parametrize("host", ["poem_server", "r3---sn-x", "poems.example."])
+def test_the_resolver_decides(one_host: OneHost, host: str) -> None:
+    """A name of ASCII is for the resolver to know, IDNA's rules or not."""
+    port = wait(server_endpoint(reactor, "0").listen(PoetryServerFactory(b"a poem")))
+    for address in (f"{host}:{port.getHost().port}", f"tcp:{host}:{port.getHost().port}"):
         assert wait(get_poem(client_endpoint(reactor, address))) == b"a poem"
-        wait(port.stopListening())
-    finally:
-        reactor.installNameResolver(before)
-    assert resolver.asked == [host]
+    wait(port.stopListening())
+    assert one_host.asked == [host, host]
+
+
+@pytest.mark.parametrize(
+    ("host", "outcome"),
+    [
+        ("localhost", b"a poem"),
+        ("poem_server", b"a poem"),
+        ("127.0.0.1", b"a poem"),
+        ("other_server", "VerificationError"),
+        ("elsewhere.example", "VerificationError"),
+    ],
+)
+def test_whose_certificate_it_is(
+    one_host: OneHost,
+    certificates: Certificates,
+    monkeypatch: pytest.MonkeyPatch,
+    host: str,
+    outcome: bytes | str,
+) -> None:
+    """Over TLS the resolver decides as well, and the certificate is compared with any name."""
+    monkeypatch.setenv("SSL_CERT_FILE", str(certificates.authority))
+    port = wait(
+        server_endpoint(reactor, certificates.listen("good")).listen(PoetryServerFactory(b"a poem"))
+    )
+    address = f"tls:{host}:{port.getHost().port}"
+    got = get_poem(client_endpoint(reactor, address))
+    assert wait(got.addErrback(lambda failure: type(failure.value).__name__)) == outcome
+    wait(port.stopListening())
+    assert one_host.asked == ([] if host == "127.0.0.1" else [host])
+
+
+def test_tls_on_ipv6(certificates: Certificates, monkeypatch: pytest.MonkeyPatch) -> None:
+    """What a TLS listener on IPv6 is announced as reaches it."""
+    monkeypatch.setenv("SSL_CERT_FILE", str(certificates.authority))
+    text = certificates.listen("good").replace("127.0.0.1", "\\:\\:1")
+    try:
+        port = wait(server_endpoint(reactor, text).listen(PoetryServerFactory(b"a poem")))
+    except CannotListenError:
+        pytest.skip("needs IPv6")
+    address = listening_address(port, text)
+    assert address.startswith("tls:[::1]:")
+    assert wait(get_poem(client_endpoint(reactor, address))) == b"a poem"
+    wait(port.stopListening())
 
 
 @pytest.mark.parametrize(
