@@ -148,7 +148,7 @@ def _plain_client(
 
 
 def _over_tls(endpoint: IStreamClientEndpoint, host: str, text: str) -> IStreamClientEndpoint:
-    """What Twisted's `tls:` is, also for hosts that it cannot read: IPv6, and no names of IDNA's.
+    """What Twisted's `tls:` is, which cannot read IPv6.
 
     @param host: whose the certificate has to be.
     """
@@ -157,11 +157,9 @@ def _over_tls(endpoint: IStreamClientEndpoint, host: str, text: str) -> IStreamC
     except ImportError as error:
         raise _needs_tls(text, error) from error
     try:
-        options: Any = optionsForClientTLS(host.partition("%")[0])
-    except UnicodeError:
-        # No server has the name that IDNA is given: should Twisted's change, all are refused.
-        options = optionsForClientTLS("name.invalid")
-        options._hostnameASCII, options._hostnameBytes = host, host.encode("ascii")
+        options = optionsForClientTLS(host.partition("%")[0])
+    except UnicodeError as error:
+        raise BadAddress(f"{text!r}: no certificate can be for {host!r}: {error}") from error
     return wrapClientTLS(options, endpoint)
 
 
@@ -172,8 +170,6 @@ def _parse(parser: Any, reactor: Any, full: str, text: str) -> Any:
     try:
         endpoint = parser(reactor, full)
         check_path(endpoint)
-        if isinstance(endpoint, TCP4ClientEndpoint):
-            endpoint._host.encode("idna")  # as the resolver will, whose error would never be heard
     except (ImportError, NameError) as error:  # NameError: of what Twisted could not import
         raise _needs_tls(text, error) from error
     except LookupError as error:
@@ -193,8 +189,6 @@ def _reason(error: Exception, text: str, *, listening: bool) -> str:
     """What a plugin raises for its arguments is its own: ValueError, OSError, SSL.Error."""
     reason = " ".join(str(error).split()) or type(error).__name__
     reason += _without_tcp(text)
-    if isinstance(error, UnicodeError) and _ASCII_NAME.fullmatch(text.split(":")[1]):
-        reason += "; only tls:HOST:PORT takes such a name"
     if reason.startswith("Unknown endpoint type"):
         instead = _instead(text, listening=listening)
         reason = f"{reason}; of a host, {instead}" if _MANY_WORDS.match(text) else instead

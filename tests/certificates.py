@@ -93,7 +93,6 @@ def make_certificates(directory: Path) -> Certificates:
 
     here: list[x509.GeneralName] = [
         x509.DNSName("localhost"),
-        x509.DNSName("poem_server"),
         x509.IPAddress(ipaddress.ip_address("127.0.0.1")),
         x509.IPAddress(ipaddress.ip_address("::1")),
     ]

@@ -133,11 +133,9 @@ def test_nearly_an_address(parse: Any, text: str, instead: str) -> None:
         (client_endpoint, "tcp:8000", "too few or too many arguments; write 8000"),
         (client_endpoint, "https://localhost:8000/", "write tls:localhost:8000"),
         (client_endpoint, "a..b:80", "'a..b' is no host name"),
-        (client_endpoint, "tcp:a..b:80", "label empty or too long"),
         (client_endpoint, "tls:a..b:80", "'a..b' is no host name"),
         (client_endpoint, "tls:127.0.0.1:0", "port 0 is not one to connect to"),
-        (client_endpoint, "tls:a_b:80:timeout=9", "; only tls:HOST:PORT takes such a name"),
-        (client_endpoint, "ssl:a_b:80", "; only tls:HOST:PORT takes such a name"),
+        (client_endpoint, "tls:poem_server:80", "no certificate can be for 'poem_server'"),
         (client_endpoint, "127.0.0.1:0", "port 0 is not one to connect to"),
     ],
 )
@@ -246,9 +244,7 @@ def test_the_resolver_decides(one_host: OneHost, host: str) -> None:
     ("host", "outcome"),
     [
         ("localhost", b"a poem"),
-        ("poem_server", b"a poem"),
         ("127.0.0.1", b"a poem"),
-        ("other_server", "VerificationError"),
         ("elsewhere.example", "VerificationError"),
     ],
 )
