@@ -39,4 +39,4 @@ def most_connections(listeners: int = 1) -> int:
     _, hard = resource.getrlimit(resource.RLIMIT_NOFILE)
     if hard == resource.RLIM_INFINITY:
         return sys.maxsize
-    return max(1, hard - RESERVED - 2 * listeners)  # its socket, and its poem
+    return max(1, hard - RESERVED - 3 * listeners)  # its socket, poem and drain

@@ -13,6 +13,8 @@ from twisted.internet.tcp import Port
 from twisted.logger import Logger
 from twisted.python.failure import Failure
 
+from poetry.wire.lean import LeanPort
+
 _log = Logger()
 
 
@@ -90,11 +92,17 @@ class Listener:
     """
 
     def __init__(
-        self, port: Port, gate: Gate, accepted: Callable[[], None], closed: Callable[[], None]
+        self,
+        port: Port,
+        gate: Gate,
+        accepted: Callable[[], None],
+        closed: Callable[[], None],
+        lean: LeanPort | None,
     ) -> None:
         """@param accepted: called after each accepting.
 
         @param closed: called when the port is closed.
+        @param lean: what accepts in the port's place where it suits.
         """
         self._port = port
         self._gate = gate
@@ -102,26 +110,35 @@ class Listener:
         self._closed = closed
         self._doRead = port.doRead
         self._connectionLost = port.connectionLost
+        self._lean = lean
         port.doRead = self.doRead  # type: ignore[method-assign]
         port.connectionLost = self.connectionLost  # type: ignore[method-assign]
         gate.add(self)
 
     def doRead(self) -> None:
         """Accept as many as there is room for."""
-        self._port.numberAccepts = min(self._port.numberAccepts, self._gate.room)
-        self._doRead()
+        self._accept()
         self._gate.accepted()
         self._accepted()
+
+    def _accept(self) -> None:
+        self._port.numberAccepts = min(self._port.numberAccepts, self._gate.room)
+        if self._lean is None or not self._lean.suits or not self._lean.accept():
+            self._doRead()
 
     def connectionLost(self, reason: Failure) -> None:
         """The port is closed."""
         self._gate.remove(self)
         self._connectionLost(reason)
+        if self._lean is not None:
+            self._lean.drain.close()
         self._closed()
 
     def pause(self) -> None:
         """Leave new readers in the kernel's queue."""
         self._port.pauseProducing()
+        if self._lean is not None:
+            self._lean.drain.hurry()
 
     def resume(self) -> None:
         """Accept again."""
@@ -138,7 +155,7 @@ class Listener:
         room = self._gate.room + 1
         while self._gate.room < room:
             room = self._gate.room
-            self._doRead()
+            self._accept()
         self._accepted()
         self._port.connectionLost(connectionDone)
 

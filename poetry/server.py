@@ -21,6 +21,7 @@ from poetry.listener import Gate, Listener, Listeners
 from poetry.poems import PoemFactory, Reloads
 from poetry.protocol import PoetryProtocol, PoetryServerFactory
 from poetry.sweep import Sweeper
+from poetry.wire.lean import POSSIBLE, LeanPort
 
 LINGER = 30.0
 """Seconds that a reader which has everything may keep the connection (nginx's lingering_time)."""
@@ -204,7 +205,8 @@ class PoetryService(Service):
             factory.shares = True
             if factory.sending is not None:  # now, so that readers bring no descriptor but theirs
                 factory.sending.share()
-        return Listener(port, self._gate, self._accepted, self._rest).close
+        lean = LeanPort(port, factory) if plain and POSSIBLE else None
+        return Listener(port, self._gate, self._accepted, self._rest, lean).close
 
     def _cannotListen(self, failure: Failure) -> None:
         if not failure.check(CancelledError):
@@ -221,9 +223,10 @@ class PoetryService(Service):
     def connectionEnded(self, connection: PoetryProtocol) -> None:
         """For `PoetryProtocol`: one of `connections` is gone."""
         self._gate.left()
-        for drain in self._drains:
-            drain.left(connection)
-        self._drains = [drain for drain in self._drains if drain.connections]
+        if self._drains:
+            for drain in self._drains:
+                drain.left(connection)
+            self._drains = [drain for drain in self._drains if drain.connections]
         self._rest()
 
     def _rest(self) -> None:

@@ -4,10 +4,17 @@ from __future__ import annotations
 
 import os
 import signal
+from asyncio import SelectorEventLoop
 from collections.abc import Callable, Generator, Iterator
+from contextlib import closing
 from pathlib import Path
+from typing import Any
 
 import pytest
+from twisted.internet.asyncioreactor import AsyncioSelectorReactor
+from twisted.internet.epollreactor import EPollReactor
+from twisted.internet.pollreactor import PollReactor
+from twisted.internet.selectreactor import SelectReactor
 from twisted.logger import globalLogPublisher
 
 from tests.certificates import Certificates, make_certificates
@@ -53,6 +60,13 @@ def poem_file(tmp_path_factory: pytest.TempPathFactory) -> PoemFile:
 def certificates(tmp_path_factory: pytest.TempPathFactory) -> Certificates:
     """Certificates: good, untrusted, misnamed; and nameless, mail and star, which name no host."""
     return make_certificates(tmp_path_factory.mktemp("certificates"))
+
+
+@pytest.fixture(params=[SelectReactor, PollReactor, EPollReactor, AsyncioSelectorReactor])
+def any_reactor(request: pytest.FixtureRequest) -> Iterator[Any]:
+    """A reactor of each kind, beside the global one."""
+    with closing(SelectorEventLoop()) as loop:
+        yield request.param(*[loop] * (request.param is AsyncioSelectorReactor))
 
 
 @pytest.fixture

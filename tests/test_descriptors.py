@@ -33,7 +33,7 @@ def test_raise_limit(limits: tuple[int, int]) -> None:
 def test_most_connections(limits: tuple[int, int]) -> None:
     """It is what the hard limit leaves, and at least one."""
     _, hard = limits
-    assert most_connections() == hard - RESERVED - 2
+    assert most_connections() == hard - RESERVED - 3
     assert most_connections(hard) == 1
 
 

@@ -55,8 +55,7 @@ class Plain(Wire):
         transport.getHandle().shutdown(socket.SHUT_WR)
         keep_from_shutting_down(transport)
         protocol.streamEnded()
-        if protocol.sender is not None:
-            transport.startReading()  # a reader that has ended before is told so once more
+        transport.startReading()  # a reader that has ended before is told so once more
 
     def wasReceived(self, transport: Any, reason: Failure) -> bool:
         """A FIN, unless it is we who close."""

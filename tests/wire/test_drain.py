@@ -1,0 +1,241 @@
+"""Readers that have everything, and are waited for together."""
+
+from __future__ import annotations
+
+import os
+import socket
+from collections.abc import Callable, Iterator
+from contextlib import ExitStack
+from pathlib import Path
+from typing import Any
+
+import pytest
+from twisted.internet.error import ConnectionDone, ConnectionLost
+from twisted.internet.interfaces import IReadDescriptor
+from twisted.internet.testing import MemoryReactorClock
+from twisted.python.failure import Failure
+from zope.interface.verify import verifyObject
+
+from poetry.wire.drain import PAUSE, Drain
+
+pytestmark = pytest.mark.skipif("not hasattr(__import__('select'), 'epoll')")
+
+
+class Reactor(MemoryReactorClock):
+    """Notes what is to be called at a shutdown, and polls when it is told to."""
+
+    def __init__(self) -> None:
+        super().__init__()  # type: ignore[no-untyped-call]
+        self.at_shutdown: list[Any] = []
+
+    def addSystemEventTrigger(self, phase: str, event: str, call: Any) -> Any:  # type: ignore[override]
+        assert (phase, event) == ("during", "shutdown")
+        self.at_shutdown.append(call)
+        return call
+
+    def removeSystemEventTrigger(self, call: Any) -> None:
+        self.at_shutdown.remove(call)
+
+    def poll(self) -> None:
+        """Read what is readable."""
+        for each in list(self.readers):
+            each.doRead()
+
+    def has(self, drain: Drain) -> tuple[bool, bool, bool]:
+        """Whether a drain has a reader, a timer and a trigger."""
+        return drain in self.readers, bool(self.getDelayedCalls()), bool(self.at_shutdown)
+
+
+Connect = Callable[[], "Connection"]
+
+NOTHING = (False, False, False)
+LOOKS = (True, False, True)
+PAUSES = (False, True, True)
+
+
+class Connection:
+    """A connection of which only the end is missing."""
+
+    def __init__(self, drain: Drain) -> None:
+        ours, self.reader = socket.socketpair()
+        ours.setblocking(False)
+        self.socket: socket.socket | None = ours
+        self.handle = ours
+        self.reasons: list[Any] = []
+        self._drain = drain
+        drain.add(self)
+
+    def lose(self, reason: Failure) -> None:
+        self._drain.remove(self.handle)
+        self.handle.close()
+        self.socket = None
+        self.reasons.append(reason.value)
+
+
+@pytest.fixture
+def reactor() -> Reactor:
+    return Reactor()
+
+
+@pytest.fixture
+def drain(reactor: Reactor) -> Iterator[Drain]:
+    drain = Drain(reactor)
+    yield drain
+    drain.connectionLost(Failure(ConnectionLost()))
+    drain.close()
+    assert (drain.fileno(), reactor.has(drain)) == (-1, NOTHING)
+
+
+@pytest.fixture
+def connect(drain: Drain) -> Iterator[Connect]:
+    """A function that connects one more reader."""
+    with ExitStack() as stack:
+
+        def connect() -> Connection:
+            connection = Connection(drain)
+            stack.callback(connection.reader.close)
+            return connection
+
+        yield connect
+
+
+def descriptors() -> int:
+    return len(list(Path("/proc/self/fd").iterdir()))
+
+
+def test_it_is_a_descriptor(drain: Drain) -> None:
+    """It has all that a reactor asks of one."""
+    verifyObject(IReadDescriptor, drain)
+    assert drain.logPrefix() == "drain"
+
+
+def test_each_goes_at_its_end(reactor: Reactor, drain: Drain, connect: Connect) -> None:
+    """A reader may say what it likes until it ends; the others stay."""
+    first, second = connect(), connect()
+    for _ in range(3):
+        first.reader.sendall(b"GET / HTTP/1.1")
+        reactor.poll()
+        reactor.advance(PAUSE)
+        assert first.handle in drain
+    first.reader.close()
+    reactor.poll()
+    reactor.advance(PAUSE)
+    assert [type(reason) for reason in first.reasons] == [ConnectionDone]
+    assert (second.reasons, second.handle in drain) == ([], True)
+
+
+def test_all_that_end_meanwhile_are_one_look(
+    reactor: Reactor, drain: Drain, connect: Connect
+) -> None:
+    """Once one has ended the reactor is not woken up for a while, and then by a timer."""
+    connections = [connect() for _ in range(3)]
+    assert reactor.has(drain) == LOOKS
+    connections[0].reader.close()
+    reactor.poll()
+    assert reactor.has(drain) == PAUSES
+    for connection in connections[1:]:
+        connection.reader.close()
+    reactor.poll()
+    assert [len(each.reasons) for each in connections] == [1, 0, 0]
+    reactor.advance(PAUSE)
+    assert [len(each.reasons) for each in connections] == [1, 1, 1]
+
+
+def test_a_reset_is_one(reactor: Reactor, connect: Connect) -> None:
+    """A reader that resets has not ended properly."""
+    connection = connect()
+    connection.handle.sendall(b"unread")
+    connection.reader.close()
+    reactor.poll()
+    assert [type(reason) for reason in connection.reasons] == [ConnectionLost]
+
+
+def test_nothing_is_left_behind(reactor: Reactor, drain: Drain, connect: Connect) -> None:
+    """It is closed when nobody has come or ended for a while, and opens again."""
+    before = descriptors()
+    for _ in range(2):
+        connection = connect()
+        connection.reader.close()
+        reactor.poll()
+        reactor.advance(PAUSE)
+        assert (drain.fileno(), reactor.has(drain)) == (-1, NOTHING)
+        assert descriptors() == before
+
+
+@pytest.mark.parametrize("pauses", [False, True])
+def test_it_closes_behind_the_last(
+    reactor: Reactor, drain: Drain, connect: Connect, *, pauses: bool
+) -> None:
+    """Where nobody comes any more the last one closes it, at once."""
+    connections = [connect() for _ in range(2)]
+    drain.close()
+    assert reactor.has(drain) == LOOKS
+    if pauses:
+        connections.pop().reader.close()
+        reactor.poll()
+        assert reactor.has(drain) == PAUSES
+    while connections:
+        connections.pop().lose(Failure(ConnectionLost()))
+    assert (drain.fileno(), reactor.has(drain)) == (-1, NOTHING)
+
+
+def test_who_waits_for_a_place(reactor: Reactor, drain: Drain, connect: Connect) -> None:
+    """A pause is over when somebody waits, and where there is none nothing happens."""
+    drain.hurry()
+    assert reactor.has(drain) == NOTHING
+    connections = [connect() for _ in range(2)]
+    connections[0].reader.close()
+    reactor.poll()
+    assert reactor.has(drain) == PAUSES
+    drain.hurry()
+    assert reactor.has(drain) == LOOKS
+    connections[1].reader.close()
+    reactor.poll()
+    assert connections[1].reasons
+
+
+def test_a_number_that_another_has_by_now(reactor: Reactor, drain: Drain, connect: Connect) -> None:
+    """A socket that a forked child keeps open says nothing of the next one with its number."""
+    old = connect()
+    number = old.handle.fileno()
+    kept = os.dup(number)
+    drain.remove(old.handle)
+    new = connect()
+    drain.remove(new.handle)
+    os.dup2(new.handle.fileno(), number)
+    new.handle.close()
+    new.handle = new.socket = socket.socket(fileno=number)
+    old.handle.detach()
+    new.handle.setblocking(False)
+    drain.add(new)
+    old.reader.close()
+    reactor.poll()
+    assert not new.reasons
+    reactor.advance(PAUSE)
+    assert reactor.has(drain) == LOOKS
+    new.reader.close()
+    reactor.poll()
+    assert [type(reason) for reason in new.reasons] == [ConnectionDone]
+    os.close(kept)
+
+
+def test_an_event_of_nobody(reactor: Reactor, drain: Drain, connect: Connect) -> None:
+    """Who is waited for no longer may end as it likes."""
+    gone, stays = connect(), connect()
+    drain.remove(gone.handle)
+    gone.reader.close()
+    reactor.poll()
+    assert (gone.reasons, stays.reasons) == ([], [])
+    gone.handle.close()
+
+
+@pytest.mark.parametrize("pauses", [False, True])
+def test_the_reactor_stops(reactor: Reactor, connect: Connect, *, pauses: bool) -> None:
+    """All are told, also where the reactor knows nothing of the drain."""
+    first, second = connect(), connect()
+    if pauses:
+        first.reader.close()
+        reactor.poll()
+    reactor.at_shutdown.pop()()
+    assert [type(reason) for reason in second.reasons] == [ConnectionLost]
+    assert len(first.reasons) == 1

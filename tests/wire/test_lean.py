@@ -1,0 +1,436 @@
+"""Short poems of a service: sent as their readers are accepted, and no transport of Twisted's."""
+
+from __future__ import annotations
+
+import errno
+import os
+import socket
+import struct
+import subprocess
+import sys
+from collections.abc import Iterator
+from contextlib import contextmanager
+from threading import Thread
+from types import SimpleNamespace
+from typing import Any
+
+import pytest
+from twisted.internet.defer import Deferred, gatherResults
+from twisted.internet.endpoints import TCP4ServerEndpoint, serverFromString
+from twisted.internet.error import ConnectionLost
+from twisted.internet.interfaces import ITCPTransport
+from twisted.internet.protocol import connectionDone
+from twisted.internet.tcp import Server as Transport
+from twisted.python.failure import Failure
+from zope.interface.verify import verifyObject
+
+from poetry import PoemTruncated, PoetryProtocol, PoetryService
+from poetry.protocol import State
+from poetry.wire.lean import Lean
+from poetry.wire.sender import SHORT, Pace
+from tests.certificates import Certificates
+from tests.ends import LONG, Server, ended_with_reset, reader
+from tests.faults.readers import poem, read_all
+from tests.loop import drain, reactor, until, wait
+from tests.processes import PATIENCE
+from tests.transfers import Log
+
+POEM = poem(3_000)
+
+
+@contextmanager
+def serving(
+    factory: Any, listen: str = "tcp:0:interface=127.0.0.1", **limits: Any
+) -> Iterator[Any]:
+    """A service with one listener; give it, and stop it at once in the end."""
+    service = PoetryService([(serverFromString(reactor, listen), factory)], **limits)
+    service.startService()
+    try:
+        yield service
+    finally:
+        stopped = service.stopService()
+        service.abort()
+        wait(stopped)
+
+
+def port_of(service: PoetryService) -> int:
+    port: int = service.ports[0].getHost().port  # type: ignore[attr-defined]
+    return port
+
+
+@contextmanager
+def connected(server: Server, **limits: Any) -> Iterator[tuple[PoetryProtocol, socket.socket]]:
+    """One reader of a service, and the protocol that serves it."""
+    with serving(server, **limits) as service, reader(port_of(service)) as connection:
+        until(lambda: server.connections)
+        (protocol,) = server.connections
+        yield protocol, connection
+
+
+def reset(connection: socket.socket) -> None:
+    connection.setsockopt(socket.SOL_SOCKET, socket.SO_LINGER, struct.pack("ii", 1, 0))
+    connection.close()
+
+
+def kind(protocol: PoetryProtocol) -> type:
+    return type(protocol.transport)
+
+
+# What it is for
+
+
+@pytest.mark.parametrize("size", [1, 3_000, SHORT])
+def test_a_short_poem_needs_no_more(size: int) -> None:
+    """It is with the kernel as soon as its reader is accepted, and so is the end of the stream."""
+    server = Server(poem(size))
+    with connected(server) as (protocol, connection):
+        assert (kind(protocol), protocol.state, protocol.size) == (Lean, State.ENDED, size)
+        assert protocol.transport.getPeer().port == connection.getsockname()[1]
+        connection.sendall(b"GET / HTTP/1.1")
+        assert drain(connection) == poem(size)
+        connection.sendall(b"more")
+        connection.close()
+        until(lambda: server.outcomes)
+    assert (server.outcomes, server.told) == (["sent"], ["sent"])
+    assert (kind(protocol), protocol.transport.getHandle()) == (Lean, None)
+    protocol.transport.loseConnection()
+    protocol.transport.abortConnection()
+    with pytest.raises(AttributeError):
+        protocol.transport.write(b"more")
+
+
+def test_others_have_a_transport_of_twisteds(certificates: Certificates) -> None:
+    """A long poem, a slow one, a receiver, and whatever is no plain socket."""
+    long, slow, receives = Server(LONG), Server(POEM), Server()
+    slow.pace = Pace(10, 60.0, reactor)
+    for server in long, slow, receives:
+        with connected(server) as (protocol, _):
+            assert kind(protocol) is Transport
+    server = Server(POEM)
+    with serving(server, certificates.listen("good")) as service, reader(port_of(service)):
+        until(lambda: server.connections)
+        (protocol,) = server.connections
+        assert kind(protocol) is not Lean
+
+
+def test_a_poem_that_is_replaced() -> None:
+    """Each reader gets what is the poem as it comes: a long one, and then a short one."""
+    server = Server(LONG)
+    with serving(server) as service:
+        for text in (LONG, POEM, LONG):
+            server.poem = text
+            with reader(port_of(service)) as connection:
+                assert drain(connection) == text
+
+
+def test_the_transport_is_one_of_tcps() -> None:
+    """Asked for what it does not have it makes way for Twisted's, which goes on."""
+    server = Server(POEM)
+    with connected(server) as (protocol, connection):
+        before = protocol.transport
+        assert verifyObject(ITCPTransport, before)
+        assert before.getHost().port == connection.getpeername()[1]
+        assert (kind(protocol), before.getPeer()) == (Transport, protocol.transport.getPeer())
+        assert before.getHandle() is protocol.transport.getHandle()
+        assert drain(connection) == POEM
+        connection.close()
+        until(lambda: server.outcomes)
+    assert server.outcomes == ["sent"]
+    before.loseConnection()
+    before.abortConnection()
+
+
+# Subclasses
+
+
+def test_a_transport_that_was_kept() -> None:
+    """Who keeps the transport that it was made with can close it, before and after the end."""
+
+    class Keeps(PoetryProtocol):
+        kept: Any
+
+        def connectionMade(self) -> None:
+            self.kept = self.transport
+            super().connectionMade()
+
+    server = Server(POEM)
+    server.protocol = Keeps
+    with connected(server) as (protocol, connection):
+        assert isinstance(protocol, Keeps)
+        assert drain(connection) == POEM
+        protocol.kept.loseConnection()
+        until(lambda: server.outcomes)
+        protocol.kept.abortConnection()
+
+
+def test_a_protocol_that_waits_with_its_poem() -> None:
+    """What is not done at once is done later, on Twisted's transport."""
+
+    class Waits(PoetryProtocol):
+        def connectionMade(self) -> None:
+            reactor.callLater(0, super().connectionMade)
+
+    server = Server(POEM)
+    server.protocol = Waits
+    with connected(server) as (protocol, connection):
+        assert kind(protocol) is Transport
+        assert drain(connection) == POEM
+
+
+def test_a_factory_that_asks_who_connects() -> None:
+    """An overridden `buildProtocol` is given the address, and may refuse."""
+
+    class Asks(Server):
+        asked: tuple[Any, ...] = ()
+
+        def buildProtocol(self, addr: Any) -> PoetryProtocol | None:  # type: ignore[override]
+            self.asked += (addr.port,)
+            if len(self.asked) == 1:
+                return None
+            return super().buildProtocol(addr)  # type: ignore[return-value]
+
+    server = Asks(POEM)
+    with serving(server) as service:
+        ports = []
+        for expected in (b"", POEM):
+            with reader(port_of(service)) as connection:
+                ports.append(connection.getsockname()[1])
+                assert drain(connection) == expected
+    assert server.asked == tuple(ports)
+
+
+@pytest.mark.parametrize("mistake", [RuntimeError, OSError, SystemExit])
+def test_a_mistake_is_its_own_readers(mistake: type[BaseException], log: Log) -> None:
+    """What a subclass raises, as a connection is made or lost, is logged; others are served."""
+
+    class Mistaken(PoetryProtocol):
+        def connectionMade(self) -> None:
+            if self.factory.poem == b"first":
+                raise mistake
+            super().connectionMade()
+
+        def connectionLost(self, reason: Failure = connectionDone) -> None:
+            super().connectionLost(reason)
+            raise mistake
+
+    server = Server(b"first")
+    server.protocol = Mistaken
+    with serving(server) as service:
+        with reader(port_of(service)) as connection:
+            assert ended_with_reset(connection)
+        server.poem = POEM
+        readers = [socket.create_connection(("127.0.0.1", port_of(service))) for _ in range(9)]
+        for each in readers:
+            with each:
+                assert drain(each) == POEM
+        until(lambda: len(server.outcomes) == 10)
+    assert server.outcomes.count("sent") == 9
+    failures = [each["log_failure"].type for each in log if "log_failure" in each]
+    assert failures == [mistake] * 11
+    log.clear()
+
+
+def test_a_hook_that_stops_the_service(log: Log) -> None:
+    """Whoever is accepted then is served, and nothing is wrong."""
+
+    class Stops(PoetryProtocol):
+        def connectionMade(self) -> None:
+            stopped.append(service.stopService())
+            super().connectionMade()
+
+    stopped: list[Deferred[None]] = []
+    server = Server(POEM)
+    server.protocol = Stops
+    service = PoetryService([(TCP4ServerEndpoint(reactor, 0, interface="127.0.0.1"), server)])
+    service.startService()
+    readers = [socket.create_connection(("127.0.0.1", port_of(service))) for _ in range(3)]
+    for each in readers:
+        with each:
+            assert drain(each) == POEM
+    until(lambda: len(server.outcomes) == 3)
+    wait(gatherResults(stopped))
+    assert not [each for each in log if each["log_level"].name in ("error", "critical")]
+
+
+# Faults
+
+
+@pytest.mark.parametrize("closes", [False, True])
+def test_a_poem_that_is_not_taken_whole(*, closes: bool) -> None:
+    """The rest goes through Twisted's transport, and who closes that resets the reader."""
+    server = Server(poem(SHORT))
+    with serving(server) as service, socket.socket() as connection:
+        service.ports[0].socket.setsockopt(socket.SOL_SOCKET, socket.SO_SNDBUF, 1)
+        connection.setsockopt(socket.SOL_SOCKET, socket.SO_RCVBUF, 1)
+        connection.connect(("127.0.0.1", port_of(service)))
+        until(lambda: server.connections)
+        (protocol,) = server.connections
+        assert (kind(protocol), protocol.size < SHORT) == (Transport, True)
+        if closes:
+            taken = 0
+            while taken < protocol.size:  # so that nothing is on its way
+                taken += len(connection.recv(SHORT))
+            protocol.transport.connectionLost(Failure(ConnectionLost()))
+            assert ended_with_reset(connection)
+        else:
+            assert drain(connection) == poem(SHORT)
+
+
+def test_a_reader_that_is_gone_already(monkeypatch: pytest.MonkeyPatch) -> None:
+    """The first error is what the hooks are told, whatever the next one would be."""
+
+    def refuse(*_: object) -> int:
+        raise ConnectionResetError(errno.ECONNRESET, "the first")
+
+    monkeypatch.setattr("poetry.wire.poem.Poem.send", refuse)
+    server = Server(POEM)
+    with serving(server) as service, reader(port_of(service)):
+        until(lambda: server.told)
+    assert isinstance(server.told[0], PoemTruncated)
+    assert "the first" in str(server.told[0])
+    assert server.outcomes == ["truncated"]
+
+
+def test_a_reader_that_resets() -> None:
+    """Who resets instead of ending has perhaps not got it, and others are served on."""
+    server = Server(POEM)
+    with serving(server) as service:
+        with reader(port_of(service)) as connection:
+            until(lambda: server.connections)
+            reset(connection)
+            until(lambda: server.outcomes)
+        assert server.outcomes == ["truncated"]
+        assert read_in_a_thread(port_of(service), 5) == {"whole": 5}
+
+
+def read_in_a_thread(port: int, count: int) -> Any:
+    """Read a service of the global reactor."""
+    results: list[Any] = []
+    thread = Thread(
+        target=lambda: results.append(
+            read_all(f"127.0.0.1:{port}", POEM, count=count, at_once=count)
+        )
+    )
+    thread.start()
+    until(lambda: not thread.is_alive())
+    return results[0]
+
+
+@pytest.mark.parametrize("error", [errno.ENOBUFS, errno.ECONNABORTED])
+def test_accepting_that_fails(error: int) -> None:
+    """Twisted knows what to do about it, and does it."""
+    server = Server(POEM)
+    with serving(server) as service:
+        port = service.ports[0]
+        listening = port.socket
+        asked: list[int] = []
+
+        class Fails(socket.socket):
+            def accept(self) -> Any:
+                asked.append(error)
+                if len(asked) < 3:
+                    raise OSError(error, os.strerror(error))
+                return super().accept()
+
+        with Fails(fileno=os.dup(listening.fileno())) as failing:
+            failing.setblocking(False)
+            port.socket = failing
+            with reader(port_of(service)) as connection:
+                assert drain(connection) == POEM
+            port.socket = listening
+    assert len(asked) >= 3
+
+
+# Limits and stops
+
+
+def test_at_the_limit() -> None:
+    """Those who wait for a place get one as soon as somebody has gone."""
+    server = Server(POEM)
+    with serving(server, max_connections=2) as service:
+        assert read_in_a_thread(port_of(service), 50) == {"whole": 50}
+    assert server.outcomes == ["sent"] * 50
+
+
+def test_a_stop_leaves_nothing() -> None:
+    """Who stays after its poem is let go at a stop; then all is as it was before."""
+    readers, timers = len(reactor.getReaders()), len(reactor.getDelayedCalls())
+    server = Server(POEM)
+    with connected(server) as (_, connection):
+        pass
+    until(lambda: server.outcomes)
+    assert (server.outcomes, drain(connection) if connection.fileno() >= 0 else b"") == (
+        ["sent"],
+        b"",
+    )
+    until(lambda: len(reactor.getReaders()) == readers)
+    assert len(reactor.getDelayedCalls()) == timers
+
+
+# Platforms
+
+
+def test_on_each_reactor(any_reactor: Any) -> None:
+    """Select, poll, epoll and asyncio's wait for one descriptor of ours as for any other."""
+    server = Server(POEM)
+    endpoint = TCP4ServerEndpoint(any_reactor, 0, interface="127.0.0.1")
+    service = PoetryService([(endpoint, server)], clock=any_reactor)
+    results: list[Any] = []
+    kinds: list[type] = []
+    server.observers = (*server.observers, lambda protocol: kinds.append(kind(protocol)))
+
+    def read() -> None:
+        results.append(read_all(service.addresses[0], POEM, count=50, at_once=10))
+        any_reactor.callFromThread(stop)
+
+    def stop() -> None:
+        service.stopService().addCallback(lambda _: any_reactor.stop())
+
+    thread = Thread(target=read)
+    any_reactor.callWhenRunning(service.startService)
+    any_reactor.callWhenRunning(thread.start)
+    any_reactor.run(installSignalHandlers=False)
+    thread.join(PATIENCE)
+    assert (results, server.outcomes) == ([{"whole": 50}], ["sent"] * 50)
+    assert kinds == [Lean] * 50
+
+
+WITHOUT_EPOLL = """
+import select
+for name in [name for name in dir(select) if "epoll" in name.lower()]:
+    delattr(select, name)
+from twisted.internet import reactor
+from twisted.internet.endpoints import clientFromString, serverFromString
+from poetry import get_poem, serve_poem
+from poetry.protocol import PoetryProtocol
+
+async def main():
+    port = await serve_poem(serverFromString(reactor, "tcp:0:interface=127.0.0.1"), b"poem")
+    made = PoetryProtocol.connectionMade
+    def connectionMade(self):
+        print(type(self.transport).__name__)
+        made(self)
+    PoetryProtocol.connectionMade = connectionMade
+    address = f"tcp:127.0.0.1:{port.getHost().port}"
+    print(await get_poem(clientFromString(reactor, address)))
+
+from twisted.internet.task import react
+from twisted.internet.defer import Deferred, gatherResults
+react(lambda _: Deferred.fromCoroutine(main()))
+"""
+
+
+def test_without_epoll() -> None:
+    """Where there is none all goes through Twisted's transports."""
+    command = [sys.executable, "-c", WITHOUT_EPOLL]
+    done = subprocess.run(command, capture_output=True, timeout=PATIENCE, check=False)
+    assert done.stderr == b""
+    assert done.stdout.split() == [b"Server", b"Client", b"b'poem'"]
+
+
+def test_an_address_with_its_interface() -> None:
+    """A peer of one link is told with the name of its interface, as Twisted does."""
+    name = socket.if_indextoname(1)
+    with socket.socket() as handle:
+        connection = Lean(handle, ("fe80::1", 5, 0, 1), None, SimpleNamespace())  # type: ignore[arg-type]
+        assert (connection.getPeer().host, connection.getPeer().port) == (f"fe80::1%{name}", 5)
