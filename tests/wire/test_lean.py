@@ -10,6 +10,7 @@ import subprocess
 import sys
 from collections.abc import Iterator
 from contextlib import contextmanager
+from pathlib import Path
 from threading import Thread
 from types import SimpleNamespace
 from typing import Any
@@ -300,16 +301,14 @@ def test_a_reader_that_resets() -> None:
             reset(connection)
             until(lambda: server.outcomes)
         assert server.outcomes == ["truncated"]
-        assert read_in_a_thread(port_of(service), 5) == {"whole": 5}
+        assert read_in_a_thread(service.addresses[0], 5) == {"whole": 5}
 
 
-def read_in_a_thread(port: int, count: int) -> Any:
+def read_in_a_thread(address: str, count: int) -> Any:
     """Read a service of the global reactor."""
     results: list[Any] = []
     thread = Thread(
-        target=lambda: results.append(
-            read_all(f"127.0.0.1:{port}", POEM, count=count, at_once=count)
-        )
+        target=lambda: results.append(read_all(address, POEM, count=count, at_once=count))
     )
     thread.start()
     until(lambda: not thread.is_alive())
@@ -344,11 +343,13 @@ def test_accepting_that_fails(error: int) -> None:
 # Limits and stops
 
 
-def test_at_the_limit() -> None:
+@pytest.mark.parametrize("listen", ["tcp:0:interface=127.0.0.1", "unix:poem"])
+def test_at_the_limit(listen: str, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     """Those who wait for a place get one as soon as somebody has gone."""
+    monkeypatch.chdir(tmp_path)
     server = Server(POEM)
-    with serving(server, max_connections=2) as service:
-        assert read_in_a_thread(port_of(service), 50) == {"whole": 50}
+    with serving(server, listen, max_connections=2) as service:
+        assert read_in_a_thread(service.addresses[0], 50) == {"whole": 50}
     assert server.outcomes == ["sent"] * 50
 
 
