@@ -4,7 +4,7 @@ A reader's fate is one of:
 
     whole     a clean end after exactly a poem: what every patient reader is owed
     reset     an error instead of an end: it knows that it has not the poem
-    refused   nobody listened
+    refused   nobody listened, or somebody else where a server had been
     left      it went by itself, as some do
     empty     a clean end before the first byte: it knows, since no poem is empty
     unix      a clean end in the middle, where nothing else can be: Unix sockets have no reset
@@ -52,15 +52,13 @@ def judge(number: int, data: bytes) -> str:
     """What a reader has that saw a clean end after `data`: "whole", "empty", "short", "wrong"."""
     if not data:
         return "empty"
-    if data.startswith(b"HTTP/"):
-        return "refused"  # after a restart, the port is that of the metrics
     if len(data) == 1 and data in LETTERS:
         return "whole" if number == 0 else "short"
     first, found, body = data.partition(b"\n")
     if not found:
         return "short"
-    its_number, size, digest = first.split()
-    if int(its_number) != number or len(data) > int(size):
+    its_number, size, digest = (*first.split(), b"", b"", b"")[:3]
+    if its_number != b"%d" % number or not size.isdigit() or len(data) > int(size):
         return "wrong"
     if len(data) < int(size):
         return "short"
@@ -120,7 +118,7 @@ def speaks_first(sock: socket.socket, _: random.Random) -> bytes:
 
 
 def half_closes_first(sock: socket.socket, _: random.Random) -> bytes:
-    sock.shutdown(socket.SHUT_WR)
+    socket.socket.shutdown(sock, socket.SHUT_WR)  # below TLS: Python's would go on without it
     return take(sock)
 
 
@@ -179,8 +177,18 @@ HABITS: tuple[Habit, ...] = (
 )
 
 
-def fate(target: Target, habit: Habit, context: ssl.SSLContext, chance: random.Random) -> str:
-    """Let one reader come and go, and give its fate."""
+def fate(
+    target: Target,
+    habit: Habit,
+    context: ssl.SSLContext,
+    chance: random.Random,
+    is_there: Callable[[], bool],
+) -> str:
+    """Let one reader come and go, and give its fate.
+
+    @param is_there: whether the server is still the one whose target it is: after a restart, who is
+        at its address may be anybody.
+    """
     try:
         sock = connected(target, context)
     except TimeoutError:
@@ -190,6 +198,8 @@ def fate(target: Target, habit: Habit, context: ssl.SSLContext, chance: random.R
     except (ConnectionError, ssl.SSLError):
         return "reset"
     with sock:
+        if not is_there():
+            return "refused"
         try:
             data = habit(sock, chance)
         except TimeoutError:

@@ -7,6 +7,7 @@ stopped, killed and started again. Prints what became of the readers, and what t
 from __future__ import annotations
 
 import argparse
+import fcntl
 import os
 import random
 import re
@@ -20,7 +21,7 @@ import urllib.request
 from collections import Counter
 from collections.abc import Iterable, Sequence
 from concurrent.futures import ThreadPoolExecutor
-from fcntl import fcntl
+from functools import partial
 from pathlib import Path
 from threading import Event, Lock, Thread, Timer
 
@@ -40,9 +41,10 @@ REST = 0.4
 STEP = 0.5
 """Seconds between two things that happen to a server, on average."""
 MOST_MINUTES = 24 * 60
-F_SETPIPE_SZ = 1031
+OFTEN = {"new poems": 60, "spoilt poems": 15, "logs left or taken up": 10, "stops": 2, "kills": 2}
+"""What happens, and how often beside the others."""
 FAULTS = ("bad exits", "descriptors left over", "failed scrapes", "tracebacks")
-HELD = ("MB", "MB of files in memory", "descriptors", "slow: MB", "slow: descriptors")
+HELD = ("MB", "MB in files", "descriptors", "slow: MB", "slow: in files", "slow: descriptors")
 
 
 class Server:
@@ -82,13 +84,13 @@ class Server:
         )
         assert self.process.stdout is not None
         assert self.process.stderr is not None
-        fcntl(self.process.stderr, F_SETPIPE_SZ, 4096)
+        fcntl.fcntl(self.process.stderr, fcntl.F_SETPIPE_SZ, 4096)
         Thread(target=self._read_log, args=(self.process.stderr,), daemon=True).start()
         timer = Timer(STARTING, self.process.kill)
         timer.start()
-        lines = [self.process.stdout.readline() for _ in range(len(self.wanted) + 1)]
+        lines = [self.process.stdout.readline().decode() for _ in (*self.wanted, "metrics")]
         timer.cancel()
-        addresses = [line.decode().strip().rpartition(" on ")[2] for line in lines]
+        addresses = [line.strip().rpartition(" on ")[2] for line in lines]
         if not addresses[-1]:
             raise RuntimeError(f"{self.name} does not serve")
         self.held = self.descriptors()
@@ -106,13 +108,13 @@ class Server:
             self.counts["lost lines"] += int(lost[1]) if lost else 0
             self.reads_log.wait()
 
-    def signal(self, number: int) -> None:
-        self.process.send_signal(number)
+    def still_has(self, deaths: int) -> bool:
+        return self.deaths == deaths
 
     def end(self, number: int) -> None:
         """Have it end, and count it where it does not."""
         self.deaths += 1
-        self.signal(number)
+        self.process.send_signal(number)
         try:
             code = self.process.wait(GRACE + PATIENCE)
             self.counts["bad exits"] += code != (-number if number == signal.SIGKILL else 0)
@@ -127,11 +129,11 @@ class Server:
     def descriptors(self) -> int:
         return len(list(Path(f"/proc/{self.process.pid}/fd").iterdir()))
 
-    def memory(self) -> tuple[float, float]:
-        """Its resident memory and its files in memory, in MB."""
+    def holds(self) -> tuple[float, float, int]:
+        """Its resident memory and its files in memory, in MB, and its descriptors."""
         status = Path(f"/proc/{self.process.pid}/status").read_text(encoding="ascii")
         resident = int(status.split("VmRSS:")[1].split()[0]) * 1024
-        return resident / 1e6, files_in_memory(self.process.pid) / 1e6
+        return resident / 1e6, files_in_memory(self.process.pid) / 1e6, self.descriptors()
 
 
 class Soak:
@@ -144,11 +146,10 @@ class Soak:
         make_certificate(directory)
         for number in range(len(SIZES)):
             self.replace(number)
-        everything = range(len(SIZES))
-        slow = ("--num-bytes", "200", "--delay", "0.02")
-        self.steady = Server("steady", everything, directory)
-        self.mortal = Server("mortal", everything, directory)
-        self.servers = [self.steady, self.mortal, Server("slow", [SLOW], directory, *slow)]
+        self.steady = Server("steady", range(len(SIZES)), directory)
+        self.mortal = Server("mortal", range(len(SIZES)), directory)
+        self.slow = Server("slow", [SLOW], directory, "--num-bytes", "200", "--delay", "0.02")
+        self.servers = [self.steady, self.mortal, self.slow]
         self.over = Event()
         self.lock = Lock()
         self.fates: Counter[tuple[str, str]] = Counter()
@@ -162,7 +163,7 @@ class Soak:
 
     def reload(self) -> None:
         for server in self.servers:
-            server.signal(signal.SIGHUP)
+            server.process.send_signal(signal.SIGHUP)
         self.happened["HUPs"] += 1
 
     def spoil(self, number: int) -> None:
@@ -175,27 +176,23 @@ class Soak:
             (self.directory / "fresh").replace(path)
         self.reload()
         self.over.wait(STEP / 5)
-        self.replace(number)
-        self.reload()
 
     def step(self) -> None:
         """Let something happen."""
         number = self.chance.randrange(len(SIZES))
-        what = self.chance.choices(["replace", "spoil", "log", "stop", "kill"], [60, 15, 10, 2, 2])[
-            0
-        ]
+        [what] = self.chance.choices(list(OFTEN), list(OFTEN.values()))
         self.happened[what] += 1
-        if what == "replace":
-            self.replace(number)
-            self.reload()
-        elif what == "spoil":
-            self.spoil(number)
-        elif what == "log":
+        if what in ("stops", "kills"):
+            self.mortal.end(signal.SIGTERM if what == "stops" else signal.SIGKILL)
+            self.mortal.start()
+        elif what == "logs left or taken up":
             server = self.chance.choice(self.servers)
             server.reads_log.clear() if server.reads_log.is_set() else server.reads_log.set()
         else:
-            self.mortal.end(signal.SIGTERM if what == "stop" else signal.SIGKILL)
-            self.mortal.start()
+            if what == "spoilt poems":
+                self.spoil(number)
+            self.replace(number)
+            self.reload()
 
     def read(self, number: int) -> None:
         """Be one reader after the other."""
@@ -204,14 +201,12 @@ class Soak:
         context.check_hostname = False
         context.verify_mode = ssl.CERT_NONE
         while not self.over.wait(chance.expovariate(1 / REST)):
-            server = chance.choice(self.servers)
-            target, habit, deaths = (
-                chance.choice(server.targets),
-                chance.choice(HABITS),
-                server.deaths,
-            )
-            end = fate(target, habit, context, chance)
-            cut = server.deaths != deaths or habit.__name__ == "stalls"
+            server, habit = chance.choice(self.servers), chance.choice(HABITS)
+            deaths = server.deaths
+            target = chance.choice(server.targets)
+            is_there = partial(server.still_has, deaths)
+            end = fate(target, habit, context, chance, is_there)
+            cut = not is_there() or habit.__name__ == "stalls"
             if end == "short" and target.transport == "unix" and cut:
                 end = "unix"
             if end in LET_DOWN:
@@ -262,21 +257,14 @@ class Soak:
 
     def row(self, minute: float | None) -> list[object]:
         """How it stands."""
-        steady, slow = self.servers[0], self.servers[2]
-        resident, files = steady.memory()
-        return [
-            "after" if minute is None else f"{minute:g}",
-            sum(self.fates.values()) // 2,
-            f"{resident:.0f}",
-            f"{files:.0f}",
-            steady.descriptors(),
-            f"{slow.memory()[0]:.0f}",
-            slow.descriptors(),
-        ]
+        when = "after" if minute is None else f"{minute:g}"
+        readers = sum(self.fates.values()) // 2  # each is there by habit and by transport
+        held = [figure for server in (self.steady, self.slow) for figure in server.holds()]
+        return [when, readers, *(f"{number:.0f}" for number in held)]
 
     def close(self) -> None:
         for server in self.servers:
-            if server.process.poll() is None:
+            if server.metrics and server.process.poll() is None:
                 server.end(signal.SIGTERM)
             self.happened.update(server.counts)
 

@@ -72,3 +72,12 @@ def test_quick_run_renders(quick: dict[str, dict[str, object]]) -> None:
     """Every table can be made of what the run gives."""
     page = render_all(quick)
     assert all(f"## {name}\n" in page for name in BLOCKS)
+
+
+@pytest.mark.machine
+def test_a_short_soak() -> None:
+    """A soak of seconds, with a stop and a kill, counts what became of each reader."""
+    command = [sys.executable, "-m", "benchmarks.soak", "--minutes", "0.1", "--seed", "1"]
+    run = subprocess.run(command, cwd=ROOT, capture_output=True, text=True, check=False)
+    assert run.returncode == 0, run.stdout + run.stderr
+    assert "| reads fast |" in run.stdout
