@@ -31,7 +31,9 @@ ROOM_SECONDS = 1.0
 
 _LEVELS = {LogLevel.debug: 0, LogLevel.info: 1, LogLevel.warn: 2, LogLevel.error: 3}
 _WORST = 4
+_JSON = (str, int, float)
 _NOT_JSON = (float("inf"), float("-inf"))
+_to_json = json.JSONEncoder(ensure_ascii=False).encode
 _SUCCESSES = frozenset({"sent", "received"})
 _log = Logger()
 
@@ -74,8 +76,9 @@ def _one_line(value: object) -> str:
 
 def format_text(event: LogEvent) -> str:
     """One event for a reader at a terminal; a traceback only for what nobody foresaw."""
-    text = eventAsText(event, includeTimestamp=False, includeSystem=False)
-    if "log_failure" not in event:
+    if "log_failure" in event:
+        text = eventAsText(event, includeTimestamp=False, includeSystem=False)
+    elif not (text := _message(event)).isprintable():
         # A peer may choose a name that looks like another line.
         text = "".join(c if c.isprintable() else repr(c)[1:-1] for c in text)
     return f"{_time(event)} {event['log_level'].name:5} {text}\n"
@@ -87,17 +90,24 @@ def format_json(event: LogEvent) -> str:
         "time": _time(event),
         "level": event["log_level"].name,
         "event": event.get("event", "log"),
-        "message": formatEvent(event),
+        "message": _message(event),
     }
     own = {
         key: str(value) if value in _NOT_JSON else value
         for key, value in event.items()
-        if not key.startswith("log_") and isinstance(value, str | int | float)
+        if isinstance(value, _JSON) and not key.startswith("log_")
     }
     fields = {**fields, **{key: own[key] for key in own.keys() - fields.keys()}}
     if "log_failure" in event:
         fields["traceback"] = event["log_failure"].getTraceback()
-    return json.dumps(fields, ensure_ascii=False) + "\n"
+    return _to_json(fields) + "\n"
+
+
+def _message(event: LogEvent) -> str:
+    """What an event says. Ours need nothing but `str.format`; Twisted's way takes 8 us more."""
+    if str(event.get("log_namespace", "")).startswith("poetry.") and "log_format" in event:
+        return str(event["log_format"]).format_map(event)
+    return formatEvent(event)
 
 
 def _time(event: LogEvent) -> str:

@@ -8,7 +8,7 @@ import math
 import os
 import sys
 import warnings
-from collections.abc import Iterator
+from collections.abc import Callable, Iterator
 from contextlib import suppress
 from pathlib import Path
 from typing import Any
@@ -114,6 +114,16 @@ def test_json() -> None:
         "ever": "inf",
     }
     assert json.loads(format_json(event_of()))["event"] == "log"
+
+
+@pytest.mark.parametrize("write", FORMATS.values(), ids=FORMATS.keys())
+def test_what_others_log(write: Callable[[LogEvent], str]) -> None:
+    """Their formats may have all that Twisted's have, and there may be none."""
+    theirs = event_of(log_namespace="twisted.web", log_format="{call()}", call=lambda: "called")
+    assert "called" in write(theirs)
+    empty = event_of()
+    del empty["log_format"]
+    assert "so" not in write({**empty, "what": ""})
 
 
 def test_a_failure_has_its_traceback() -> None:
