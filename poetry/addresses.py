@@ -28,6 +28,7 @@ from twisted.internet.interfaces import (
     IStreamServerEndpoint,
 )
 
+from poetry.system import UNIX
 from poetry.unix import TakingOver, check_path, path_of
 
 BACKLOG = 4096
@@ -96,6 +97,7 @@ def server_endpoint(reactor: Any, text: str) -> IStreamServerEndpoint:
             f"{text!r}: the PROXY protocol is not supported: the poem would leave before its header"
             " is read; use 'mode tcp' without send-proxy"
         )
+    _check_unix(kind_of, text)
     if kind_of == "stdio":
         raise BadAddress(f"{text!r}: standard input and output is not a listener")
     if kind_of in _WITH_BACKLOG and ":backlog=" not in text:
@@ -118,6 +120,7 @@ def client_endpoint(reactor: Any, text: str, timeout: float = 30.0) -> IStreamCl
     if plain is not None:
         return _over_tls(_plain_client(reactor, plain, text, timeout), plain.host, text)
     host = rest.partition(":")[0]
+    _check_unix(scheme, text)
     full = text
     if scheme == "ssl" and "hostname=" not in text and "=" not in host:
         # Else Twisted checks who signed the certificate, and not whose it is.
@@ -161,6 +164,11 @@ def _over_tls(endpoint: IStreamClientEndpoint, host: str, text: str) -> IStreamC
     except UnicodeError as error:
         raise BadAddress(f"{text!r}: no certificate can be for {host!r}: {error}") from error
     return wrapClientTLS(options, endpoint)
+
+
+def _check_unix(kind_of: str, text: str) -> None:
+    if kind_of == "unix" and UNIX is None:
+        raise BadAddress(f"{text!r}: this system has no Unix sockets")
 
 
 def _parse(parser: Any, reactor: Any, full: str, text: str) -> Any:

@@ -16,6 +16,7 @@ from poetry.logs import TransferLog
 from poetry.metrics import Metrics
 from poetry.poems import PoemFactory, Text, describe, read_at_start
 from poetry.server import PoetryService
+from poetry.system import HANGUP
 from poetry.systemd import notify
 from poetry.wire.poem import Poem
 from poetry.wire.sender import Pace
@@ -135,7 +136,8 @@ class DaemonService(PoetryService):
     def startService(self) -> None:
         """Start, and listen to HUP."""
         super().startService()
-        signal.signal(signal.SIGHUP, lambda *_: self.clock.callFromThread(self.reload))
+        if HANGUP is not None:
+            signal.signal(HANGUP, lambda *_: self.clock.callFromThread(self.reload))
         self.whenListening().addCallbacks(lambda _: notify("READY=1"), lambda _: None)
 
     def reload(self) -> Deferred[None]:

@@ -10,7 +10,6 @@ from typing import Any
 import click
 
 from poetry.console import FAILED, USAGE, Count, Seconds, complain
-from poetry.descriptors import LEAST, raise_limit
 from poetry.limits import DEFAULTS, Limits
 
 
@@ -118,6 +117,8 @@ def serve(
         host = interface or "127.0.0.1"
         address = f"{bracketed(host)}:{port or 0}"
         addresses = (address,) * max(1, len(poems))
+
+    from poetry.descriptors import LEAST, raise_limit
 
     if (descriptors := raise_limit()) < LEAST:
         return complain(f"{descriptors} open files (ulimit -n) do not do: it takes {LEAST}", FAILED)

@@ -130,7 +130,8 @@ class AtomicFile(_File):
                 with suppress(OSError):
                     os.fchown(descriptor, -1, old.st_gid)
                 self._note(f"{self._place}: its owner cannot be kept: {error.strerror}")
-        os.fchmod(descriptor, _permissions(old))
+        if hasattr(os, "fchmod"):  # Windows has no such permissions
+            os.fchmod(descriptor, _permissions(old))
 
     def close(self) -> None:
         """Leave no file that is not finished."""

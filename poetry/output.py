@@ -20,6 +20,7 @@ from twisted.python.failure import Failure
 
 from poetry.files import AtomicFile, Unwritten, blaming, status_of
 from poetry.streams import own_description
+from poetry.system import NOT_BLOCKING, ONLY_SOCKETS
 
 STANDARD_OUTPUT = "standard output"
 
@@ -91,7 +92,7 @@ def open_sink(
         if old is None or stat.S_ISREG(old.st_mode):
             return AtomicFile(path, note)
         # Not blocking: nobody may ever read a FIFO.
-        descriptor = os.open(path, os.O_WRONLY | os.O_NONBLOCK)
+        descriptor = os.open(path, os.O_WRONLY | NOT_BLOCKING)
         return Output(reactor, descriptor, path, max_time)
 
 
@@ -115,6 +116,7 @@ class Output(FileDescriptor):
         """
         super().__init__(reactor)
         self.closed: Deferred[None] = Deferred()
+        self._clock = reactor
         self._descriptor = descriptor
         self._place = place
         self._error: OSError | None = None
@@ -137,6 +139,22 @@ class Output(FileDescriptor):
         """Take some more: IConsumer."""
         self.size += len(data)
         super().write(data)
+
+    def startWriting(self) -> None:
+        """Have the reactor tell when there is room. Where it cannot, each write waits for some."""
+        if ONLY_SOCKETS:
+            self._clock.callLater(0, self._writeWaiting)
+        else:
+            super().startWriting()  # type: ignore[no-untyped-call]
+
+    def _writeWaiting(self) -> None:
+        if not self.connected:
+            return
+        gone = self.doWrite()
+        if gone is not None:
+            self.connectionLost(Failure(gone))
+        elif self.dataBuffer:
+            self.startWriting()
 
     def writeSomeData(self, data: bytes) -> int | BaseException:
         """Write what there is room for."""

@@ -21,6 +21,7 @@ from twisted.logger import Logger
 
 from poetry.errors import EmptyPoem
 from poetry.protocol import PoetryServerFactory
+from poetry.system import NOT_BLOCKING
 from poetry.wire.poem import Poem
 
 ENDLESS = 256 * 1024 * 1024
@@ -150,7 +151,7 @@ class Fresh(NamedTuple):
 def _read_again(path: Path, version: Version | None, shares: bool) -> Fresh | None:
     """The poem in a regular file, ready to be sent; None: it has not changed."""
     # Not blocking: it may have become a FIFO.
-    with open(path, "rb", opener=lambda name, flags: os.open(name, flags | os.O_NONBLOCK)) as file:
+    with open(path, "rb", opener=lambda name, flags: os.open(name, flags | NOT_BLOCKING)) as file:
         status = os.fstat(file.fileno())
         if not stat.S_ISREG(status.st_mode):
             raise OSError(errno.EINVAL, "it is no regular file")

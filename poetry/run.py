@@ -13,6 +13,7 @@ from poetry.clock import use_monotonic_time
 from poetry.console import FAILED, INTERRUPTED, complain
 from poetry.progress import is_terminal
 from poetry.streams import say
+from poetry.system import HANGUP
 
 if TYPE_CHECKING:
     from poetry.server import PoetryService
@@ -93,9 +94,8 @@ def run_to_end(reactor: Any, work: Coroutine[Any, Any, bool]) -> int:
     def start() -> None:
         if signal.getsignal(signal.SIGINT) != signal.SIG_IGN:
             signal.signal(signal.SIGINT, reactor.sigInt)
-        hangup = getattr(signal, "SIGHUP", None)  # not on Windows
-        if hangup and signal.getsignal(hangup) == signal.SIG_DFL:
-            signal.signal(hangup, reactor.sigTerm)
+        if HANGUP is not None and signal.getsignal(HANGUP) == signal.SIG_DFL:
+            signal.signal(HANGUP, reactor.sigTerm)
         done = Deferred.fromCoroutine(work)
         reactor.addSystemEventTrigger("before", "shutdown", done.cancel)
         done.addBoth(results.append)

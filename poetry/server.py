@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import socket
 from collections.abc import Callable, Iterable, Sequence
 from typing import Any
 
@@ -21,6 +20,7 @@ from poetry.listener import Gate, Listener, Listeners
 from poetry.poems import PoemFactory, Reloads
 from poetry.protocol import PoetryProtocol, PoetryServerFactory
 from poetry.sweep import Sweeper
+from poetry.system import UNIX
 from poetry.wire.lean import POSSIBLE, LeanPort
 
 LINGER = 30.0
@@ -200,7 +200,7 @@ class PoetryService(Service):
         if index >= len(self.listeners) or not isinstance(port, Port):
             return port.stopListening
         # Under TLS the port's is another one, which copies; so do Unix sockets.
-        plain = port.factory is factory and port.addressFamily != socket.AF_UNIX
+        plain = port.factory is factory and port.addressFamily != UNIX
         if plain:
             factory.shares = True
             if factory.sending is not None:  # now, so that readers bring no descriptor but theirs

@@ -8,8 +8,10 @@ import select
 import stat
 from contextlib import suppress
 
-PIECE = 4096
-"""Bytes at a time: what a pipe that polls as writable takes at once (PIPE_BUF, pipe(7))."""
+from poetry.system import NOT_BLOCKING
+
+PIECE = getattr(select, "PIPE_BUF", 4096)
+"""Bytes at a time: what a pipe that polls as writable takes at once (pipe(7)); on Windows any."""
 
 
 def own_description(descriptor: int) -> int:
@@ -20,7 +22,7 @@ def own_description(descriptor: int) -> int:
     mode = os.fstat(descriptor).st_mode
     if stat.S_ISFIFO(mode) or stat.S_ISCHR(mode):
         with suppress(OSError):
-            return os.open(f"/dev/fd/{descriptor}", os.O_WRONLY | os.O_NONBLOCK | os.O_CLOEXEC)
+            return os.open(f"/dev/fd/{descriptor}", os.O_WRONLY | NOT_BLOCKING)
     return os.dup(descriptor)
 
 

@@ -19,7 +19,7 @@ def notify(state: str) -> None:
     if state == "RELOADING=1":
         state += f"\nMONOTONIC_USEC={monotonic_ns() // 1000}"
     try:
-        with socket.socket(socket.AF_UNIX, socket.SOCK_DGRAM | socket.SOCK_CLOEXEC) as notifier:
+        with socket.socket(socket.AF_UNIX, socket.SOCK_DGRAM) as notifier:
             notifier.connect("\0" + path[1:] if path.startswith("@") else path)
             notifier.sendall(state.encode())
     except OSError as error:

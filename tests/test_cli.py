@@ -1060,7 +1060,7 @@ def test_interrupted_before_it_runs() -> None:
 
 def test_too_few_descriptors(in_process: Run, monkeypatch: pytest.MonkeyPatch) -> None:
     """A server that could hardly do anything says what it takes."""
-    monkeypatch.setattr("poetry.command_serve.raise_limit", lambda: 6)
+    monkeypatch.setattr("poetry.descriptors.raise_limit", lambda: 6)
     message = f"6 open files (ulimit -n) do not do: it takes {LEAST}"
     assert error_of(in_process("serve"), 1) == message
 
@@ -1071,5 +1071,5 @@ def test_out_of_descriptors(in_process: Run, monkeypatch: pytest.MonkeyPatch) ->
     def fail() -> int:
         raise OSError(errno.EMFILE, "Too many open files")
 
-    monkeypatch.setattr("poetry.command_serve.raise_limit", fail)
+    monkeypatch.setattr("poetry.descriptors.raise_limit", fail)
     assert error_of(in_process("serve"), 1) == "Too many open files: raise the limit (ulimit -n)"

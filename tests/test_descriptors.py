@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 import resource
-import runpy
 import sys
 from collections.abc import Iterator
 
@@ -41,12 +40,17 @@ def test_no_limit(monkeypatch: pytest.MonkeyPatch) -> None:
     """Where the hard limit is infinite, or the system has none, any number goes."""
     infinite = (resource.RLIM_INFINITY, resource.RLIM_INFINITY)
     monkeypatch.setattr(resource, "getrlimit", lambda _: infinite)
-    assert (raise_limit(), most_connections()) == (sys.maxsize, sys.maxsize)
+    assert (raise_limit(), most_connections()) == (sys.maxsize, sys.maxsize - RESERVED - 2)
     monkeypatch.setattr(descriptors, "resource", None)
-    assert (raise_limit(), most_connections()) == (sys.maxsize, sys.maxsize)
+    assert (raise_limit(), most_connections()) == (sys.maxsize, sys.maxsize - RESERVED - 2)
 
 
-def test_a_system_without_the_module(monkeypatch: pytest.MonkeyPatch) -> None:
-    """It can be imported where there is no such limit (Windows)."""
-    monkeypatch.setitem(sys.modules, "resource", None)
-    assert runpy.run_path(str(descriptors.__file__))["most_connections"]() == sys.maxsize
+def test_a_reactor_that_cannot_wait_for_more(monkeypatch: pytest.MonkeyPatch) -> None:
+    """The limit is no higher than what select can wait for, and a soft one is never infinite."""
+    raised = []
+    monkeypatch.setattr(descriptors, "SELECTABLE", 1024)
+    monkeypatch.setattr(resource, "getrlimit", lambda _: (256, resource.RLIM_INFINITY))
+    monkeypatch.setattr(resource, "setrlimit", lambda _, limits: raised.append(limits))
+    assert raise_limit() == 1024
+    assert raised == [(1024, resource.RLIM_INFINITY)]
+    assert most_connections() == 1024 - RESERVED - 2

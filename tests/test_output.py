@@ -53,9 +53,12 @@ def save(path: Path, poem: bytes = b"a poem") -> list[str]:
     return notes
 
 
-@pytest.fixture
-def pipe() -> Iterator[tuple[int, int]]:
-    """Both ends of a pipe, to read and to write."""
+@pytest.fixture(params=[False, True], ids=["", "only sockets"])
+def pipe(
+    request: pytest.FixtureRequest, monkeypatch: pytest.MonkeyPatch
+) -> Iterator[tuple[int, int]]:
+    """Both ends of a pipe, to read and to write, for a reactor that can wait for it or cannot."""
+    monkeypatch.setattr("poetry.output.ONLY_SOCKETS", request.param)
     ends = os.pipe()
     yield ends
     for end in ends:
@@ -155,6 +158,10 @@ def test_closing_gives_up_what_is_not_out(pipe: tuple[int, int]) -> None:
     output.write(LONG)
     descriptor = output.fileno()
     output.close()
+    reactor.iterate(0)
+    os.set_blocking(pipe[0], False)
+    with pytest.raises(BlockingIOError):
+        os.read(pipe[0], 1)
     with pytest.raises(OSError, match="Bad file descriptor"):
         os.fstat(descriptor)
     assert output not in reactor.getWriters()

@@ -3,12 +3,12 @@
 from __future__ import annotations
 
 import errno
-import fcntl
 import socket
 import struct
 import sys
-import termios
 from contextlib import suppress
+
+from poetry.system import fcntl, termios
 
 MORE = getattr(socket, "MSG_MORE", 0)
 """A flag of send(2): the end of the stream follows. Both leave in one packet."""
@@ -47,7 +47,7 @@ def reset(handle: socket.socket) -> None:
 
 def unacknowledged(handle: socket.socket) -> int:
     """Bytes that the peer has not acknowledged (tcp(7), SIOCOUTQ); 0 where nobody can tell."""
-    with suppress(OSError):
+    with suppress(AttributeError, OSError):  # there may be no fcntl
         answer = fcntl.ioctl(handle.fileno(), termios.TIOCOUTQ, bytes(4))
         return int.from_bytes(answer, sys.byteorder)
     return 0

@@ -3,11 +3,11 @@
 from __future__ import annotations
 
 import errno
-import fcntl
 import os
-import resource
 import socket
 import weakref
+
+from poetry.system import UNIX, fcntl, resource
 
 SHARED = 256 * 1024
 """Bytes from which on sendfile(2) costs less CPU than send(2): as much at 100 kB, 0.9 times at
@@ -48,7 +48,7 @@ class Poem:
         @return: how many bytes it took.
         @raise OSError: as from send(2): EAGAIN (BlockingIOError) where it has no room.
         """
-        if len(self.data) >= SHARED and to.family != socket.AF_UNIX:
+        if len(self.data) >= SHARED and to.family != UNIX:
             self._readers += not offset
             if self._readers > 1:
                 self.share()

@@ -1,0 +1,34 @@
+"""What systems other than Linux lack, told here alone. Tests take it away; only Linux runs them."""
+
+from __future__ import annotations
+
+import os
+import signal
+import socket
+import sys
+
+try:
+    import fcntl
+    import resource
+    import termios
+except ImportError:  # Windows
+    fcntl = resource = termios = None  # type: ignore[assignment]
+
+__all__ = ["HANGUP", "NOT_BLOCKING", "ONLY_SOCKETS", "SELECTABLE", "UNIX"]
+__all__ += ["fcntl", "resource", "termios"]
+
+HANGUP: int | None = getattr(signal, "SIGHUP", None)
+"""The signal of a terminal that is closed, and of a reload; not on Windows."""
+
+NOT_BLOCKING: int = getattr(os, "O_NONBLOCK", 0)
+"""A flag of open(2); not on Windows."""
+
+UNIX: int | None = getattr(socket, "AF_UNIX", None)
+"""The family of Unix sockets; Python has none on Windows."""
+
+ONLY_SOCKETS = sys.platform.startswith("win")
+"""Whether a reactor can wait for sockets alone: neither for pipes nor for a console."""
+
+SELECTABLE = {"darwin": 1024, "win32": 512}.get(sys.platform, sys.maxsize)
+"""Descriptors that the reactor can wait for: Twisted's default there is select, whose FD_SETSIZE
+macOS and Python for Windows set so."""
