@@ -62,6 +62,9 @@ def make_certificates(directory: Path) -> Certificates:
     def subject(name: str) -> x509.Name:
         return x509.Name([x509.NameAttribute(x509.NameOID.COMMON_NAME, name)])
 
+    no, yes = False, True
+    signs_certificates = x509.KeyUsage(no, no, no, no, no, yes, no, no, no)
+
     def certify(
         name: str,
         alternatives: list[x509.GeneralName],
@@ -78,7 +81,15 @@ def make_certificates(directory: Path) -> Certificates:
             .not_valid_before(now - day)
             .not_valid_after(now + day)
             .add_extension(x509.BasicConstraints(ca=signer is None, path_length=None), True)
+            # Python 3.13 and newer ask for these (VERIFY_X509_STRICT).
+            .add_extension(x509.SubjectKeyIdentifier.from_public_key(key.public_key()), False)
+            .add_extension(
+                x509.AuthorityKeyIdentifier.from_issuer_public_key((signer or key).public_key()),
+                False,
+            )
         )
+        if signer is None:
+            builder = builder.add_extension(signs_certificates, True)
         if alternatives:
             builder = builder.add_extension(x509.SubjectAlternativeName(alternatives), False)
         pem = serialization.Encoding.PEM
