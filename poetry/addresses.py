@@ -169,6 +169,8 @@ def _over_tls(endpoint: IStreamClientEndpoint, host: str, text: str) -> IStreamC
 def _check_unix(kind_of: str, text: str) -> None:
     if kind_of == "unix" and UNIX is None:
         raise BadAddress(f"{text!r}: this system has no Unix sockets")
+    if text == "unix:":
+        raise BadAddress(f"{text!r}: it names no path")
 
 
 def _parse(parser: Any, reactor: Any, full: str, text: str) -> Any:

@@ -29,7 +29,8 @@ if TYPE_CHECKING:
     poetry get --retries 5 host:10000        try again
     poetry get unix:/run/poem                a Unix socket
     poetry get tls:poems.example.org:10000   over TLS
-    """
+    """,
+    short_help="Fetch poems, and print them in the order asked for.",
 )
 @click.argument("addresses", metavar="ADDRESS...", nargs=-1, required=True)
 @click.option(
@@ -153,6 +154,8 @@ def files_in(directory: Path, addresses: Sequence[str]) -> list[str]:
         raise click.UsageError("two addresses would share a file in --directory")
     try:
         directory.mkdir(parents=True, exist_ok=True)
+    except FileExistsError as error:
+        raise click.ClickException(f"{directory}: it is no directory") from error
     except OSError as error:
         raise click.ClickException(f"{directory}: {error.strerror}") from error
     return [str(directory / name) for name in names]

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import errno
 import os
+import re
 import sys
 from typing import Any
 
@@ -114,7 +115,7 @@ def serve(
     if len(poems) > 1 and port:
         raise click.UsageError("several poems cannot share --port: give each a --listen")
     if not addresses and (port is not None or interface is not None):
-        host = interface or "127.0.0.1"
+        host = "127.0.0.1" if interface is None else interface_of(interface)
         address = f"{bracketed(host)}:{port or 0}"
         addresses = (address,) * max(1, len(poems))
 
@@ -153,6 +154,17 @@ def serve(
         return complain(cannot_listen(error), FAILED)
 
 
+def interface_of(text: str) -> str:
+    """A host, or an IPv6 address without the brackets that it may be given in."""
+    host = re.fullmatch(r"[^\s:/*\[\]]+|\[(?=.*:.*:)[^\s/\[\]]+\]|(?=.*:.*:)[^\s/\[\]]+", text)
+    if host is None:
+        raise click.UsageError(
+            f"--interface {text}: write a host or an address of this machine, without a port"
+            " (that is --port), or 0.0.0.0 for all"
+        )
+    return text.strip("[]")
+
+
 def bracketed(host: str) -> str:
     """A host as it is written before `:PORT`."""
     return f"[{host}]" if ":" in host else host
@@ -163,6 +175,8 @@ def cannot_listen(error: Any) -> str:
     reason = error.socketError
     if isinstance(reason, str):  # Twisted could not lock a Unix socket
         reason = OSError(errno.EADDRINUSE, reason)
+    elif not isinstance(reason, OSError):  # an endpoint has errors of its own
+        reason = OSError(None, str(reason))
     host, port = error.interface, error.port
     if isinstance(port, bytes):
         port = os.fsdecode(port)

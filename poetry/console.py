@@ -67,7 +67,8 @@ class Count(click.ParamType):  # type: ignore[type-arg]  # it has none in click 
         try:
             number = int(value)
         except ValueError:
-            self.fail(f"{value} is not a whole number, such as 1000000", param, ctx)
+            example = 10000 if self.most else 1000000
+            self.fail(f"{value} is not a whole number, such as {example}", param, ctx)
         if number < self.least or (self.most is not None and number > self.most):
             most = "and more" if self.most is None else f"to {self.most}"
             self.fail(f"{value} is not in the range of {self.least} {most}", param, ctx)

@@ -176,7 +176,7 @@ def error_of(result: subprocess.CompletedProcess[bytes], code: int) -> str:
     ("words", "message"),
     [
         ("serve -p 65536", "Invalid value for '-p' / '--port': 65536 is not in the range"),
-        ("serve -p x", "Invalid value for '-p' / '--port': x is not a whole number, such as"),
+        ("serve -p x", "Invalid value for '-p' / '--port': x is not a whole number, such as 10000"),
         ("serve -p -1", "Invalid value for '-p' / '--port': -1 is not in the range of 0 to 65535"),
         ("serve -l 65536", "'65536': port 65536 is out of range (0 to 65535)"),
         ("serve -l nonsense", "'nonsense' is no address: use PORT, HOST:PORT or"),
@@ -184,6 +184,11 @@ def error_of(result: subprocess.CompletedProcess[bytes], code: int) -> str:
         ("serve -l tcp:0:frob=1", "'tcp:0:frob=1' is no address: too few or too many arguments"),
         ("serve -l ssl:0:privateKey=/none", "'ssl:0:privateKey=/none' is no address: [Errno 2]"),
         ("serve -l stdio:", "'stdio:': standard input and output is not a listener"),
+        ("serve -l unix:", "'unix:': it names no path"),
+        ("serve -i ", "--interface : write a host or an address of this machine, without a port"),
+        ("serve -i *", "--interface *: write a host or an address of this machine"),
+        ("serve -i 127.0.0.1:80", "--interface 127.0.0.1:80: write a host or an address"),
+        ("serve -i [::1]:80", "--interface [::1]:80: write a host or an address"),
         ("serve -l haproxy:tcp:0", "'haproxy:tcp:0': the PROXY protocol is not supported"),
         (f"serve -l unix:{NO_PATH}", f"'unix:{NO_PATH}' is no address: its path has 120 bytes"),
         ("serve --metrics nonsense", "'nonsense' is no address"),
@@ -201,6 +206,7 @@ def error_of(result: subprocess.CompletedProcess[bytes], code: int) -> str:
         ("get ::1:80", "'::1:80' is no address: an IPv6 host goes in brackets"),
         ("get http://localhost/", "'http://localhost/' is no address: write localhost:PORT"),
         (f"get unix:{NO_PATH}", f"'unix:{NO_PATH}' is no address: its path has 120 bytes"),
+        ("get unix:", "'unix:': it names no path"),
         ("get tcp:80:frob=1", "'tcp:80:frob=1' is no address: "),
         ("get -o a -d b 1", "give --output or --directory, not both"),
         ("get -d {empty}.d 1 127.0.0.1:1 1", "two addresses would share a file in --directory"),
@@ -212,7 +218,10 @@ def error_of(result: subprocess.CompletedProcess[bytes], code: int) -> str:
         ),
         ("get --timeout 5s 1", "Invalid value for '--timeout': 5s is not a number of seconds"),
         ("get --max-time 1m 1", "Invalid value for '--max-time': 1m is not a number of seconds"),
-        ("get --max-bytes 1M 1", "Invalid value for '--max-bytes': 1M is not a whole number"),
+        (
+            "get --max-bytes 1M 1",
+            "Invalid value for '--max-bytes': 1M is not a whole number, such as 1000000",
+        ),
         (
             "get --retries -1 1",
             "Invalid value for '--retries': -1 is not in the range of 0 and more",
@@ -275,6 +284,12 @@ def test_cannot_listen(peer: socket.socket, poems: Path, words: str, message: st
     assert error_of(poetry("serve", *given), 1).startswith(message.format(**names))
 
 
+def test_a_directory_that_is_a_file(poems: Path) -> None:
+    """What is no directory can have no files."""
+    file = poems / "short.txt"
+    assert error_of(poetry("get", "-d", file, "1"), 1) == f"{file}: it is no directory"
+
+
 def test_a_unix_socket_that_is_served(tmp_path: Path) -> None:
     """A second server on a Unix socket is told so, and the first one stays."""
     address = f"unix:{tmp_path / 'poem'}"
@@ -300,6 +315,10 @@ def test_a_unix_socket_that_is_served(tmp_path: Path) -> None:
             "cannot listen on [::1]:80: no interface of this machine has that address",
         ),
         (CannotListenError("x", 0, OSError("odd")), "cannot listen on x: odd"),
+        (
+            CannotListenError("", "onion:80", ValueError("there is no Tor")),
+            "cannot listen on onion:80: there is no Tor",
+        ),
         (
             CannotListenError(None, "/run/x", "locked"),
             "cannot listen on /run/x: locked; choose another",
@@ -826,14 +845,15 @@ def test_serve(
         assert server.stderr == ""
 
 
-def test_serve_ipv6(poems: Path) -> None:
-    """An IPv6 interface is announced in brackets."""
+@pytest.mark.parametrize("interface", ["::1", "[::1]"])
+def test_serve_ipv6(poems: Path, interface: str) -> None:
+    """An IPv6 interface is announced in brackets, and may be given in them."""
     try:
         with closing(socket.create_server(("::1", 0), family=socket.AF_INET6)):
             pass
     except OSError:
         pytest.skip("needs IPv6")
-    with running([*QUICK, "-i", "::1", poems / "short.txt"]) as server:
+    with running([*QUICK, "-i", interface, poems / "short.txt"]) as server:
         assert server.addresses[0].startswith("[::1]:")
         assert poetry("get", server.addresses[0]).stdout == SHORT
 
