@@ -12,7 +12,6 @@ import subprocess
 import sys
 import sysconfig
 import venv
-import zipfile
 from collections.abc import Sequence
 from pathlib import Path
 
@@ -70,8 +69,9 @@ def environment(directory: Path) -> Path:
     purelib = sysconfig.get_path(
         "purelib", vars={"base": str(directory), "platbase": str(directory)}
     )
-    for folder in site.getsitepackages():
-        for entry in Path(folder).iterdir():
+    folders = map(Path, site.getsitepackages())
+    for folder in filter(Path.exists, folders):  # Debian's Python names one that is not there
+        for entry in folder.iterdir():
             copy = Path(purelib) / entry.name
             if entry.name == "twisted":
                 ignored = shutil.ignore_patterns("test", "__pycache__", "*poetry*", "dropin.cache")
@@ -99,15 +99,6 @@ def installed(request: pytest.FixtureRequest, tmp_path_factory: pytest.TempPathF
         source = [request.getfixturevalue("wheel")]
     pip("install", *source, cwd=directory, python=binaries / "python")
     return binaries
-
-
-def test_wheel_contents(wheel: Path) -> None:
-    """The wheel has the package and its plugin, and nothing that is Twisted's."""
-    with zipfile.ZipFile(wheel) as archive:
-        names = set(archive.namelist())
-    assert {"poetry/sample.txt", "poetry/py.typed"} <= names
-    foreign = {name for name in names if name.startswith("twisted/")}
-    assert foreign == {"twisted/plugins/poetry_plugin.py"}
 
 
 @pytest.mark.parametrize("runner", ["twistd", "twist"])
