@@ -45,11 +45,13 @@ else:  # a `__getattr__` that type checkers see hides every wrong name from them
             from importlib.metadata import version
 
             return version("twisted-poetry")
-        if name not in __all__:
-            raise AttributeError(f"module {__name__!r} has no attribute {name!r}")
         from importlib import import_module
 
         rooms = ("errors", "protocol", "client", "server")  # each knows only those before it
+        if name in rooms:  # mypy takes it as loaded
+            return import_module(f"{__name__}.{name}")
+        if name not in __all__:
+            raise AttributeError(f"module {__name__!r} has no attribute {name!r}")
         modules = (import_module(f"{__name__}.{room}") for room in rooms)
         return next(getattr(module, name) for module in modules if hasattr(module, name))
 

@@ -72,6 +72,14 @@ def test_version() -> None:
     assert "__version__" in dir(package)
 
 
+@pytest.mark.parametrize("room", ["errors", "protocol", "client", "server"])
+def test_rooms(room: str) -> None:
+    """The rooms of the public names are there by attribute, whatever was loaded before."""
+    program = f"import poetry; print(poetry.{room}.__name__)"
+    done = subprocess.run([sys.executable, "-c", program], capture_output=True, check=False)
+    assert (done.returncode, done.stdout.decode()) == (0, f"poetry.{room}\n")
+
+
 def test_no_other_name() -> None:
     """Another name is an AttributeError, as of any module."""
     with pytest.raises(AttributeError, match="module 'poetry' has no attribute 'prose'"):

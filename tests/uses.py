@@ -12,6 +12,7 @@ from twisted.internet.interfaces import (
     IStreamClientEndpoint,
     IStreamServerEndpoint,
 )
+from twisted.internet.protocol import Protocol
 from twisted.python.failure import Failure
 
 import poetry
@@ -63,11 +64,24 @@ class CountingServer(PoetryServerFactory):
             print(reason.value.received + 1)
 
 
+class Unread(PoetryServerFactory):
+    protocol = Protocol  # type: ignore[assignment]
+    max_bytes = "1M"  # type: ignore[assignment]
+
+    def poemFailed(self, reason: str) -> None:  # type: ignore[override]
+        print(reason)
+
+
 class Prose(PoetryClientFactory):
     protocol = str  # type: ignore[assignment]
 
     def poemReceived(self, poem: str) -> None:  # type: ignore[override]
         print(poem)
+
+
+def observe(protocol: PoetryProtocol) -> None:
+    print(protocol.outcome, protocol.size + 1)
+    print(protocol.outcom)  # type: ignore[attr-defined]
 
 
 async def fetch(endpoint: IStreamClientEndpoint) -> bytes:
@@ -85,8 +99,17 @@ async def fetch(endpoint: IStreamClientEndpoint) -> bytes:
 
 async def serve(endpoint: IStreamServerEndpoint) -> IListeningPort:
     serve_poem(endpoint, "text")  # type: ignore[arg-type]
-    PoetryService([(endpoint, CountingServer(b"a poem"))], idle_timeout=1.5, grace=0)
+    factory = CountingServer(b"a poem")
+    factory.observers = [observe]
+    service = PoetryService([(endpoint, factory)], idle_timeout=1.5, grace=0)
+    stopped: Deferred[None] = service.stopService()
+    await stopped
+    print(service.adresses)  # type: ignore[attr-defined]
     PoetryService([endpoint])  # type: ignore[list-item]
+    PoetryService([(endpoint, CountingClient())])  # type: ignore[list-item]
+    PoetryService([(endpoint, factory)], max_connection=1)  # type: ignore[call-arg]
+    served: Deferred[bytes] = serve_poem(endpoint, None)  # type: ignore[assignment]
+    print(served)
     return await serve_poem(endpoint, b"a poem", max_connections=1)
 
 
