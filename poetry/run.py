@@ -6,6 +6,7 @@ import signal
 import sys
 from collections.abc import Coroutine
 from functools import partial
+from shlex import quote
 from threading import Thread
 from typing import TYPE_CHECKING, Any
 
@@ -53,7 +54,7 @@ class ServiceRunner:
         try:
             say(sys.stdout.fileno(), "".join(lines))
             if is_terminal(sys.stderr):
-                say(sys.stderr.fileno(), f"To fetch it: poetry get {addresses[0]}\n")
+                say(sys.stderr.fileno(), f"To fetch it: poetry get {quote(addresses[0])}\n")
         except OSError as error:
             complain(f"standard output: {error.strerror}", FAILED)
 

@@ -129,9 +129,9 @@ def test_an_endpoint_that_fails_later() -> None:
 
 
 def test_how_to_fetch_it(tmp_path: Path) -> None:
-    """On a terminal a line on standard error says how; standard output is as ever."""
+    """On a terminal a line on standard error says how, for a shell; standard output is as ever."""
     master, slave = pty.openpty()
-    path = tmp_path / "poem"
+    path = tmp_path / "a poem"
     command = [*POETRY, "serve", "-l", f"unix:{path}"]
     with subprocess.Popen(command, stdout=subprocess.PIPE, stderr=slave) as process:
         assert process.stdout is not None
@@ -144,4 +144,4 @@ def test_how_to_fetch_it(tmp_path: Path) -> None:
     os.close(master)
     os.close(slave)
     assert announced == f"Serving sample.txt on unix:{path}\n"
-    assert said == f"To fetch it: poetry get unix:{path}\r\n"
+    assert said == f"To fetch it: poetry get 'unix:{path}'\r\n"
