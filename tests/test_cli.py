@@ -284,12 +284,6 @@ def test_cannot_listen(peer: socket.socket, poems: Path, words: str, message: st
     assert error_of(poetry("serve", *given), 1).startswith(message.format(**names))
 
 
-def test_a_directory_that_is_a_file(poems: Path) -> None:
-    """What is no directory can have no files."""
-    file = poems / "short.txt"
-    assert error_of(poetry("get", "-d", file, "1"), 1) == f"{file}: it is no directory"
-
-
 def test_a_unix_socket_that_is_served(tmp_path: Path) -> None:
     """A second server on a Unix socket is told so, and the first one stays."""
     address = f"unix:{tmp_path / 'poem'}"
@@ -345,7 +339,7 @@ def test_why_it_cannot_listen(error: Exception, message: str) -> None:
         ("-o /dev/full {short}", "/dev/full: No space left on device"),
         ("-o /dev/full {long} {long}", "/dev/full: No space left on device"),
         ("-o /proc/poem {short}", "/proc/poem: No such file or directory"),
-        ("-d {file} {short}", "{file}: File exists"),
+        ("-d {file} {short}", "{file}: it is no directory"),
         ("-d {file}/x {short}", "{file}/x: Not a directory"),
     ],
 )
