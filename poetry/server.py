@@ -20,8 +20,8 @@ from poetry.listener import Gate, Listener, Listeners
 from poetry.poems import PoemFactory, Reloads
 from poetry.protocol import PoetryProtocol, PoetryServerFactory
 from poetry.sweep import Sweeper
-from poetry.system import UNIX
-from poetry.wire.lean import POSSIBLE, LeanPort
+from poetry.system import EPOLL, UNIX
+from poetry.wire.lean import LeanPort
 
 LINGER = 30.0
 """Seconds that a reader which has everything may keep the connection (nginx's lingering_time)."""
@@ -205,7 +205,7 @@ class PoetryService(Service):
             factory.shares = True
             if factory.sending is not None:  # now, so that readers bring no descriptor but theirs
                 factory.sending.share()
-        lean = LeanPort(port, factory) if plain and POSSIBLE else None
+        lean = LeanPort(port, factory) if plain and EPOLL else None
         return Listener(port, self._gate, self._accepted, self._rest, lean).close
 
     def _cannotListen(self, failure: Failure) -> None:

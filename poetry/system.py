@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import os
+import select
 import signal
 import socket
 import sys
@@ -14,8 +15,11 @@ try:
 except ImportError:  # Windows
     fcntl = resource = termios = None  # type: ignore[assignment]
 
-__all__ = ["HANGUP", "NOT_BLOCKING", "ONLY_SOCKETS", "SELECTABLE", "UNIX"]
+__all__ = ["EPOLL", "HANGUP", "NOT_BLOCKING", "ONLY_SOCKETS", "SELECTABLE", "UNIX"]
 __all__ += ["fcntl", "resource", "termios"]
+
+EPOLL = hasattr(select, "epoll")
+"""Whether one descriptor can stand for many others: only on Linux."""
 
 HANGUP: int | None = getattr(signal, "SIGHUP", None)
 """The signal of a terminal that is closed, and of a reload; not on Windows."""

@@ -8,7 +8,6 @@ gets its poem at once, and then is drained together with all others: 0.8 times t
 
 from __future__ import annotations
 
-import select
 import socket
 from typing import Any
 
@@ -22,9 +21,6 @@ from zope.interface import implementer
 
 from poetry.wire.drain import Drain
 from poetry.wire.sender import SHORT
-
-POSSIBLE = hasattr(select, "epoll")
-"""Whether this platform can do so."""
 
 _log = Logger()
 
