@@ -15,6 +15,10 @@ from twisted.python.failure import Failure
 
 from poetry.wire.lean import LeanPort
 
+AT_ONCE = 100
+"""Most connections accepted in a reactor turn: as many as Twisted begins with. While more come it
+raises that without end, and all else waits."""
+
 _log = Logger()
 
 
@@ -122,7 +126,7 @@ class Listener:
         self._accepted()
 
     def _accept(self) -> None:
-        self._port.numberAccepts = min(self._port.numberAccepts, self._gate.room)
+        self._port.numberAccepts = min(self._port.numberAccepts, self._gate.room, AT_ONCE)
         if self._lean is None or not self._lean.suits or not self._lean.accept():
             self._doRead()
 

@@ -40,9 +40,9 @@ def test_no_limit(monkeypatch: pytest.MonkeyPatch) -> None:
     """Where the hard limit is infinite, or the system has none, any number goes."""
     infinite = (resource.RLIM_INFINITY, resource.RLIM_INFINITY)
     monkeypatch.setattr(resource, "getrlimit", lambda _: infinite)
-    assert (raise_limit(), most_connections()) == (sys.maxsize, sys.maxsize - RESERVED - 2)
+    assert (raise_limit(), most_connections()) == (sys.maxsize, sys.maxsize - RESERVED - 3)
     monkeypatch.setattr(descriptors, "resource", None)
-    assert (raise_limit(), most_connections()) == (sys.maxsize, sys.maxsize - RESERVED - 2)
+    assert (raise_limit(), most_connections()) == (sys.maxsize, sys.maxsize - RESERVED - 3)
 
 
 def test_a_reactor_that_cannot_wait_for_more(monkeypatch: pytest.MonkeyPatch) -> None:
@@ -53,4 +53,4 @@ def test_a_reactor_that_cannot_wait_for_more(monkeypatch: pytest.MonkeyPatch) ->
     monkeypatch.setattr(resource, "setrlimit", lambda _, limits: raised.append(limits))
     assert raise_limit() == 1024
     assert raised == [(1024, resource.RLIM_INFINITY)]
-    assert most_connections() == 1024 - RESERVED - 2
+    assert most_connections() == 1024 - RESERVED - 3

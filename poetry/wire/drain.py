@@ -41,7 +41,7 @@ class Drain:
     """Waits for any number of readers, and throws away what they say.
 
     It is open while they come and go: an epoll, and a reader of the reactor's except in a pause.
-    An exception out of `doRead` would make the reactor drop all of them, so `lose` raises none.
+    An exception out of `doRead` makes the reactor drop all of them, so `lose` raises none.
     """
 
     def __init__(self, reactor: Any) -> None:
@@ -56,18 +56,36 @@ class Drain:
     def __contains__(self, handle: socket.socket) -> bool:
         return handle.fileno() in self._waiting
 
-    def add(self, connection: Waiting) -> None:
-        """Let it go when its reader ends."""
+    def add(self, connection: Waiting) -> bool:
+        """Let it go when its reader ends.
+
+        @return: False: there is no descriptor or memory to wait with.
+        """
         assert connection.socket is not None
-        if self._epoll is None:
-            self._epoll = select.epoll()
-            self._reactor.addReader(self)
-            self._at_shutdown = self._reactor.addSystemEventTrigger(
-                "during", "shutdown", self._shut_down
-            )
         descriptor = connection.socket.fileno()
+        try:
+            if self._epoll is None:
+                self._open()
+            assert self._epoll is not None
+            self._epoll.register(descriptor, ONCE)
+        except OSError:
+            return False
         self._waiting[descriptor] = connection
-        self._epoll.register(descriptor, ONCE)
+        return True
+
+    def _open(self) -> None:
+        self._epoll = select.epoll()
+        self._watch()
+        self._at_shutdown = self._reactor.addSystemEventTrigger(
+            "during", "shutdown", self._shut_down
+        )
+
+    def _watch(self) -> None:
+        """Have the reactor tell of the next one; where it cannot, look again in a while."""
+        try:
+            self._reactor.addReader(self)
+        except OSError:
+            self._pause = self._reactor.callLater(PAUSE, self._look)
 
     def remove(self, handle: socket.socket) -> None:
         """Wait for it no longer. Its next event, if any, is nobody's."""
@@ -79,7 +97,7 @@ class Drain:
         if self._pause is not None:
             self._pause.cancel()
             self._pause = None
-            self._reactor.addReader(self)
+            self._watch()
 
     def close(self) -> None:
         """Nobody more comes: leave nothing open behind the last one."""
@@ -110,11 +128,11 @@ class Drain:
     def _look(self) -> None:
         assert self._epoll is not None
         self._pause = None
-        events = self._epoll.poll(0)
+        events = self._epoll.poll(0, max(1, len(self._waiting)))  # Python's own limit is 1,023
         if events:
             self._pause = self._reactor.callLater(PAUSE, self._look)
         elif self._waiting:
-            self._reactor.addReader(self)
+            self._watch()
         else:
             self._stop()
         for descriptor, _ in events:
@@ -145,9 +163,10 @@ class Drain:
         return "drain"
 
     def connectionLost(self, reason: Failure) -> None:
-        """The reactor drops us."""
+        """The reactor drops us. Who comes later is waited for with a new epoll."""
         for connection in list(self._waiting.values()):
             connection.lose(reason)
+        self._stop()
 
     def _shut_down(self) -> None:
         """The reactor stops, and knows nothing of us during a pause."""

@@ -25,12 +25,17 @@ def reset_on_close(handle: socket.socket) -> None:
 
     A Unix socket has no reset: there its reader sees an end all the same.
     """
-    handle.setsockopt(socket.SOL_SOCKET, socket.SO_LINGER, _LINGER_NOT)
+    _set_linger(handle, _LINGER_NOT)
 
 
 def send_on_close(handle: socket.socket) -> None:
     """From now on closing the socket delivers what the kernel has, and ends the stream."""
-    handle.setsockopt(socket.SOL_SOCKET, socket.SO_LINGER, _LINGER)
+    _set_linger(handle, _LINGER)
+
+
+def _set_linger(handle: socket.socket, value: bytes) -> None:
+    with suppress(OSError):  # macOS: of a socket whose ends are both shut down, where all is said
+        handle.setsockopt(socket.SOL_SOCKET, socket.SO_LINGER, value)
 
 
 def reset(handle: socket.socket) -> None:

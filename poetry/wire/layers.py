@@ -34,17 +34,19 @@ def is_closing(transport: Any) -> bool:
 
 def forbid_end(transport: Any) -> None:
     """Whoever closes the connection from now on resets it."""
-    handle = handle_of(transport)
-    if handle is not None:
+    inner = innermost(transport)
+    handle = handle_of(inner)
+    if handle is not None and inner._shouldShutdown:
         kernel.reset_on_close(handle)
-        keep_from_shutting_down(innermost(transport))
+        keep_from_shutting_down(inner)
 
 
 def reset(transport: Any) -> None:
     """Reset the connection now, with whatever is still on its way; the transport is still to go."""
-    forbid_end(transport)
     handle = handle_of(transport)
     if handle is not None:
+        kernel.reset_on_close(handle)
+        keep_from_shutting_down(innermost(transport))
         kernel.reset(handle)
 
 
@@ -65,5 +67,6 @@ def keep_from_shutting_down(transport: Any) -> None:
 
 
 def receive(transport: Any) -> None:
-    """Take large pieces at a time."""
+    """Take large pieces at a time. The peer's end is what counts, and ours is one."""
     innermost(transport).bufferSize = RECEIVE_BUFFER
+    permit_end(transport)

@@ -19,7 +19,9 @@ from twisted.logger import Logger
 from twisted.python.failure import Failure
 from zope.interface import implementer
 
+from poetry.wire import kernel
 from poetry.wire.drain import Drain
+from poetry.wire.layers import keep_from_shutting_down, permit_end
 from poetry.wire.sender import SHORT
 
 _log = Logger()
@@ -34,7 +36,7 @@ class Lean:
     @ivar transport: that one, once there is one.
     """
 
-    # Twisted's `_shouldShutdown` is set by `layers`, and means nothing here.
+    # `_shouldShutdown` is Twisted's: for `layers`, whose `forbid_end` has nothing left to do.
     __slots__ = ("_address", "_port", "_protocol", "_shouldShutdown", "socket", "transport")
 
     def __init__(
@@ -43,6 +45,7 @@ class Lean:
         """@param address: as accept(2) has it."""
         self.socket: socket.socket | None = handle
         self.transport: Any = None
+        self._shouldShutdown = False
         self._address = address
         self._protocol = protocol
         self._port = port
@@ -57,7 +60,8 @@ class Lean:
 
     def startReading(self) -> None:
         """All is sent: wait for the reader's end."""
-        self._port.drain.add(self)
+        if not self._port.drain.add(self):
+            self.promote()
 
     def loseConnection(self) -> None:
         """Close it in the next turn, as Twisted does, unless it is closed."""
@@ -87,6 +91,10 @@ class Lean:
             self._port.drain.remove(self.socket)
             self.transport = self._port.transport(self.socket, self._protocol, self._address)
             self._protocol.transport = self.transport
+            if getattr(self._protocol, "size", 0):
+                keep_from_shutting_down(self.transport)
+            else:  # whose this is by now may end it as Twisted does
+                permit_end(self.transport)
         return self.transport
 
     def __getattr__(self, name: str) -> Any:
@@ -104,6 +112,7 @@ class LeanPort:
         self.drain = Drain(port.reactor)
         self._port: Any = port
         self._factory = factory
+        kernel.reset_on_close(port.socket)  # what it accepts inherits that, from its first moment
         self._asks = type(factory).buildProtocol is not Factory.buildProtocol  # who connects
 
     @property
@@ -125,6 +134,7 @@ class LeanPort:
                 self._port.numberAccepts = max(1, accepted)
                 return True
             except OSError:
+                self._port.numberAccepts -= accepted
                 return not self._port.connected  # a hook may have closed the port
             try:
                 self._connect(handle, address)

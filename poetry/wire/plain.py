@@ -11,7 +11,7 @@ from twisted.python.failure import Failure
 from poetry.wire.kernel import MORE
 from poetry.wire.layers import forbid_end, is_closing, keep_from_shutting_down, permit_end
 from poetry.wire.poem import Poem
-from poetry.wire.sender import SHORT, Wire
+from poetry.wire.sender import Wire
 
 if TYPE_CHECKING:
     from poetry.protocol import PoetryProtocol
@@ -30,8 +30,7 @@ class Plain(Wire):
     def send(self, protocol: PoetryProtocol, poem: Poem) -> None:
         """At once what the kernel takes; a short poem needs no more than that."""
         if protocol.factory.pace is None:
-            if len(poem.data) > SHORT:
-                forbid_end(protocol.transport)
+            forbid_end(protocol.transport)
             if not self.write(protocol, poem, self.turn):
                 return
         super().send(protocol, poem)
@@ -45,13 +44,12 @@ class Plain(Wire):
         """The transport's buffer is empty, so that it sees no reason to ask."""
         transport.startWriting()
 
-    def end(self, protocol: PoetryProtocol, poem: Poem) -> None:
+    def end(self, protocol: PoetryProtocol, poem: Poem) -> None:  # noqa: ARG002
         """Shut down the sending half, and go on discarding input until the reader ends."""
         transport = protocol.transport
         if protocol.sender is not None:
             transport.unregisterProducer()
-        if protocol.sender is not None or len(poem.data) > SHORT:
-            permit_end(transport)
+        permit_end(transport)
         transport.getHandle().shutdown(socket.SHUT_WR)
         keep_from_shutting_down(transport)
         protocol.streamEnded()

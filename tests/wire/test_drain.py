@@ -2,11 +2,13 @@
 
 from __future__ import annotations
 
+import errno
 import os
 import socket
 from collections.abc import Callable, Iterator
 from contextlib import ExitStack
 from pathlib import Path
+from types import SimpleNamespace
 from typing import Any
 
 import pytest
@@ -16,6 +18,7 @@ from twisted.internet.testing import MemoryReactorClock
 from twisted.python.failure import Failure
 from zope.interface.verify import verifyObject
 
+from poetry.descriptors import raise_limit
 from poetry.wire.drain import PAUSE, Drain
 
 pytestmark = pytest.mark.skipif("not hasattr(__import__('select'), 'epoll')")
@@ -227,6 +230,100 @@ def test_an_event_of_nobody(reactor: Reactor, drain: Drain, connect: Connect) ->
     reactor.poll()
     assert (gone.reasons, stays.reasons) == ([], [])
     gone.handle.close()
+
+
+def test_all_that_have_ended_go(reactor: Reactor, drain: Drain) -> None:
+    """More than Python's epoll gives at once, if it is not asked for more."""
+    ours, peer = socket.socketpair()
+    count = 1_100
+
+    class One:
+        def __init__(self) -> None:
+            self.socket: socket.socket | None = ours.dup()
+            self.socket.setblocking(False)
+
+        def lose(self, _: Failure) -> None:
+            assert self.socket is not None
+            drain.remove(self.socket)
+            self.socket.close()
+            gone.append(self)
+
+    gone: list[One] = []
+    raise_limit()
+    for _ in range(count):
+        assert drain.add(One())
+    with ours, peer:
+        peer.shutdown(socket.SHUT_WR)
+        reactor.poll()
+    assert len(gone) == count
+
+
+def test_nothing_to_wait_with(monkeypatch: pytest.MonkeyPatch, connect: Connect) -> None:
+    """Where the kernel has no room it says so, and who comes later is waited for again."""
+    before = connect()
+
+    class Full:
+        def register(self, *_: object) -> None:
+            raise OSError(errno.ENOSPC, os.strerror(errno.ENOSPC))
+
+    drain = before._drain
+    real = drain._epoll
+    monkeypatch.setattr(drain, "_epoll", Full())
+    ours, other = socket.socketpair()
+    with ours, other:
+        assert not drain.add(SimpleNamespace(socket=ours, lose=before.lose))
+        assert ours not in drain
+    monkeypatch.setattr(drain, "_epoll", real)
+    assert connect().handle in drain
+
+
+@pytest.mark.parametrize("first", [False, True])
+def test_a_reactor_that_cannot_wait(
+    reactor: Reactor,
+    drain: Drain,
+    connect: Connect,
+    monkeypatch: pytest.MonkeyPatch,
+    *,
+    first: bool,
+) -> None:
+    """It is looked at again in a while, for as long as the reactor cannot tell of it."""
+
+    def refuse(_: object) -> None:
+        raise OSError(errno.ENOMEM, os.strerror(errno.ENOMEM))
+
+    connections = [] if first else [connect()]
+    monkeypatch.setattr(reactor, "addReader", refuse)
+    connections += [connect(), connect()]
+    if not first:
+        connections.pop(0).reader.close()
+        reactor.poll()
+    for connection in connections:
+        reactor.advance(PAUSE)
+        reactor.advance(PAUSE)
+        assert reactor.has(drain) == PAUSES
+        connection.reader.close()
+        reactor.advance(PAUSE)
+        assert connection.reasons
+    monkeypatch.undo()
+    last = connect()
+    reactor.advance(PAUSE)
+    reactor.advance(PAUSE)
+    assert reactor.has(drain) == LOOKS
+    last.reader.close()
+    reactor.poll()
+    assert last.reasons
+
+
+def test_the_reactor_drops_it(reactor: Reactor, drain: Drain, connect: Connect) -> None:
+    """All are told, and who comes later is waited for as ever."""
+    lost = connect()
+    reactor.readers.remove(drain)
+    drain.connectionLost(Failure(ConnectionLost()))
+    assert (lost.reasons != [], reactor.has(drain)) == (True, NOTHING)
+    connection = connect()
+    connection.reader.close()
+    reactor.poll()
+    assert connection.reasons
 
 
 @pytest.mark.parametrize("pauses", [False, True])

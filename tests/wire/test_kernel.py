@@ -70,3 +70,11 @@ def test_a_unix_socket_has_no_reset() -> None:
         kernel.reset(sender)
         sender.sendall(b"abc")
         assert reader.recv(3) == b"abc"
+
+
+def test_a_socket_that_takes_no_option_any_more() -> None:
+    """On macOS that is one whose ends are both shut down; here, a closed one."""
+    with connected() as (_, sender):
+        sender.close()
+        kernel.reset_on_close(sender)
+        kernel.send_on_close(sender)

@@ -9,7 +9,7 @@ import struct
 import subprocess
 import sys
 from collections.abc import Iterator
-from contextlib import contextmanager
+from contextlib import ExitStack, contextmanager
 from pathlib import Path
 from threading import Thread
 from types import SimpleNamespace
@@ -26,6 +26,7 @@ from twisted.python.failure import Failure
 from zope.interface.verify import verifyObject
 
 from poetry import PoemTruncated, PoetryProtocol, PoetryService
+from poetry.listener import AT_ONCE
 from poetry.protocol import State
 from poetry.wire.lean import Lean
 from poetry.wire.sender import SHORT, Pace
@@ -191,12 +192,11 @@ def test_a_factory_that_asks_who_connects() -> None:
             return super().buildProtocol(addr)  # type: ignore[return-value]
 
     server = Asks(POEM)
-    with serving(server) as service:
-        ports = []
-        for expected in (b"", POEM):
-            with reader(port_of(service)) as connection:
-                ports.append(connection.getsockname()[1])
-                assert drain(connection) == expected
+    with serving(server) as service, ExitStack() as readers:
+        both = [readers.enter_context(reader(port_of(service))) for _ in range(2)]
+        ports = [each.getsockname()[1] for each in both]
+        assert ended_with_reset(both[0])  # rather than with an empty poem
+        assert drain(both[1]) == POEM
     assert server.asked == tuple(ports)
 
 
@@ -338,6 +338,70 @@ def test_accepting_that_fails(error: int) -> None:
                 assert drain(connection) == POEM
             port.socket = listening
     assert len(asked) >= 3
+
+
+def test_accepting_that_fails_half_way() -> None:
+    """Twisted then takes no more than there is room for either."""
+
+    class Counts(PoetryProtocol):
+        def connectionMade(self) -> None:
+            super().connectionMade()
+            counts.append(len(self.factory.connections))
+
+    counts: list[int] = []
+    server = Server(POEM)
+    server.protocol = Counts
+    with serving(server, max_connections=2) as service:
+        port = service.ports[0]
+        listening = port.socket
+
+        class Fails(socket.socket):
+            def accept(self) -> Any:
+                if len(counts) == 1:
+                    raise OSError(errno.ENOBUFS, os.strerror(errno.ENOBUFS))
+                return super().accept()
+
+        with Fails(fileno=os.dup(listening.fileno())) as failing, ExitStack() as readers:
+            failing.setblocking(False)
+            for _ in range(4):
+                readers.enter_context(reader(port_of(service)))
+            port.socket = failing
+            until(lambda: len(counts) == 1)
+            port.socket = listening
+            until(lambda: len(counts) == 2)
+            reactor.iterate(0)
+    assert counts == [1, 2]
+
+
+@pytest.mark.parametrize("text", [POEM, LONG], ids=["short", "long"])
+def test_no_more_than_so_many_in_a_turn(text: bytes) -> None:
+    """However many come, all else has its turn in between."""
+    server = Server(text)
+    listen = "tcp:0:interface=127.0.0.1:backlog=200"
+    with serving(server, listen) as service, ExitStack() as readers:
+        for _ in range(AT_ONCE + 20):
+            readers.enter_context(reader(port_of(service)))
+        service.ports[0].numberAccepts = 1_000
+        reactor.iterate(0)
+        assert len(server.connections) == AT_ONCE
+        reactor.iterate(0)
+        assert len(server.connections) == AT_ONCE + 20
+
+
+def test_no_descriptor_to_wait_with(monkeypatch: pytest.MonkeyPatch) -> None:
+    """Where there is none for an epoll, Twisted waits for the reader: it has everything."""
+
+    def refuse(*_: object) -> Any:
+        raise OSError(errno.EMFILE, os.strerror(errno.EMFILE))
+
+    monkeypatch.setattr("select.epoll", refuse)
+    server = Server(POEM)
+    with connected(server) as (protocol, connection):
+        assert (kind(protocol), protocol.state) == (Transport, State.ENDED)
+        assert drain(connection) == POEM
+        connection.close()
+        until(lambda: server.outcomes)
+    assert server.outcomes == ["sent"]
 
 
 # Limits and stops

@@ -5,6 +5,8 @@ from __future__ import annotations
 import errno
 import socket
 import struct
+import subprocess
+import sys
 
 import pytest
 
@@ -14,6 +16,7 @@ from poetry.wire.sender import SHORT
 from tests.ends import (
     LONG,
     Server,
+    ended_with_reset,
     listening,
     queued,
     reader,
@@ -44,6 +47,41 @@ def test_data_and_end_are_one_packet() -> None:
         info = handle_of(protocol.transport).getsockopt(socket.IPPROTO_TCP, socket.TCP_INFO, 256)  # type: ignore[union-attr]
         assert struct.unpack_from("=I", info, DATA_SEGS_OUT)[0] == 1
         assert drain(connection) == b"short"
+
+
+KILLED = """
+import os, signal, sys
+from twisted.internet import reactor
+from twisted.internet.endpoints import TCP4ServerEndpoint
+from poetry import PoetryServerFactory, PoetryService
+from poetry.wire.poem import Poem
+
+def send(self, to, offset, limit, flags=0):
+    to.send(self.view[offset : offset + int(sys.argv[2])])
+    os.kill(os.getpid(), signal.SIGKILL)
+
+Poem.send = send
+factory = PoetryServerFactory(bytes(int(sys.argv[3])))
+if sys.argv[1] == "service":
+    service = PoetryService([(TCP4ServerEndpoint(reactor, 0, interface="127.0.0.1"), factory)])
+    service.startService()
+    port = service.ports[0]
+else:
+    port = reactor.listenTCP(0, factory, interface="127.0.0.1")
+print(port.getHost().port, flush=True)
+reactor.run()
+"""
+
+
+@pytest.mark.parametrize("of", ["service", "bare factory"])
+@pytest.mark.parametrize(("taken", "size"), [(1, 3_000), (100, SHORT), (100, SHORT + 1)])
+def test_killed_after_the_first_bytes(of: str, taken: int, size: int) -> None:
+    """However little the kernel has taken, and however short the poem is, that is a reset."""
+    command = [sys.executable, "-c", KILLED, of, str(taken), str(size)]
+    with subprocess.Popen(command, stdout=subprocess.PIPE, text=True) as server:
+        assert server.stdout is not None
+        with reader(int(server.stdout.readline())) as connection:
+            assert ended_with_reset(connection)
 
 
 DATA_SEGS_OUT = 156  # of struct tcp_info, linux/tcp.h
