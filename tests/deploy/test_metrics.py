@@ -105,7 +105,8 @@ def test_prometheus(poem_file: PoemFile, tmp_path: Path) -> None:
         with tool(command, log) as prometheus:
             assert eventually(lambda: listening_port(prometheus.pid) is not None), log.read_text()
             assert eventually(lambda: asked("poetry_poems_total") == 5.0), log.read_text()
-            assert {query: asked(query) for query in QUERIES} == QUERIES
+            # A scrape that comes too late on a busy machine takes them back until the next one.
+            assert eventually(lambda: {query: asked(query) for query in QUERIES} == QUERIES)
 
 
 def test_at_the_limit(poem_file: PoemFile) -> None:
