@@ -144,17 +144,27 @@ def test_the_transport_is_one_of_tcps() -> None:
 
 def test_a_reader_that_half_closes_and_takes_its_time() -> None:
     """What the kernel has is delivered, though the connection is closed by then."""
-    server = Server(POEM)
-    with connected(server) as (_, connection):
+    server = Server(poem(SHORT))
+    with serving(server) as service, socket.socket() as connection:
+        connection.setsockopt(socket.SOL_SOCKET, socket.SO_RCVBUF, 1)
+        connection.connect(("127.0.0.1", port_of(service)))
         connection.shutdown(socket.SHUT_WR)
         until(lambda: server.outcomes)
-        assert (server.outcomes, drain(connection)) == (["sent"], POEM)
+        assert (server.outcomes, drain(connection)) == (["sent"], poem(SHORT))
+
+
+def linger_of(protocol: PoetryProtocol) -> tuple[int, int]:
+    """Whether a close resets, and after how many seconds."""
+    value = protocol.transport.socket.getsockopt(socket.SOL_SOCKET, socket.SO_LINGER, 8)
+    on, seconds = struct.unpack("ii", value)
+    return on, seconds
 
 
 def test_a_receiver_ends_plainly() -> None:
-    """Who brings a poem sees a clean end, as the promise of a server that sends is not its own."""
+    """Who brings a poem sees a clean end: the promise is its own."""
     server = Server()
-    with connected(server) as (_, connection):
+    with connected(server) as (protocol, connection):
+        assert linger_of(protocol) == (0, 0)
         connection.sendall(POEM)
         connection.shutdown(socket.SHUT_WR)
         assert drain(connection) == b""
@@ -301,8 +311,7 @@ def test_a_poem_that_is_not_taken_whole(*, closes: bool) -> None:
         until(lambda: server.connections)
         (protocol,) = server.connections
         assert (kind(protocol), protocol.size < SHORT) == (Transport, True)
-        linger = protocol.transport.socket.getsockopt(socket.SOL_SOCKET, socket.SO_LINGER, 8)
-        assert struct.unpack("ii", linger) == (1, 0)
+        assert linger_of(protocol) == (1, 0)
         if closes:
             taken = 0
             while taken < protocol.size:  # so that nothing is on its way
