@@ -13,11 +13,7 @@ from twisted.internet.tcp import Port
 from twisted.logger import Logger
 from twisted.python.failure import Failure
 
-from poetry.wire.lean import LeanPort
-
-AT_ONCE = 100
-"""Most connections accepted in a reactor turn: as many as Twisted begins with. While more come it
-raises that without end, and all else waits."""
+from poetry.wire.lean import AT_ONCE, LeanPort
 
 _log = Logger()
 
@@ -126,8 +122,9 @@ class Listener:
         self._accepted()
 
     def _accept(self) -> None:
-        self._port.numberAccepts = min(self._port.numberAccepts, self._gate.room, AT_ONCE)
-        if self._lean is None or not self._lean.suits or not self._lean.accept():
+        most = min(self._gate.room, AT_ONCE)
+        if self._lean is None or not self._lean.suits or not self._lean.accept(most):
+            self._port.numberAccepts = min(self._port.numberAccepts, most)
             self._doRead()
 
     def connectionLost(self, reason: Failure) -> None:

@@ -23,7 +23,8 @@ _LINGER = struct.pack("ii", 0, 0)
 def reset_on_close(handle: socket.socket) -> None:
     """From now on closing the socket resets the connection: socket(7), SO_LINGER.
 
-    A Unix socket has no reset: there its reader sees an end all the same.
+    What a listening socket accepts inherits that. A Unix socket has no reset: there its reader sees
+    an end all the same.
     """
     _set_linger(handle, _LINGER_NOT)
 
@@ -34,8 +35,10 @@ def send_on_close(handle: socket.socket) -> None:
 
 
 def _set_linger(handle: socket.socket, value: bytes) -> None:
-    with suppress(OSError):  # macOS: of a socket whose ends are both shut down, where all is said
+    try:
         handle.setsockopt(socket.SOL_SOCKET, socket.SO_LINGER, value)
+    except OSError:  # macOS: both ends are shut down, and all is said
+        return
 
 
 def reset(handle: socket.socket) -> None:

@@ -34,11 +34,12 @@ def is_closing(transport: Any) -> bool:
 
 def forbid_end(transport: Any) -> None:
     """Whoever closes the connection from now on resets it."""
-    inner = innermost(transport)
-    handle = handle_of(inner)
-    if handle is not None and inner._shouldShutdown:
+    if not getattr(transport, "_shouldShutdown", True):
+        return  # it is so already
+    handle = handle_of(transport)
+    if handle is not None:
         kernel.reset_on_close(handle)
-        keep_from_shutting_down(inner)
+        keep_from_shutting_down(innermost(transport))
 
 
 def reset(transport: Any) -> None:

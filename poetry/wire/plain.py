@@ -8,8 +8,8 @@ from typing import TYPE_CHECKING, Any
 from twisted.internet.error import ConnectionDone
 from twisted.python.failure import Failure
 
-from poetry.wire.kernel import MORE
-from poetry.wire.layers import forbid_end, is_closing, keep_from_shutting_down, permit_end
+from poetry.wire.kernel import MORE, send_on_close
+from poetry.wire.layers import forbid_end, is_closing, keep_from_shutting_down
 from poetry.wire.poem import Poem
 from poetry.wire.sender import Wire
 
@@ -49,8 +49,9 @@ class Plain(Wire):
         transport = protocol.transport
         if protocol.sender is not None:
             transport.unregisterProducer()
-        permit_end(transport)
-        transport.getHandle().shutdown(socket.SHUT_WR)
+        handle = transport.getHandle()
+        send_on_close(handle)
+        handle.shutdown(socket.SHUT_WR)
         keep_from_shutting_down(transport)
         protocol.streamEnded()
         transport.startReading()  # a reader that has ended before is told so once more
