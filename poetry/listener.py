@@ -53,8 +53,8 @@ class Gate:
         """Whether anybody can still come in."""
         return bool(self._listeners)
 
-    def accepted(self) -> None:
-        """Somebody came in, or nobody did: close the gate where it is full."""
+    def close_if_full(self) -> None:
+        """Where no more may come in, have all listeners pause."""
         if self.room > 0:
             return
         self.waiting = True
@@ -95,18 +95,18 @@ class Listener:
         self,
         port: Port,
         gate: Gate,
-        accepted: Callable[[], None],
+        afterwards: Callable[[], None],
         closed: Callable[[], None],
         lean: LeanPort | None,
     ) -> None:
-        """@param accepted: called after each accepting.
+        """@param afterwards: called after each accepting.
 
         @param closed: called when the port is closed.
         @param lean: what accepts in the port's place where it suits.
         """
         self._port = port
         self._gate = gate
-        self._accepted = accepted
+        self._afterwards = afterwards
         self._closed = closed
         self._doRead = port.doRead
         self._connectionLost = port.connectionLost
@@ -118,22 +118,31 @@ class Listener:
     def doRead(self) -> None:
         """Accept as many as there is room for."""
         self._accept()
-        self._gate.accepted()
-        self._accepted()
+        self._gate.close_if_full()
+        self._afterwards()
 
-    def _accept(self) -> None:
-        most = min(self._gate.room, AT_ONCE)
-        if self._lean is None or not self._lean.suits or not self._lean.accept(most):
-            self._port.numberAccepts = min(self._port.numberAccepts, most)
-            self._doRead()
+    def _accept(self) -> bool:
+        """Take some in; whether anybody was there."""
+        if self._lean is not None and self._lean.suits:
+            try:
+                return self._lean.accept(min(self._gate.room, AT_ONCE)) > 0
+            except OSError:  # Twisted knows what to do about each
+                pass
+        if not self._port.connected:  # a hook has closed it
+            return False
+        room = self._gate.room
+        self._port.numberAccepts = min(self._port.numberAccepts, room, AT_ONCE)
+        self._doRead()
+        return self._gate.room < room
 
     def connectionLost(self, reason: Failure) -> None:
-        """The port is closed."""
-        self._gate.remove(self)
-        self._connectionLost(reason)
-        if self._lean is not None:
-            self._lean.drain.close()
-        self._closed()
+        """The port is closed, by whom and as often as it may be."""
+        if self._port.connected:
+            self._gate.remove(self)
+            self._connectionLost(reason)
+            if self._lean is not None:
+                self._lean.drain.close()
+            self._closed()
 
     def pause(self) -> None:
         """Leave new readers in the kernel's queue."""
@@ -153,12 +162,10 @@ class Listener:
         if not self._port.connected:
             return
         self._port.stopReading()
-        room = self._gate.room + 1
-        while self._gate.room < room:
-            room = self._gate.room
-            self._accept()
-        self._accepted()
-        self._port.connectionLost(connectionDone)
+        while self._gate.room > 0 and self._accept():
+            pass
+        self._afterwards()
+        self.connectionLost(connectionDone)
 
 
 class Listeners:

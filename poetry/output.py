@@ -97,7 +97,7 @@ def open_sink(
 
 
 class Output(FileDescriptor):
-    """A pipe, a terminal, a device or an open file, and never blocks the reactor on a pipe: a Sink.
+    """A Sink for a pipe, a terminal, a device or an open file. A full pipe blocks no reactor.
 
     @ivar closed: fires with None when all is written and `loseConnection` was called, or fails with
         `Unwritten`, for a BrokenPipeError where the reader went away.
@@ -116,7 +116,6 @@ class Output(FileDescriptor):
         """
         super().__init__(reactor)
         self.closed: Deferred[None] = Deferred()
-        self._clock = reactor
         self._descriptor = descriptor
         self._place = place
         self._error: OSError | None = None
@@ -186,9 +185,7 @@ class Output(FileDescriptor):
 
     def _look(self, late: TimeoutError) -> None:
         """Time is up: give up what nobody takes; what is taken has a moment for the rest."""
-        room = select.poll()
-        room.register(self, select.POLLOUT)
-        if self in self._clock.getWriters() and not room.poll(0):
+        if self in self._clock.getWriters() and not _has_room(self._descriptor):
             self._give_up(late)
         else:
             self._timer = self._clock.callLater(MOMENT, self._give_up, late)
@@ -215,3 +212,10 @@ class Output(FileDescriptor):
             self.closed.errback(Unwritten(self._place, self._error or broken))
         else:
             self.closed.callback(None)
+
+
+def _has_room(descriptor: int) -> bool:
+    """Whether the next write takes something."""
+    writable = select.poll()
+    writable.register(descriptor, select.POLLOUT)
+    return bool(writable.poll(0))

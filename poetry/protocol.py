@@ -90,6 +90,9 @@ class PoetryProtocol(Protocol):
 
     def makeConnection(self, transport: Any) -> None:
         """Begin. A subclass whose `connectionMade` raises leaves no reader waiting for ever."""
+        self.started = monotonic()
+        self.factory.connections.add(self)
+        self._wire = wire_of(transport)
         try:
             super().makeConnection(transport)  # type: ignore[no-untyped-call]
         except BaseException as error:
@@ -98,9 +101,6 @@ class PoetryProtocol(Protocol):
 
     def connectionMade(self) -> None:
         """Send if there is a poem, and receive one otherwise."""
-        self.started = monotonic()
-        self.factory.connections.add(self)
-        self._wire = wire_of(self.transport)
         self.sending = self.factory.sending
         if self.sending is None:
             receive(self.transport)
@@ -160,8 +160,10 @@ class PoetryProtocol(Protocol):
             self.outcome = getattr(error, "outcome", PoemError.outcome)
             self.error = error
             reset(self.transport)
-            self.transport.abortConnection()
-            _tell(self.factory.poemFailed, Failure(error))
+            try:
+                self.transport.abortConnection()
+            finally:
+                _tell(self.factory.poemFailed, Failure(error))
 
     def connectionLost(self, reason: Failure = connectionDone) -> None:
         """Say how it went, once, to the factory's hooks and its observers."""

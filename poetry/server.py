@@ -32,7 +32,7 @@ CROWDED_LINGER = 2.0
 _log = Logger()
 
 
-class Drain:
+class Stopping:
     """The connections in flight at a stop: they may finish within the grace.
 
     @ivar connections: those that have not.
@@ -119,7 +119,7 @@ class PoetryService(Service):
         self._listening: Listeners | None = None
         self._open: dict[int, tuple[IListeningPort, str]] = {}
         self._gate = Gate(self.connections, self._limit())
-        self._drains: list[Drain] = []
+        self._drains: list[Stopping] = []
         self._sweeper = Sweeper()
         self._sweeping = LoopingCall(self._sweep)
         self._interval = min(1.0, idle_timeout / 4)
@@ -255,7 +255,7 @@ class PoetryService(Service):
         super().stopService()  # type: ignore[no-untyped-call]
         listening, self._listening = self._listening, None
         closed = succeed(None) if listening is None else listening.close()
-        drain = Drain(self.connections, self.grace, self.clock)
+        drain = Stopping(self.connections, self.grace, self.clock)
         if drain.connections:
             self._drains.append(drain)
         return gatherResults([drain.done, closed]).addCallback(lambda _: None)

@@ -1,4 +1,7 @@
-"""What systems other than Linux lack, told here alone. Tests take it away; only Linux runs them."""
+"""What systems other than Linux lack, where more than a line depends on it.
+
+Tests take it away; only Linux runs them.
+"""
 
 from __future__ import annotations
 

@@ -22,8 +22,8 @@ PAUSE = 0.005
 (measured)."""
 
 ONCE = getattr(select, "EPOLLIN", 0) | getattr(select, "EPOLLONESHOT", 0)
-"""An event of each socket, until it is asked for again: a forked child may keep one open that we
-have closed, and whose number another has by now."""
+"""One event for each socket, until it is armed again. A forked child may keep a socket open that we
+have closed: its events would come for ever, under a number that another has by now."""
 
 _DISCARDED = bytearray(64 * 1024)
 
@@ -54,7 +54,8 @@ class Drain:
         self._closed = False
 
     def __contains__(self, handle: socket.socket) -> bool:
-        return handle.fileno() in self._waiting
+        waiting = self._waiting.get(handle.fileno())
+        return waiting is not None and waiting.socket is handle
 
     def add(self, connection: Waiting) -> bool:
         """Let it go when its reader ends.
@@ -69,6 +70,8 @@ class Drain:
             assert self._epoll is not None
             self._epoll.register(descriptor, ONCE)
         except OSError:
+            if not self._waiting:
+                self._stop()
             return False
         self._waiting[descriptor] = connection
         return True
@@ -164,8 +167,8 @@ class Drain:
 
     def connectionLost(self, reason: Failure) -> None:
         """The reactor drops us. Who comes later is waited for with a new epoll."""
-        for connection in list(self._waiting.values()):
-            connection.lose(reason)
+        while self._waiting:  # a hook may bring one more, or take one away
+            next(iter(self._waiting.values())).lose(reason)
         self._stop()
 
     def _shut_down(self) -> None:

@@ -23,8 +23,7 @@ _LINGER = struct.pack("ii", 0, 0)
 def reset_on_close(handle: socket.socket) -> None:
     """From now on closing the socket resets the connection: socket(7), SO_LINGER.
 
-    What a listening socket accepts inherits that. A Unix socket has no reset: there its reader sees
-    an end all the same.
+    A Unix socket has no reset: there its reader sees an end all the same.
     """
     _set_linger(handle, _LINGER_NOT)
 

@@ -68,6 +68,5 @@ def keep_from_shutting_down(transport: Any) -> None:
 
 
 def receive(transport: Any) -> None:
-    """Take large pieces at a time. The peer's end is what counts, and ours is one."""
+    """Take large pieces at a time."""
     innermost(transport).bufferSize = RECEIVE_BUFFER
-    permit_end(transport)

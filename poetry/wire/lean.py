@@ -19,9 +19,8 @@ from twisted.logger import Logger
 from twisted.python.failure import Failure
 from zope.interface import implementer
 
-from poetry.wire import kernel
 from poetry.wire.drain import Drain
-from poetry.wire.layers import keep_from_shutting_down, permit_end
+from poetry.wire.layers import keep_from_shutting_down
 from poetry.wire.sender import SHORT
 
 AT_ONCE = 100
@@ -32,7 +31,12 @@ CERTAIN = 4
 """Turns in a row in which as many came as were likely, before more are. To ask for one who is not
 there costs as much as a turn of the reactor (4 us, measured)."""
 
+_IGNORED = frozenset({"abortConnection", "loseConnection", "write", "writeSequence"})
+
 _log = Logger()
+
+
+def _ignore(*_: object) -> None: ...
 
 
 @implementer(ITCPTransport)
@@ -44,7 +48,7 @@ class Lean:
     @ivar transport: that one, once there is one.
     """
 
-    # `_shouldShutdown` is Twisted's: for `layers`, whose `forbid_end` has nothing left to do.
+    # `_shouldShutdown` is Twisted's name: see `layers`.
     __slots__ = ("_address", "_port", "_protocol", "_shouldShutdown", "socket", "transport")
 
     def __init__(
@@ -53,7 +57,7 @@ class Lean:
         """@param address: as accept(2) has it."""
         self.socket: socket.socket | None = handle
         self.transport: Any = None
-        self._shouldShutdown = False
+        self._shouldShutdown = True
         self._address = address
         self._protocol = protocol
         self._port = port
@@ -68,18 +72,10 @@ class Lean:
 
     def startReading(self) -> None:
         """All is sent: wait for the reader's end."""
-        if not self._port.drain.add(self):
+        if self.transport is not None:  # a hook has asked for more meanwhile
+            self.transport.startReading()
+        elif not self._port.drain.add(self):
             self.promote()
-
-    def loseConnection(self) -> None:
-        """Close it in the next turn, as Twisted does, unless it is closed."""
-        if self.socket is not None:
-            self.promote().loseConnection()
-
-    def abortConnection(self) -> None:
-        """The same: `layers.reset` has said how."""
-        if self.socket is not None:
-            self.promote().abortConnection()
 
     def lose(self, reason: Failure) -> None:
         """The reader has ended, or the reactor does: close it, and tell the protocol."""
@@ -97,16 +93,16 @@ class Lean:
         if self.transport is None:
             assert self.socket is not None
             self._port.drain.remove(self.socket)
-            self.transport = self._port.transport(self.socket, self._protocol, self._address)
+            self.transport = self._port.make_transport(self.socket, self._protocol, self._address)
             self._protocol.transport = self.transport
-            if getattr(self._protocol, "size", 0):
+            if not self._shouldShutdown:
                 keep_from_shutting_down(self.transport)
-            else:  # whose this is by now may end it as Twisted does
-                permit_end(self.transport)
         return self.transport
 
     def __getattr__(self, name: str) -> Any:
-        """What a transport of Twisted's has."""
+        """What a transport of Twisted's has; once it is closed, what that ignores."""
+        if self.socket is None and name in _IGNORED:
+            return _ignore
         if name.startswith("__") or self.socket is None:
             raise AttributeError(name)
         return getattr(self.promote(), name)
@@ -122,8 +118,8 @@ class LeanPort:
         self._factory = factory
         self._likely = 1
         self._right = 0
-        kernel.reset_on_close(port.socket)  # what it accepts inherits that, from its first moment
-        self._asks = type(factory).buildProtocol is not Factory.buildProtocol  # who connects
+        build = getattr(factory.buildProtocol, "__func__", None)
+        self._asks = build is not Factory.buildProtocol  # who connects
 
     @property
     def suits(self) -> bool:
@@ -131,21 +127,22 @@ class LeanPort:
         sending = self._factory.sending
         return sending is not None and len(sending.data) <= SHORT and self._factory.pace is None
 
-    def accept(self, most: int) -> bool:
+    def accept(self, most: int) -> int:
         """Take in as many as are likely to be there, and up to `most`.
 
-        @return: False: it cannot, and Twisted knows what to do about it.
+        @return: how many were.
+        @raise OSError: as from accept(2).
         """
-        listening = self._port.socket
-        for accepted in range(min(self._likely, most)):
+        listening, sending = self._port.socket, self._factory.sending
+        likely = min(self._likely, most)
+        for accepted in range(likely):
+            if self._factory.sending is not sending:  # a hook has changed the poem
+                return accepted
             try:
                 handle, address = listening.accept()
             except BlockingIOError:
                 self._likely, self._right = max(1, accepted), 0
-                return True
-            except OSError:
-                self._port.numberAccepts = most - accepted
-                return not self._port.connected  # a hook may have closed the port
+                return accepted
             try:
                 self._connect(handle, address)
             except BaseException:  # a subclass's
@@ -153,7 +150,7 @@ class LeanPort:
         self._right += 1
         if self._right == CERTAIN:
             self._likely, self._right = min(2 * self._likely, AT_ONCE), 0
-        return True
+        return likely
 
     def _connect(self, handle: socket.socket, address: tuple[Any, ...]) -> None:
         protocol = self._factory.buildProtocol(_address(address) if self._asks else None)
@@ -162,11 +159,16 @@ class LeanPort:
             return
         handle.setblocking(False)
         lean = Lean(handle, address, protocol, self)
-        protocol.makeConnection(lean)
-        if handle not in self.drain:
-            lean.promote()
+        try:
+            protocol.makeConnection(lean)
+            if handle not in self.drain:
+                lean.promote()
+        except BaseException as error:
+            if lean.transport is None:  # nor is there one to be had
+                lean.lose(Failure(error))
+            raise
 
-    def transport(self, handle: socket.socket, protocol: Any, address: tuple[Any, ...]) -> Any:
+    def make_transport(self, handle: socket.socket, protocol: Any, address: tuple[Any, ...]) -> Any:
         """What the port itself makes of a connection."""
         port = self._port
         port.sessionno += 1

@@ -54,7 +54,7 @@ class Plain(Wire):
         handle.shutdown(socket.SHUT_WR)
         keep_from_shutting_down(transport)
         protocol.streamEnded()
-        transport.startReading()  # a reader that has ended before is told so once more
+        transport.startReading()  # what came before is reported now, an end too
 
     def wasReceived(self, transport: Any, reason: Failure) -> bool:
         """A FIN, unless it is we who close."""

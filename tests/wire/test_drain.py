@@ -19,9 +19,10 @@ from twisted.python.failure import Failure
 from zope.interface.verify import verifyObject
 
 from poetry.descriptors import raise_limit
+from poetry.system import EPOLL
 from poetry.wire.drain import PAUSE, Drain
 
-pytestmark = pytest.mark.skipif("not hasattr(__import__('select'), 'epoll')")
+pytestmark = pytest.mark.skipif(not EPOLL, reason="this system has no epoll")
 
 
 class Reactor(MemoryReactorClock):
@@ -277,6 +278,29 @@ def test_nothing_to_wait_with(monkeypatch: pytest.MonkeyPatch, connect: Connect)
     assert connect().handle in drain
 
 
+def test_an_epoll_that_takes_nobody(
+    reactor: Reactor, drain: Drain, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """It is closed again."""
+
+    class Full:
+        def fileno(self) -> int:
+            return 9
+
+        def register(self, *_: object) -> None:
+            raise OSError(errno.ENOSPC, os.strerror(errno.ENOSPC))
+
+        def close(self) -> None:
+            closed.append(True)
+
+    closed: list[bool] = []
+    monkeypatch.setattr("select.epoll", Full)
+    ours, other = socket.socketpair()
+    with ours, other:
+        assert not drain.add(SimpleNamespace(socket=ours, lose=print))
+    assert (closed, reactor.has(drain)) == ([True], NOTHING)
+
+
 @pytest.mark.parametrize("first", [False, True])
 def test_a_reactor_that_cannot_wait(
     reactor: Reactor,
@@ -316,10 +340,21 @@ def test_a_reactor_that_cannot_wait(
 
 def test_the_reactor_drops_it(reactor: Reactor, drain: Drain, connect: Connect) -> None:
     """All are told, and who comes later is waited for as ever."""
-    lost = connect()
+    lost, also, gone = connect(), connect(), connect()
+    told = lost.lose
+
+    def lose(reason: Failure) -> None:  # as its hooks may bring one more, and take one away
+        told(reason)
+        drain.remove(gone.handle)
+        more.append(connect())
+
+    more: list[Connection] = []
+    lost.lose = lose  # type: ignore[method-assign]
     reactor.readers.remove(drain)
     drain.connectionLost(Failure(ConnectionLost()))
-    assert (lost.reasons != [], reactor.has(drain)) == (True, NOTHING)
+    assert [len(each.reasons) for each in (lost, also, gone, *more)] == [1, 1, 0, 1]
+    gone.handle.close()
+    assert reactor.has(drain) == NOTHING
     connection = connect()
     connection.reader.close()
     reactor.poll()

@@ -82,7 +82,7 @@ def kind(protocol: PoetryProtocol) -> type:
 
 
 @pytest.mark.parametrize("size", [1, 3_000, SHORT])
-def test_a_short_poem_needs_no_more(size: int) -> None:
+def test_a_short_poem_is_sent_without_a_transport(size: int) -> None:
     """It is with the kernel as soon as its reader is accepted, and so is the end of the stream."""
     server = Server(poem(size))
     with connected(server) as (protocol, connection):
@@ -97,12 +97,13 @@ def test_a_short_poem_needs_no_more(size: int) -> None:
     assert (kind(protocol), protocol.transport.getHandle()) == (Lean, None)
     protocol.transport.loseConnection()
     protocol.transport.abortConnection()
+    protocol.transport.write(b"more")
     with pytest.raises(AttributeError):
-        protocol.transport.write(b"more")
+        protocol.transport.startWriting()
 
 
 def test_others_have_a_transport_of_twisteds(certificates: Certificates) -> None:
-    """A long poem, a slow one, a receiver, and whatever is no plain socket."""
+    """A long poem, a slow one, a receiver, and TLS."""
     long, slow, receives = Server(LONG), Server(POEM), Server()
     slow.pace = Pace(10, 60.0, reactor)
     for server in long, slow, receives:
@@ -125,7 +126,7 @@ def test_a_poem_that_is_replaced() -> None:
                 assert drain(connection) == text
 
 
-def test_the_transport_is_one_of_tcps() -> None:
+def test_what_it_lacks_comes_from_twisteds() -> None:
     """Asked for what it does not have it makes way for Twisted's, which goes on."""
     server = Server(POEM)
     with connected(server) as (protocol, connection):
@@ -175,18 +176,25 @@ def test_a_receiver_ends_plainly() -> None:
 # Subclasses
 
 
-def test_a_protocol_with_words_of_its_own() -> None:
-    """What it writes in place of the poem ends as on any transport of Twisted's."""
+@pytest.mark.parametrize("text", [POEM, LONG, None], ids=["short", "long", "none"])
+def test_a_protocol_with_words_of_its_own(text: bytes | None, log: Log) -> None:
+    """What it writes in place of the poem ends as on any transport of Twisted's, and is counted."""
 
     class Busy(PoetryProtocol):
         def connectionMade(self) -> None:
-            self.transport.write(b"busy")
+            self.transport.write(bytes(300_000))
             self.transport.loseConnection()
 
-    server = Server(POEM)
+    server = Server(text)
     server.protocol = Busy
-    with serving(server) as service, reader(port_of(service)) as connection:
-        assert drain(connection) == b"busy"
+    with serving(server) as service, socket.socket() as connection:
+        connection.setsockopt(socket.SOL_SOCKET, socket.SO_RCVBUF, 1)
+        connection.connect(("127.0.0.1", port_of(service)))
+        until(lambda: server.connections)
+        assert len(drain(connection)) == 300_000
+        connection.close()
+        until(lambda: server.outcomes)
+    assert not [each for each in log if "log_failure" in each]
 
 
 def test_a_transport_that_was_kept() -> None:
@@ -223,25 +231,101 @@ def test_a_protocol_that_waits_with_its_poem() -> None:
         assert drain(connection) == POEM
 
 
-def test_a_factory_that_asks_who_connects() -> None:
+@pytest.mark.parametrize("on_instance", [False, True])
+def test_a_factory_that_asks_who_connects(*, on_instance: bool) -> None:
     """An overridden `buildProtocol` is given the address, and may refuse."""
+    asked: list[int] = []
+    server = Server(POEM)
+    build: Any = server.buildProtocol
+
+    def ask(addr: Any) -> Any:
+        asked.append(addr.port)
+        return None if len(asked) == 1 else build(addr)
 
     class Asks(Server):
-        asked: tuple[Any, ...] = ()
+        def buildProtocol(self, addr: Any) -> Any:
+            return ask(addr)
+
+    if on_instance:
+        server.buildProtocol = ask  # type: ignore[method-assign]
+    with serving(server if on_instance else Asks(POEM)) as service, ExitStack() as readers:
+        both = [readers.enter_context(reader(port_of(service))) for _ in range(2)]
+        assert [drain(each) for each in both] == [b"", POEM]
+        assert asked == [each.getsockname()[1] for each in both]
+
+
+def test_whom_a_factory_refuses_takes_nobody_along_at_a_stop() -> None:
+    """All others in the kernel's queue get the poem."""
+
+    class Refuses(Server):
+        refused = 0
 
         def buildProtocol(self, addr: Any) -> PoetryProtocol | None:  # type: ignore[override]
-            self.asked += (addr.port,)
-            if len(self.asked) == 1:
-                return None
-            return super().buildProtocol(addr)  # type: ignore[return-value]
+            self.refused += 1
+            return None if self.refused == 1 else super().buildProtocol(addr)  # type: ignore[return-value]
 
-    server = Asks(POEM)
+    with ExitStack() as readers:
+        with serving(Refuses(POEM)) as service:
+            five = [readers.enter_context(reader(port_of(service))) for _ in range(5)]
+        assert [drain(each) for each in five] == [b"", *[POEM] * 4]
+
+
+def test_a_hook_that_asks_for_more() -> None:
+    """Who makes way for Twisted's transport as the stream ends is waited for by that alone."""
+
+    class Curious(PoetryProtocol):
+        def streamEnded(self) -> None:
+            super().streamEnded()
+            hosts.append(self.transport.getHost())
+
+    hosts: list[Any] = []
+    server = Server(POEM)
+    server.protocol = Curious
+    with connected(server) as (protocol, connection):
+        assert (len(hosts), kind(protocol)) == (1, Transport)
+        assert protocol.transport in reactor.getReaders()
+        assert drain(connection) == POEM
+        connection.close()
+        until(lambda: server.outcomes)
+    assert server.outcomes == ["sent"]
+
+
+def test_a_hook_that_changes_the_poem() -> None:
+    """Those who are accepted after it, in the same turn, are served as is right for the new one."""
+
+    class Changes(PoetryProtocol):
+        def connectionMade(self) -> None:
+            super().connectionMade()
+            self.factory.poem = None
+
+    server = Server(POEM)
+    server.protocol = Changes
     with serving(server) as service, ExitStack() as readers:
-        both = [readers.enter_context(reader(port_of(service))) for _ in range(2)]
-        ports = [each.getsockname()[1] for each in both]
-        assert ended_with_reset(both[0])  # rather than with an empty poem
-        assert drain(both[1]) == POEM
-    assert server.asked == tuple(ports)
+        service._gate._listeners.copy().pop()._lean._likely = 5
+        first, second = (readers.enter_context(reader(port_of(service))) for _ in range(2))
+        assert drain(first) == POEM
+        second.sendall(b"theirs")
+        second.shutdown(socket.SHUT_WR)
+        assert drain(second) == b""
+        until(lambda: server.told)
+    assert b"theirs" in server.told
+
+
+def test_no_transport_to_be_had(log: Log) -> None:
+    """Where the kernel can wait for nobody more, that is told, and a stop ends."""
+
+    def refuse(*_: object) -> Any:
+        raise OSError(errno.ENOSPC, os.strerror(errno.ENOSPC))
+
+    server = Server(POEM)
+    with serving(server) as service, pytest.MonkeyPatch.context() as patch:
+        patch.setattr("select.epoll", refuse)
+        patch.setattr(service.ports[0], "transport", refuse)
+        with reader(port_of(service)):
+            until(lambda: server.outcomes)
+        assert (len(server.told), server.outcomes) == (1, ["truncated"])
+        assert not service.connections
+    log.clear()
 
 
 @pytest.mark.parametrize("mistake", [RuntimeError, OSError, SystemExit])
@@ -275,12 +359,14 @@ def test_a_mistake_is_its_own_readers(mistake: type[BaseException], log: Log) ->
     log.clear()
 
 
-def test_a_hook_that_stops_the_service(log: Log) -> None:
+def test_a_hook_that_stops_the_service(log: Log, monkeypatch: pytest.MonkeyPatch) -> None:
     """Whoever is accepted then is served, and nothing is wrong."""
+    monkeypatch.setattr("poetry.wire.lean.CERTAIN", 1)
 
     class Stops(PoetryProtocol):
         def connectionMade(self) -> None:
-            stopped.append(service.stopService())
+            if server.connections - {self}:
+                stopped.append(service.stopService())
             super().connectionMade()
 
     stopped: list[Deferred[None]] = []
@@ -288,13 +374,13 @@ def test_a_hook_that_stops_the_service(log: Log) -> None:
     server.protocol = Stops
     service = PoetryService([(TCP4ServerEndpoint(reactor, 0, interface="127.0.0.1"), server)])
     service.startService()
-    readers = [socket.create_connection(("127.0.0.1", port_of(service))) for _ in range(3)]
+    readers = [socket.create_connection(("127.0.0.1", port_of(service))) for _ in range(5)]
     for each in readers:
         with each:
             assert drain(each) == POEM
-    until(lambda: len(server.outcomes) == 3)
+    until(lambda: len(server.outcomes) == 5)
     wait(gatherResults(stopped))
-    assert not [each for each in log if each["log_level"].name in ("error", "critical")]
+    assert not [each for each in log if "log_failure" in each]
 
 
 # Faults
@@ -385,7 +471,7 @@ def test_accepting_that_fails(error: int) -> None:
     assert len(asked) >= 3
 
 
-def test_accepting_that_fails_half_way() -> None:
+def test_accepting_that_fails_half_way(monkeypatch: pytest.MonkeyPatch) -> None:
     """Twisted then takes no more than there is room for either."""
 
     class Counts(PoetryProtocol):
@@ -396,13 +482,14 @@ def test_accepting_that_fails_half_way() -> None:
     counts: list[int] = []
     server = Server(POEM)
     server.protocol = Counts
-    with serving(server, max_connections=2) as service:
+    monkeypatch.setattr("poetry.wire.lean.CERTAIN", 1)
+    with serving(server, max_connections=3) as service:
         port = service.ports[0]
         listening = port.socket
 
         class Fails(socket.socket):
             def accept(self) -> Any:
-                if counts == [1] and not failed:
+                if counts == [1, 2] and not failed:
                     failed.append(True)
                     raise OSError(errno.ENOBUFS, os.strerror(errno.ENOBUFS))
                 return super().accept()
@@ -410,13 +497,13 @@ def test_accepting_that_fails_half_way() -> None:
         failed: list[bool] = []
         with Fails(fileno=os.dup(listening.fileno())) as failing, ExitStack() as readers:
             failing.setblocking(False)
-            for _ in range(4):
+            for _ in range(6):
                 readers.enter_context(reader(port_of(service)))
             port.socket = failing
-            until(lambda: len(counts) > 1)
+            until(lambda: len(counts) > 2)
             reactor.iterate(0)
             port.socket = listening
-    assert (counts[:2], max(counts), failed) == ([1, 2], 2, [True])
+    assert (counts[:3], max(counts), failed) == ([1, 2, 3], 3, [True])
 
 
 @pytest.mark.parametrize("text", [POEM, LONG], ids=["short", "long"])
@@ -458,6 +545,7 @@ def test_no_descriptor_to_wait_with(monkeypatch: pytest.MonkeyPatch) -> None:
 def test_at_the_limit(listen: str, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     """Those who wait for a place get one as soon as somebody has gone."""
     monkeypatch.chdir(tmp_path)
+    monkeypatch.setattr("poetry.wire.drain.PAUSE", 3_600.0)
     server = Server(POEM)
     with serving(server, listen, max_connections=2) as service:
         assert read_in_a_thread(service.addresses[0], 50) == {"whole": 50}
@@ -468,15 +556,21 @@ def test_a_stop_leaves_nothing() -> None:
     """Who stays after its poem is let go at a stop; then all is as it was before."""
     readers, timers = len(reactor.getReaders()), len(reactor.getDelayedCalls())
     server = Server(POEM)
-    with connected(server) as (_, connection):
-        pass
-    until(lambda: server.outcomes)
-    assert (server.outcomes, drain(connection) if connection.fileno() >= 0 else b"") == (
-        ["sent"],
-        b"",
-    )
+    with ExitStack() as stack:
+        with serving(server) as service:
+            connection = stack.enter_context(reader(port_of(service)))
+            until(lambda: server.connections)
+        assert (server.outcomes, drain(connection)) == (["sent"], POEM)
     until(lambda: len(reactor.getReaders()) == readers)
     assert len(reactor.getDelayedCalls()) == timers
+
+
+def test_a_port_that_is_closed_twice() -> None:
+    """Its own `stopListening` and a stop of the service, in one turn, both end."""
+    with serving(Server(POEM)) as service:
+        closed = service.ports[0].stopListening()
+        wait(service.stopService())
+        wait(closed)
 
 
 # Platforms

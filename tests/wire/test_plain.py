@@ -57,13 +57,16 @@ from twisted.internet.endpoints import TCP4ServerEndpoint
 from poetry import PoetryServerFactory, PoetryService
 from poetry.wire.poem import Poem
 
-def send(self, to, offset, limit, flags=0):
+def send(self, to, offset, limit, flags=0, full=[sys.argv[1] == "full"]):
+    if full.pop():
+        full.append(False)
+        raise BlockingIOError(11, "Resource temporarily unavailable")
     to.send(self.view[offset : offset + int(sys.argv[2])])
     os.kill(os.getpid(), signal.SIGKILL)
 
 Poem.send = send
 factory = PoetryServerFactory(bytes(int(sys.argv[3])))
-if sys.argv[1] == "service":
+if sys.argv[1] != "bare factory":
     service = PoetryService([(TCP4ServerEndpoint(reactor, 0, interface="127.0.0.1"), factory)])
     service.startService()
     port = service.ports[0]
@@ -74,10 +77,10 @@ reactor.run()
 """
 
 
-@pytest.mark.parametrize("of", ["service", "bare factory"])
+@pytest.mark.parametrize("of", ["service", "full", "bare factory"])
 @pytest.mark.parametrize(("taken", "size"), [(1, 3_000), (100, SHORT), (100, SHORT + 1)])
 def test_killed_after_the_first_bytes(of: str, taken: int, size: int) -> None:
-    """However little the kernel has taken, and however short the poem is, that is a reset."""
+    """However little the kernel has taken, at once or later, that is a reset."""
     command = [sys.executable, "-c", KILLED, of, str(taken), str(size)]
     with subprocess.Popen(command, stdout=subprocess.PIPE, text=True) as server:
         assert server.stdout is not None
