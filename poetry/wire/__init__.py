@@ -9,8 +9,8 @@ time; whatever else ends a connection resets it. Two things make that hold on ev
     socket with unread input resets it, and destroys what is still on its way.
 
 `plain` is a socket, `tls` has close_notify before that, `buffered` is any other transport. `sender`
-is what they share, `poem` what they send, `layers` and `kernel` what they know of Twisted's
-transports and of sockets. `lean` is a transport that is hardly one, for short poems on sockets;
+is what they share, `poem` what they send (`pages`: a long one), `layers` and `kernel` what they
+know of Twisted's transports and of sockets. `lean` is a transport that is hardly one, for short poems on sockets;
 `drain` waits for their readers to end.
 """
 

@@ -5,9 +5,11 @@ from __future__ import annotations
 import errno
 import os
 import socket
+import sys
 import weakref
 
 from poetry.system import UNIX, fcntl, resource
+from poetry.wire.pages import collapse
 
 SHARED = 256 * 1024
 """Bytes from which on sendfile(2) costs less CPU than send(2): as much at 100 kB, 0.9 times at
@@ -89,6 +91,8 @@ def _in_memory(data: bytes) -> int | None:
             raise OSError(errno.EMFILE, "descriptors are scarce, and readers need them more")
         with open(descriptor, "wb", closefd=False) as file:
             file.write(data)
+        if sys.platform == "linux":
+            collapse(descriptor, len(data))
         seals = fcntl.F_SEAL_SEAL | fcntl.F_SEAL_SHRINK | fcntl.F_SEAL_GROW | fcntl.F_SEAL_WRITE
         fcntl.fcntl(descriptor, fcntl.F_ADD_SEALS, seals)
     except (AttributeError, OSError):
