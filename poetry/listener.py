@@ -139,9 +139,9 @@ class Listener:
         """The port is closed, by whom and as often as it may be."""
         if self._port.connected:
             self._gate.remove(self)
-            self._connectionLost(reason)
             if self._lean is not None:
-                self._lean.drain.close()
+                self._lean.close()
+            self._connectionLost(reason)
             self._closed()
 
     def pause(self) -> None:

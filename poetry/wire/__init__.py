@@ -10,8 +10,8 @@ time; whatever else ends a connection resets it. Two things make that hold on ev
 
 `plain` is a socket, `tls` has close_notify before that, `buffered` is any other transport. `sender`
 is what they share, `poem` what they send (`pages`: a long one), `layers` and `kernel` what they
-know of Twisted's transports and of sockets. `lean` is a transport that is hardly one, for short poems on sockets;
-`drain` waits for their readers to end.
+know of Twisted's transports and of sockets. `lean` is a transport that is hardly one, for short
+poems on sockets; `drain` waits for their readers to end.
 """
 
 from __future__ import annotations
@@ -23,7 +23,7 @@ from twisted.internet.interfaces import ISSLTransport
 
 from poetry.wire.buffered import BUFFERED
 from poetry.wire.lean import Lean
-from poetry.wire.plain import PLAIN
+from poetry.wire.plain import LEAN, PLAIN
 from poetry.wire.sender import Wire
 
 __all__ = ["Wire", "wire_of"]
@@ -31,7 +31,9 @@ __all__ = ["Wire", "wire_of"]
 
 def wire_of(transport: Any) -> Wire:
     """What a protocol on this transport sends and receives by."""
-    if isinstance(transport, (FileDescriptor, Lean)):
+    if isinstance(transport, Lean):
+        return LEAN
+    if isinstance(transport, FileDescriptor):
         return PLAIN
     if ISSLTransport.providedBy(transport):
         from twisted.protocols.tls import TLSMemoryBIOProtocol

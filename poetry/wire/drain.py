@@ -17,6 +17,8 @@ from twisted.internet.protocol import connectionDone
 from twisted.python.failure import Failure
 from zope.interface import implementer
 
+from poetry.wire.kernel import NOW
+
 PAUSE = 0.005
 """Seconds between two looks. To wake up for each reader takes a fifth of a short poem's CPU
 (measured)."""
@@ -147,7 +149,7 @@ class Drain:
         assert connection.socket is not None
         assert self._epoll is not None
         try:
-            if not connection.socket.recv_into(_DISCARDED):
+            if not connection.socket.recv_into(_DISCARDED, 0, NOW):
                 connection.lose(connectionDone)
                 return
         except BlockingIOError:  # the event was another's, which had this number

@@ -13,6 +13,9 @@ from poetry.system import fcntl, termios
 MORE = getattr(socket, "MSG_MORE", 0)
 """A flag of send(2): the end of the stream follows. Both leave in one packet."""
 
+NOW = MORE | getattr(socket, "MSG_DONTWAIT", 0)
+"""The same, on a socket that else may block."""
+
 FULL = frozenset({errno.EAGAIN, errno.EWOULDBLOCK, errno.EINTR, errno.ENOBUFS})
 """What send(2) fails with where it may be asked again."""
 
@@ -23,7 +26,8 @@ _LINGER = struct.pack("ii", 0, 0)
 def reset_on_close(handle: socket.socket) -> None:
     """From now on closing the socket resets the connection: socket(7), SO_LINGER.
 
-    A Unix socket has no reset: there its reader sees an end all the same.
+    What a listening socket accepts inherits that (Linux). A Unix socket has no reset: there its
+    reader sees an end all the same.
     """
     _set_linger(handle, _LINGER_NOT)
 

@@ -8,7 +8,7 @@ from typing import TYPE_CHECKING, Any
 from twisted.internet.error import ConnectionDone
 from twisted.python.failure import Failure
 
-from poetry.wire.kernel import MORE, send_on_close
+from poetry.wire.kernel import MORE, NOW, send_on_close
 from poetry.wire.layers import forbid_end, is_closing, keep_from_shutting_down
 from poetry.wire.poem import Poem
 from poetry.wire.sender import Wire
@@ -65,4 +65,21 @@ class Plain(Wire):
         return isinstance(reason.value, ConnectionDone)
 
 
+class Lean(Plain):
+    """The same on a lean transport, whose socket may block and is armed since it was accepted."""
+
+    def send(self, protocol: PoetryProtocol, poem: Poem) -> None:
+        """At once, or else as on the transport that takes its place."""
+        if self.write(protocol, poem, len(poem.data)):
+            forbid_end(protocol.transport)
+            protocol.transport.promote()
+            PLAIN.send(protocol, poem)
+
+    def handOver(self, protocol: PoetryProtocol, poem: Poem, limit: int) -> int:  # noqa: ARG002
+        """Once, and from the start."""
+        count: int = protocol.transport.getHandle().send(poem.data, NOW)
+        return count
+
+
 PLAIN = Plain()
+LEAN = Lean()

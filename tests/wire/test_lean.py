@@ -28,7 +28,7 @@ from zope.interface.verify import verifyObject
 
 from poetry import PoemTruncated, PoetryProtocol, PoetryService
 from poetry.protocol import State
-from poetry.wire.lean import AT_ONCE, Lean
+from poetry.wire.lean import AT_ONCE, Lean, LeanPort
 from poetry.wire.sender import SHORT, Pace
 from tests.certificates import Certificates
 from tests.ends import LONG, Server, ended_with_reset, reader
@@ -250,7 +250,8 @@ def test_a_factory_that_asks_who_connects(*, on_instance: bool) -> None:
         server.buildProtocol = ask  # type: ignore[method-assign]
     with serving(server if on_instance else Asks(POEM)) as service, ExitStack() as readers:
         both = [readers.enter_context(reader(port_of(service))) for _ in range(2)]
-        assert [drain(each) for each in both] == [b"", POEM]
+        assert ended_with_reset(both[0])  # rather than with an empty poem
+        assert drain(both[1]) == POEM
         assert asked == [each.getsockname()[1] for each in both]
 
 
@@ -267,7 +268,8 @@ def test_whom_a_factory_refuses_takes_nobody_along_at_a_stop() -> None:
     with ExitStack() as readers:
         with serving(Refuses(POEM)) as service:
             five = [readers.enter_context(reader(port_of(service))) for _ in range(5)]
-        assert [drain(each) for each in five] == [b"", *[POEM] * 4]
+        assert ended_with_reset(five[0])
+        assert [drain(each) for each in five[1:]] == [POEM] * 4
 
 
 def test_a_hook_that_asks_for_more() -> None:
@@ -320,7 +322,7 @@ def test_no_transport_to_be_had(log: Log) -> None:
     server = Server(POEM)
     with serving(server) as service, pytest.MonkeyPatch.context() as patch:
         patch.setattr("select.epoll", refuse)
-        patch.setattr(service.ports[0], "transport", refuse)
+        patch.setattr(LeanPort, "make_transport", refuse)
         with reader(port_of(service)):
             until(lambda: server.outcomes)
         assert (len(server.told), server.outcomes) == (1, ["truncated"])
@@ -414,7 +416,7 @@ def test_a_reader_that_is_gone_already(monkeypatch: pytest.MonkeyPatch) -> None:
     def refuse(*_: object) -> int:
         raise ConnectionResetError(errno.ECONNRESET, "the first")
 
-    monkeypatch.setattr("poetry.wire.poem.Poem.send", refuse)
+    monkeypatch.setattr("poetry.wire.plain.Lean.handOver", refuse)
     server = Server(POEM)
     with serving(server) as service, reader(port_of(service)):
         until(lambda: server.told)

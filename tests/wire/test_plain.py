@@ -7,7 +7,7 @@ import socket
 import struct
 import subprocess
 import sys
-from contextlib import suppress
+from contextlib import ExitStack, suppress
 
 import pytest
 
@@ -55,6 +55,7 @@ import os, signal, sys
 from twisted.internet import reactor
 from twisted.internet.endpoints import TCP4ServerEndpoint
 from poetry import PoetryServerFactory, PoetryService
+from poetry.wire.plain import Lean
 from poetry.wire.poem import Poem
 
 def send(self, to, offset, limit, flags=0, full=[sys.argv[1] == "full"]):
@@ -64,7 +65,11 @@ def send(self, to, offset, limit, flags=0, full=[sys.argv[1] == "full"]):
     to.send(self.view[offset : offset + int(sys.argv[2])])
     os.kill(os.getpid(), signal.SIGKILL)
 
+def hand_over(wire, protocol, poem, limit):
+    return send(poem, protocol.transport.getHandle(), 0, limit)
+
 Poem.send = send
+Lean.handOver = hand_over
 factory = PoetryServerFactory(bytes(int(sys.argv[3])))
 if sys.argv[1] != "bare factory":
     service = PoetryService([(TCP4ServerEndpoint(reactor, 0, interface="127.0.0.1"), factory)])
@@ -82,7 +87,8 @@ reactor.run()
 def test_killed_after_the_first_bytes(of: str, taken: int, size: int) -> None:
     """However little the kernel has taken, at once or later, that is a reset."""
     command = [sys.executable, "-c", KILLED, of, str(taken), str(size)]
-    with subprocess.Popen(command, stdout=subprocess.PIPE, text=True) as server:
+    with subprocess.Popen(command, stdout=subprocess.PIPE, text=True) as server, ExitStack() as end:
+        end.callback(server.kill)
         assert server.stdout is not None
         port = int(server.stdout.readline())
         with suppress(ConnectionResetError), reader(port) as connection:  # perhaps while connecting
