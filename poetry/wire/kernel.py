@@ -7,6 +7,7 @@ import socket
 import struct
 import sys
 from contextlib import suppress
+from typing import Any
 
 from poetry.system import fcntl, termios
 
@@ -21,6 +22,24 @@ FULL = frozenset({errno.EAGAIN, errno.EWOULDBLOCK, errno.EINTR, errno.ENOBUFS})
 
 _LINGER_NOT = struct.pack("ii", 1, 0)
 _LINGER = struct.pack("ii", 0, 0)
+
+
+class Listening(socket.socket):
+    """A listening socket with its family and type as they are.
+
+    Python's own looks two members of an enum up for each connection that it accepts: a thirtieth of
+    a short poem's CPU (measured).
+    """
+
+    family: Any = None
+    type: Any = None
+
+    def __init__(self, plain: socket.socket) -> None:
+        """@param plain: gives its descriptor away."""
+        family, kind = plain.family, plain.type
+        super().__init__(family, kind, plain.proto, plain.detach())
+        self.setblocking(False)
+        self.family, self.type = family, kind
 
 
 def reset_on_close(handle: socket.socket) -> None:

@@ -115,6 +115,8 @@ class LeanPort:
 
     def __init__(self, port: Port, factory: Any) -> None:
         """@param factory: a `PoetryServerFactory`, the port's own."""
+        port.socket = kernel.Listening(port.socket)
+        port.fileno = port.socket.fileno  # type: ignore[method-assign]
         kernel.reset_on_close(port.socket)  # what it accepts inherits that, from its first moment
         self._make: Any = port.transport
         port.transport = self._unarmed  # type: ignore[assignment]
