@@ -21,7 +21,7 @@ SHORT = 3_000
 SLOW_SERVERS = 100
 PACE, PIECES = 0.02, 10
 """Seconds between the pieces of a slow server, and how many of them: 0.2 s a poem."""
-TOO_LONG = 20.0
+TOO_LONG = 5.0
 """A client that took more seconds than this is not asked for the next size."""
 POLL = 0.0005
 """Seconds between two looks at the memory of a client."""

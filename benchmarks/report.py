@@ -291,7 +291,7 @@ def client(result: Json) -> str:
         rows.append(row)
     return table(["", *(size_name(int(size)) for size in part)], rows) + (
         "\n\nSeconds and peak memory to fetch one poem to a file, its contents compared. "
-        f"{NOTHING}: not asked, the size before took more than 20 s."
+        f"{NOTHING}: not asked, the size before took more than 5 s."
     )
 
 
