@@ -5,7 +5,6 @@ from __future__ import annotations
 import errno
 import os
 import socket
-import sys
 import weakref
 
 from poetry.system import UNIX, fcntl, resource
@@ -91,8 +90,7 @@ def _in_memory(data: bytes) -> int | None:
             raise OSError(errno.EMFILE, "descriptors are scarce, and readers need them more")
         with open(descriptor, "wb", closefd=False) as file:
             file.write(data)
-        if sys.platform == "linux":
-            collapse(descriptor, len(data))
+        collapse(descriptor, len(data))
         seals = fcntl.F_SEAL_SEAL | fcntl.F_SEAL_SHRINK | fcntl.F_SEAL_GROW | fcntl.F_SEAL_WRITE
         fcntl.fcntl(descriptor, fcntl.F_ADD_SEALS, seals)
     except (AttributeError, OSError):
