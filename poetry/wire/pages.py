@@ -13,7 +13,6 @@ LARGE = 2 * 1024 * 1024
 
 _MAP_FIXED = 0x10
 _MADV_COLLAPSE = 25
-_FAILED = 2**64 - 1
 
 
 def collapse(descriptor: int, size: int) -> bool:
@@ -27,13 +26,14 @@ def collapse(descriptor: int, size: int) -> bool:
     import ctypes  # it takes 10 ms to load
 
     libc = ctypes.CDLL(None)
-    libc.mmap.restype = ctypes.c_uint64
-    libc.mmap.argtypes = [ctypes.c_uint64, ctypes.c_size_t, *[ctypes.c_int] * 3, ctypes.c_long]
-    libc.munmap.argtypes = [ctypes.c_uint64, ctypes.c_size_t]
-    libc.madvise.argtypes = [ctypes.c_uint64, ctypes.c_size_t, ctypes.c_int]
+    address = size_t = ctypes.c_size_t  # as wide as a pointer
+    libc.mmap.restype = address
+    libc.mmap.argtypes = [address, size_t, ctypes.c_int, ctypes.c_int, ctypes.c_int, ctypes.c_long]
+    libc.munmap.argtypes = [address, size_t]
+    libc.madvise.argtypes = [address, size_t, ctypes.c_int]
     anywhere = mmap.MAP_PRIVATE | mmap.MAP_ANONYMOUS
     room = libc.mmap(0, whole + LARGE, 0, anywhere, -1, 0)
-    if room == _FAILED:
+    if room == address(-1).value:  # MAP_FAILED
         return False
     start = (room + LARGE - 1) // LARGE * LARGE
     there = mmap.MAP_SHARED | _MAP_FIXED
