@@ -15,6 +15,7 @@ import sys
 from collections.abc import Callable, Iterable, Iterator, Sequence
 from pathlib import Path
 
+from benchmarks.client import TOO_LONG
 from benchmarks.delivery import PATIENCE, SCENARIOS, Scenario
 from benchmarks.measure import Json
 from benchmarks.peers import PEERS, THIS, TUTORIAL
@@ -291,7 +292,7 @@ def client(result: Json) -> str:
         rows.append(row)
     return table(["", *(size_name(int(size)) for size in part)], rows) + (
         "\n\nSeconds and peak memory to fetch one poem to a file, its contents compared. "
-        f"{NOTHING}: not asked, the size before took more than 5 s."
+        f"{NOTHING}: not asked, the size before took more than {TOO_LONG:g} s."
     )
 
 

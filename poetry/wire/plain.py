@@ -65,7 +65,7 @@ class Plain(Wire):
         return isinstance(reason.value, ConnectionDone)
 
 
-class Lean(Plain):
+class LeanWire(Plain):
     """The same on a lean transport, whose socket may block and is armed since it was accepted."""
 
     def send(self, protocol: PoetryProtocol, poem: Poem) -> None:
@@ -82,4 +82,4 @@ class Lean(Plain):
 
 
 PLAIN = Plain()
-LEAN = Lean()
+LEAN = LeanWire()

@@ -416,7 +416,7 @@ def test_a_reader_that_is_gone_already(monkeypatch: pytest.MonkeyPatch) -> None:
     def refuse(*_: object) -> int:
         raise ConnectionResetError(errno.ECONNRESET, "the first")
 
-    monkeypatch.setattr("poetry.wire.plain.Lean.handOver", refuse)
+    monkeypatch.setattr("poetry.wire.plain.LeanWire.handOver", refuse)
     server = Server(POEM)
     with serving(server) as service, reader(port_of(service)):
         until(lambda: server.told)
@@ -623,7 +623,7 @@ async def main():
     print(await get_poem(clientFromString(reactor, address)))
 
 from twisted.internet.task import react
-from twisted.internet.defer import Deferred, gatherResults
+from twisted.internet.defer import Deferred
 react(lambda _: Deferred.fromCoroutine(main()))
 """
 

@@ -55,7 +55,7 @@ import os, signal, sys
 from twisted.internet import reactor
 from twisted.internet.endpoints import TCP4ServerEndpoint
 from poetry import PoetryServerFactory, PoetryService
-from poetry.wire.plain import Lean
+from poetry.wire.plain import LeanWire
 from poetry.wire.poem import Poem
 
 def send(self, to, offset, limit, flags=0, full=[sys.argv[1] == "full"]):
@@ -69,7 +69,7 @@ def hand_over(wire, protocol, poem, limit):
     return send(poem, protocol.transport.getHandle(), 0, limit)
 
 Poem.send = send
-Lean.handOver = hand_over
+LeanWire.handOver = hand_over
 factory = PoetryServerFactory(bytes(int(sys.argv[3])))
 if sys.argv[1] != "bare factory":
     service = PoetryService([(TCP4ServerEndpoint(reactor, 0, interface="127.0.0.1"), factory)])
