@@ -1,14 +1,15 @@
 """Readers that have everything, and need only be waited for.
 
 Each ends when it likes. For Twisted's own transports the reactor waits; to do so costs more than a
-short poem. Here all of them are one descriptor of the reactor's, an epoll of their own, and nobody
-is woken up for each: once one has ended the others are looked at every few milliseconds.
+short poem. Here nobody is woken up for each: all are looked at every few milliseconds, and only
+those that stay longer are watched, by one descriptor of the reactor's, an epoll of their own.
 """
 
 from __future__ import annotations
 
 import select
 import socket
+from contextlib import suppress
 from typing import Any, Protocol
 
 from twisted.internet.error import ConnectionLost
@@ -20,8 +21,8 @@ from zope.interface import implementer
 from poetry.wire.kernel import NOW
 
 PAUSE = 0.005
-"""Seconds between two looks. To wake up for each reader takes a fifth of a short poem's CPU
-(measured)."""
+"""Seconds between two looks. To wake up for each reader takes a fifth of a short poem's CPU, and to
+watch each a twentieth (measured)."""
 
 ONCE = getattr(select, "EPOLLIN", 0) | getattr(select, "EPOLLONESHOT", 0)
 """One event for each socket, until it is armed again. A forked child may keep a socket open that we
@@ -42,7 +43,8 @@ class Waiting(Protocol):
 class Drain:
     """Waits for any number of readers, and throws away what they say.
 
-    It is open while they come and go: an epoll, and a reader of the reactor's except in a pause.
+    While they come and go it takes a timer, and while none does an epoll, which the reactor reads.
+    Where there is no descriptor or memory for that, the timer goes on.
     An exception out of `doRead` makes the reactor drop all of them, so `lose` raises none.
     """
 
@@ -50,68 +52,66 @@ class Drain:
         """@param reactor: an IReactorFDSet and IReactorTime."""
         self._reactor = reactor
         self._waiting: dict[int, Waiting] = {}
+        # Those of which no event tells: most of the new ones have ended when they are due.
+        self._new: set[int] = set()
+        self._due: set[int] = set()
         self._epoll: select.epoll | None = None
         self._pause: Any = None
         self._at_shutdown: Any = None
         self._closed = False
 
-    def __contains__(self, handle: socket.socket) -> bool:
-        waiting = self._waiting.get(handle.fileno())
-        return waiting is not None and waiting.socket is handle
-
-    def add(self, connection: Waiting) -> bool:
-        """Let it go when its reader ends.
-
-        @return: False: there is no descriptor or memory to wait with.
-        """
+    def add(self, connection: Waiting) -> None:
+        """Let it go when its reader ends."""
         assert connection.socket is not None
         descriptor = connection.socket.fileno()
-        try:
-            if self._epoll is None:
-                self._open()
-            assert self._epoll is not None
-            self._epoll.register(descriptor, ONCE)
-        except OSError:
-            if not self._waiting:
-                self._stop()
-            return False
         self._waiting[descriptor] = connection
-        return True
-
-    def _open(self) -> None:
-        self._epoll = select.epoll()
-        self._watch()
-        self._at_shutdown = self._reactor.addSystemEventTrigger(
-            "during", "shutdown", self._shut_down
-        )
-
-    def _watch(self) -> None:
-        """Have the reactor tell of the next one; where it cannot, look again in a while."""
-        try:
-            self._reactor.addReader(self)
-        except OSError:
-            self._pause = self._reactor.callLater(PAUSE, self._look)
+        self._new.add(descriptor)
+        if self._pause is None:
+            self._rest()
 
     def remove(self, handle: socket.socket) -> None:
         """Wait for it no longer. Its next event, if any, is nobody's."""
-        if self._waiting.pop(handle.fileno(), None) is not None:
-            self._rest()
-
-    def hurry(self) -> None:
-        """Somebody waits for a place: let no time pass before the next look."""
-        if self._pause is not None:
-            self._pause.cancel()
-            self._pause = None
-            self._watch()
+        self._waiting.pop(handle.fileno(), None)
+        if self._closed and not self._waiting:
+            self._stop()
 
     def close(self) -> None:
         """Nobody more comes: leave nothing open behind the last one."""
         self._closed = True
-        self._rest()
+        if self._waiting:
+            self.hurry()
+        else:
+            self._stop()
+
+    def hurry(self) -> None:
+        """Somebody waits for a place, or for all to be gone: look as soon as one has ended."""
+        unarmed = (self._new | self._due) & self._waiting.keys()
+        self._new, self._due = set(), set()
+        for descriptor in unarmed:
+            self._arm(descriptor)
+        if self._pause is None or self._new or not self._waiting:
+            return
+        try:
+            self._reactor.addReader(self)
+        except OSError:
+            return
+        self._pause.cancel()
+        self._pause = None
 
     def _rest(self) -> None:
-        if self._closed and not self._waiting:
-            self._stop()
+        """Look in a while."""
+        if self._at_shutdown is None:
+            self._open()
+        if self._epoll is not None:
+            self._reactor.removeReader(self)
+        self._pause = self._reactor.callLater(PAUSE, self._look)
+
+    def _open(self) -> None:
+        self._at_shutdown = self._reactor.addSystemEventTrigger(
+            "during", "shutdown", self._shut_down
+        )
+        with suppress(OSError):  # before a crowd takes the low numbers, which select(2) needs
+            self._epoll = select.epoll()
 
     def _stop(self) -> None:
         if self._epoll is not None:
@@ -127,37 +127,47 @@ class Drain:
 
     def doRead(self) -> None:
         """Somebody has ended, after a while in which nobody had."""
-        self._reactor.removeReader(self)
         self._look()
 
     def _look(self) -> None:
-        assert self._epoll is not None
-        self._pause = None
-        events = self._epoll.poll(0, max(1, len(self._waiting)))  # Python's own limit is 1,023
-        if events:
-            self._pause = self._reactor.callLater(PAUSE, self._look)
-        elif self._waiting:
-            self._watch()
-        else:
-            self._stop()
-        for descriptor, _ in events:
-            if descriptor in self._waiting:
+        self._rest()
+        ready, self._due, self._new = self._due, self._new, set()
+        if self._epoll is not None:
+            events = self._epoll.poll(0, max(1, len(self._waiting)))  # Python's own limit is 1,023
+            ready.update(descriptor for descriptor, _ in events)
+        for descriptor in ready:
+            if descriptor in self._waiting:  # a hook may take others away
                 self._discard(descriptor)
+        quiet = not (ready or self._due or self._new)
+        if quiet and not self._waiting:
+            self._stop()
+        elif quiet or self._closed:
+            self.hurry()
 
     def _discard(self, descriptor: int) -> None:
         connection = self._waiting[descriptor]
         assert connection.socket is not None
-        assert self._epoll is not None
         try:
-            if not connection.socket.recv_into(_DISCARDED, 0, NOW):
+            if connection.socket.recv_into(_DISCARDED, 0, NOW):
+                self._arm(descriptor)
+            else:
                 connection.lose(connectionDone)
-                return
-        except BlockingIOError:  # the event was another's, which had this number
-            pass
+        except BlockingIOError:  # it stays, or the event was another's, which had this number
+            self._arm(descriptor)
         except OSError:
             connection.lose(Failure(ConnectionLost()))
-            return
-        self._epoll.modify(descriptor, ONCE)
+
+    def _arm(self, descriptor: int) -> None:
+        """Have an event tell of its end; where none can, it is due again."""
+        try:
+            if self._epoll is None:
+                self._epoll = select.epoll()
+            try:
+                self._epoll.register(descriptor, ONCE)
+            except FileExistsError:
+                self._epoll.modify(descriptor, ONCE)
+        except OSError:
+            self._new.add(descriptor)
 
     def fileno(self) -> int:
         """For the reactor."""

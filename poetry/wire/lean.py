@@ -27,10 +27,6 @@ from poetry.wire.sender import SHORT
 AT_ONCE = 100
 """Most connections accepted in a reactor turn, where Twisted raises that while more come."""
 
-CERTAIN = 4
-"""Turns in a row in which as many came as were likely, before more are. To ask for one who is not
-there costs as much as a turn of the reactor (4 us, measured)."""
-
 _IGNORED = frozenset({"abortConnection", "loseConnection", "write", "writeSequence"})
 
 _log = Logger()
@@ -46,19 +42,21 @@ class Lean:
     Asked for anything that it does not have, it makes way for a transport of Twisted's.
 
     @ivar transport: that one, once there is one.
+    @ivar waits: whether all is sent, so that only the reader's end is missing.
     """
 
     # `_shouldShutdown` is Twisted's name (see `layers`); False: somebody counts on the reset.
-    __slots__ = ("_address", "_port", "_protocol", "_shouldShutdown", "socket", "transport")
+    __slots__ = ("_peer", "_port", "_protocol", "_shouldShutdown", "socket", "transport", "waits")
 
     def __init__(
-        self, handle: socket.socket, address: tuple[Any, ...], protocol: Any, port: LeanPort
+        self, handle: socket.socket, peer: tuple[Any, ...], protocol: Any, port: LeanPort
     ) -> None:
-        """@param address: as accept(2) has it."""
+        """@param peer: its address, as accept(2) has it."""
         self.socket: socket.socket | None = handle
         self.transport: Any = None
+        self.waits = False
         self._shouldShutdown = True
-        self._address = address
+        self._peer = peer
         self._protocol = protocol
         self._port = port
 
@@ -68,14 +66,15 @@ class Lean:
 
     def getPeer(self) -> IPv4Address | IPv6Address:
         """Who is at the other end."""
-        return _address(self._address)
+        return _address(self._peer)
 
     def startReading(self) -> None:
         """All is sent: wait for the reader's end."""
         if self.transport is not None:  # a hook has asked for more meanwhile
             self.transport.startReading()
-        elif not self._port.drain.add(self):
-            self.promote()
+        else:
+            self.waits = True
+            self._port.drain.add(self)
 
     def lose(self, reason: Failure) -> None:
         """The reader has ended, or the reactor does: close it, and tell the protocol."""
@@ -95,7 +94,7 @@ class Lean:
             self._port.drain.remove(self.socket)
             if self._shouldShutdown:
                 kernel.send_on_close(self.socket)
-            self.transport = self._port.make_transport(self.socket, self._protocol, self._address)
+            self.transport = self._port.make_transport(self.socket, self._protocol, self._peer)
             self._protocol.transport = self.transport
             if not self._shouldShutdown:
                 keep_from_shutting_down(self.transport)
@@ -123,7 +122,6 @@ class LeanPort:
         self.drain = Drain(port.reactor)
         self._port: Any = port
         self._factory = factory
-        self._likely, self._right = 1, 0
         build = getattr(factory.buildProtocol, "__func__", None)
         self._asks_who = build is not Factory.buildProtocol
 
@@ -134,28 +132,27 @@ class LeanPort:
         return sending is not None and len(sending.data) <= SHORT and self._factory.pace is None
 
     def accept(self, most: int) -> int:
-        """Take in as many as are likely to be there, and up to `most`.
+        """Take in all that are there, also those who come meanwhile, up to `most`.
 
         @return: how many were; else what accept(2) fails with is raised.
         """
         listening, sending = self._port.socket, self._factory.sending
-        likely = min(self._likely, most)
-        for accepted in range(likely):
+        accepted, there = 0, kernel.queued(listening) or 1
+        while accepted < min(there, most):
             if self._factory.sending is not sending:  # a hook has changed the poem
-                return accepted
+                break
             try:
                 handle, address = listening.accept()
             except BlockingIOError:
-                self._likely, self._right = max(1, accepted), 0
-                return accepted
+                break
+            accepted += 1
             try:
                 self._connect(handle, address)
             except BaseException:  # a subclass's
                 _log.failure("a connection could not be made", event="hook_failed")
-        self._right += 1
-        if self._right == CERTAIN:
-            self._likely, self._right = min(2 * self._likely, AT_ONCE), 0
-        return likely
+            if accepted == there:
+                there += kernel.queued(listening)
+        return accepted
 
     def _connect(self, handle: socket.socket, address: tuple[Any, ...]) -> None:
         protocol = self._factory.buildProtocol(_address(address) if self._asks_who else None)
@@ -165,7 +162,7 @@ class LeanPort:
         lean = Lean(handle, address, protocol, self)
         try:
             protocol.makeConnection(lean)
-            if handle not in self.drain:
+            if not lean.waits:
                 lean.promote()
         except BaseException as error:
             if lean.transport is None:  # nor is there one to be had

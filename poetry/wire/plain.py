@@ -9,7 +9,7 @@ from twisted.internet.error import ConnectionDone
 from twisted.python.failure import Failure
 
 from poetry.wire.kernel import MORE, NOW, send_on_close
-from poetry.wire.layers import forbid_end, is_closing, keep_from_shutting_down
+from poetry.wire.layers import forbid_end, is_closing
 from poetry.wire.poem import Poem
 from poetry.wire.sender import Wire
 
@@ -52,7 +52,6 @@ class Plain(Wire):
         handle = transport.getHandle()
         send_on_close(handle)
         handle.shutdown(socket.SHUT_WR)
-        keep_from_shutting_down(transport)
         protocol.streamEnded()
         transport.startReading()  # what came before is reported now, an end too
 
@@ -77,7 +76,7 @@ class LeanWire(Plain):
 
     def handOver(self, protocol: PoetryProtocol, poem: Poem, limit: int) -> int:  # noqa: ARG002
         """Once, and from the start."""
-        count: int = protocol.transport.getHandle().send(poem.data, NOW)
+        count: int = protocol.transport.socket.send(poem.data, NOW)
         return count
 
 

@@ -7,8 +7,8 @@ import os
 import socket
 from collections.abc import Callable, Iterator
 from contextlib import ExitStack
+from functools import partial
 from pathlib import Path
-from types import SimpleNamespace
 from typing import Any
 
 import pytest
@@ -45,6 +45,11 @@ class Reactor(MemoryReactorClock):
         for each in list(self.readers):
             each.doRead()
 
+    def settle(self) -> None:
+        """Let as many pauses pass as it takes until those who stay are watched."""
+        for _ in range(4):
+            self.advance(PAUSE)
+
     def has(self, drain: Drain) -> tuple[bool, bool, bool]:
         """Whether a drain has a reader, a timer and a trigger."""
         return drain in self.readers, bool(self.getDelayedCalls()), bool(self.at_shutdown)
@@ -66,6 +71,7 @@ class Connection:
         self.socket: socket.socket | None = ours
         self.handle = ours
         self.reasons: list[Any] = []
+        self.at_end: Callable[[], object] = lambda: None
         self._drain = drain
         drain.add(self)
 
@@ -74,6 +80,7 @@ class Connection:
         self.handle.close()
         self.socket = None
         self.reasons.append(reason.value)
+        self.at_end()
 
 
 @pytest.fixture
@@ -113,19 +120,39 @@ def test_it_is_a_descriptor(drain: Drain) -> None:
     assert drain.logPrefix() == "drain"
 
 
-def test_each_goes_at_its_end(reactor: Reactor, drain: Drain, connect: Connect) -> None:
+def test_each_goes_at_its_end(reactor: Reactor, connect: Connect) -> None:
     """A reader may say what it likes until it ends; the others stay."""
     first, second = connect(), connect()
-    for _ in range(3):
+    for _ in range(5):
         first.reader.sendall(b"GET / HTTP/1.1")
         reactor.poll()
-        reactor.advance(PAUSE)
-        assert first.handle in drain
+        reactor.settle()
+        assert not first.reasons
     first.reader.close()
     reactor.poll()
-    reactor.advance(PAUSE)
     assert [type(reason) for reason in first.reasons] == [ConnectionDone]
-    assert (second.reasons, second.handle in drain) == ([], True)
+    assert not second.reasons
+
+
+def test_who_ends_soon_is_not_watched(
+    reactor: Reactor, drain: Drain, connect: Connect, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """Most have ended when they are looked at first, and cost no place in an epoll."""
+    monkeypatch.setattr(drain, "_arm", None)
+    for _ in range(9):
+        connection = connect()
+        assert reactor.has(drain) == PAUSES
+        connection.reader.close()
+        reactor.advance(PAUSE)
+        reactor.advance(PAUSE)
+        assert [type(reason) for reason in connection.reasons] == [ConnectionDone]
+
+
+def test_who_stays_is_watched(reactor: Reactor, drain: Drain, connect: Connect) -> None:
+    """Then no timer goes."""
+    connect()
+    reactor.settle()
+    assert reactor.has(drain) == LOOKS
 
 
 def test_all_that_end_meanwhile_are_one_look(
@@ -133,7 +160,7 @@ def test_all_that_end_meanwhile_are_one_look(
 ) -> None:
     """Once one has ended the reactor is not woken up for a while, and then by a timer."""
     connections = [connect() for _ in range(3)]
-    assert reactor.has(drain) == LOOKS
+    reactor.settle()
     connections[0].reader.close()
     reactor.poll()
     assert reactor.has(drain) == PAUSES
@@ -145,62 +172,94 @@ def test_all_that_end_meanwhile_are_one_look(
     assert [len(each.reasons) for each in connections] == [1, 1, 1]
 
 
+def test_one_that_talks_is_heard_now_and_then(
+    reactor: Reactor, drain: Drain, connect: Connect
+) -> None:
+    """A flood wakes the reactor up as seldom as ends do."""
+    connection = connect()
+    reactor.settle()
+    for _ in range(5):
+        connection.reader.sendall(b"GET / HTTP/1.1")
+        reactor.poll()
+        assert reactor.has(drain) == PAUSES
+        reactor.settle()
+
+
 def test_a_reset_is_one(reactor: Reactor, connect: Connect) -> None:
     """A reader that resets has not ended properly."""
     connection = connect()
     connection.handle.sendall(b"unread")
     connection.reader.close()
-    reactor.poll()
+    reactor.settle()
     assert [type(reason) for reason in connection.reasons] == [ConnectionLost]
 
 
-def test_nothing_is_left_behind(reactor: Reactor, drain: Drain, connect: Connect) -> None:
+@pytest.mark.parametrize("stays", [False, True])
+def test_nothing_is_left_behind(
+    reactor: Reactor, drain: Drain, connect: Connect, *, stays: bool
+) -> None:
     """It is closed when nobody has come or ended for a while, and opens again."""
     before = descriptors()
     for _ in range(2):
         connection = connect()
+        if stays:
+            reactor.settle()
         connection.reader.close()
         reactor.poll()
-        reactor.advance(PAUSE)
+        reactor.settle()
+        assert connection.reasons
         assert (drain.fileno(), reactor.has(drain)) == (-1, NOTHING)
         assert descriptors() == before
 
 
-@pytest.mark.parametrize("pauses", [False, True])
+@pytest.mark.parametrize("looks", range(4))
+@pytest.mark.parametrize("ends", [False, True])
 def test_it_closes_behind_the_last(
-    reactor: Reactor, drain: Drain, connect: Connect, *, pauses: bool
+    reactor: Reactor, drain: Drain, connect: Connect, looks: int, *, ends: bool
 ) -> None:
-    """Where nobody comes any more the last one closes it, at once."""
-    connections = [connect() for _ in range(2)]
+    """Where nobody comes any more the last one closes it, and no timer goes until then."""
+    connections = [connect() for _ in range(3)]
+    for _ in range(looks):
+        reactor.advance(PAUSE)
     drain.close()
-    assert reactor.has(drain) == LOOKS
-    if pauses:
-        connections.pop().reader.close()
-        reactor.poll()
-        assert reactor.has(drain) == PAUSES
     while connections:
-        connections.pop().lose(Failure(ConnectionLost()))
+        assert reactor.has(drain) == LOOKS
+        connection = connections.pop()
+        if ends:
+            connection.reader.close()
+            reactor.poll()
+        else:
+            connection.lose(Failure(ConnectionLost()))
+        assert connection.reasons
     assert (drain.fileno(), reactor.has(drain)) == (-1, NOTHING)
 
 
-def test_who_waits_for_a_place(reactor: Reactor, drain: Drain, connect: Connect) -> None:
+@pytest.mark.parametrize("looks", range(4))
+def test_who_waits_for_a_place(
+    reactor: Reactor, drain: Drain, connect: Connect, looks: int
+) -> None:
     """A pause is over when somebody waits, and where there is none nothing happens."""
     drain.hurry()
     assert reactor.has(drain) == NOTHING
-    connections = [connect() for _ in range(2)]
-    connections[0].reader.close()
-    reactor.poll()
+    gone = connect()
+    drain.remove(gone.handle)
+    gone.handle.close()
+    drain.hurry()
     assert reactor.has(drain) == PAUSES
+    connection = connect()
+    for _ in range(looks):
+        reactor.advance(PAUSE)
     drain.hurry()
     assert reactor.has(drain) == LOOKS
-    connections[1].reader.close()
+    connection.reader.close()
     reactor.poll()
-    assert connections[1].reasons
+    assert connection.reasons
 
 
 def test_a_number_that_another_has_by_now(reactor: Reactor, drain: Drain, connect: Connect) -> None:
     """A socket that a forked child keeps open says nothing of the next one with its number."""
     old = connect()
+    reactor.settle()
     number = old.handle.fileno()
     kept = os.dup(number)
     drain.remove(old.handle)
@@ -213,9 +272,8 @@ def test_a_number_that_another_has_by_now(reactor: Reactor, drain: Drain, connec
     new.handle.setblocking(False)
     drain.add(new)
     old.reader.close()
-    reactor.poll()
+    reactor.settle()
     assert not new.reasons
-    reactor.advance(PAUSE)
     assert reactor.has(drain) == LOOKS
     new.reader.close()
     reactor.poll()
@@ -226,11 +284,26 @@ def test_a_number_that_another_has_by_now(reactor: Reactor, drain: Drain, connec
 def test_an_event_of_nobody(reactor: Reactor, drain: Drain, connect: Connect) -> None:
     """Who is waited for no longer may end as it likes."""
     gone, stays = connect(), connect()
+    reactor.settle()
     drain.remove(gone.handle)
     gone.reader.close()
     reactor.poll()
     assert (gone.reasons, stays.reasons) == ([], [])
     gone.handle.close()
+
+
+def test_one_whose_hook_takes_another_away(
+    reactor: Reactor, drain: Drain, connect: Connect
+) -> None:
+    """Both have ended, and one of them only is told."""
+    first, second = connect(), connect()
+    for connection, other in ((first, second), (second, first)):
+        connection.at_end = partial(drain.remove, other.handle)
+        connection.reader.close()
+    reactor.settle()
+    assert sorted(len(each.reasons) for each in (first, second)) == [0, 1]
+    for connection in (first, second):
+        connection.handle.close()
 
 
 def test_all_that_have_ended_go(reactor: Reactor, drain: Drain) -> None:
@@ -252,86 +325,68 @@ def test_all_that_have_ended_go(reactor: Reactor, drain: Drain) -> None:
     gone: list[One] = []
     raise_limit()
     for _ in range(count):
-        assert drain.add(One())
+        drain.add(One())
+    reactor.settle()
+    assert reactor.has(drain) == LOOKS
     with ours, peer:
         peer.shutdown(socket.SHUT_WR)
         reactor.poll()
     assert len(gone) == count
 
 
-def test_nothing_to_wait_with(monkeypatch: pytest.MonkeyPatch, connect: Connect) -> None:
-    """Where the kernel has no room it says so, and who comes later is waited for again."""
-    before = connect()
+class FullEpoll:
+    """One that nobody can be added to."""
 
-    class Full:
-        def register(self, *_: object) -> None:
-            raise OSError(errno.ENOSPC, os.strerror(errno.ENOSPC))
+    def fileno(self) -> int:
+        return 9
 
-    drain = before._drain
-    real = drain._epoll
-    monkeypatch.setattr(drain, "_epoll", Full())
-    ours, other = socket.socketpair()
-    with ours, other:
-        assert not drain.add(SimpleNamespace(socket=ours, lose=before.lose))
-        assert ours not in drain
-    monkeypatch.setattr(drain, "_epoll", real)
-    assert connect().handle in drain
+    def poll(self, *_: object) -> list[tuple[int, int]]:
+        return []
+
+    def register(self, *_: object) -> None:
+        raise OSError(errno.ENOSPC, os.strerror(errno.ENOSPC))
+
+    def close(self) -> None: ...
 
 
-def test_an_epoll_that_takes_nobody(
-    reactor: Reactor, drain: Drain, monkeypatch: pytest.MonkeyPatch
-) -> None:
-    """It is closed again."""
-
-    class Full:
-        def fileno(self) -> int:
-            return 9
-
-        def register(self, *_: object) -> None:
-            raise OSError(errno.ENOSPC, os.strerror(errno.ENOSPC))
-
-        def close(self) -> None:
-            closed.append(True)
-
-    closed: list[bool] = []
-    monkeypatch.setattr("select.epoll", Full)
-    ours, other = socket.socketpair()
-    with ours, other:
-        assert not drain.add(SimpleNamespace(socket=ours, lose=print))
-    assert (closed, reactor.has(drain)) == ([True], NOTHING)
+def refuse(*_: object) -> Any:
+    raise OSError(errno.EMFILE, os.strerror(errno.EMFILE))
 
 
-@pytest.mark.parametrize("first", [False, True])
-def test_a_reactor_that_cannot_wait(
+@pytest.mark.parametrize("stay", [False, True])
+@pytest.mark.parametrize("lacks", ["epoll", "place", "reader"])
+def test_nothing_to_wait_with(
     reactor: Reactor,
     drain: Drain,
     connect: Connect,
     monkeypatch: pytest.MonkeyPatch,
     *,
-    first: bool,
+    lacks: str,
+    stay: bool,
 ) -> None:
-    """It is looked at again in a while, for as long as the reactor cannot tell of it."""
-
-    def refuse(_: object) -> None:
-        raise OSError(errno.ENOMEM, os.strerror(errno.ENOMEM))
-
-    connections = [] if first else [connect()]
-    monkeypatch.setattr(reactor, "addReader", refuse)
-    connections += [connect(), connect()]
-    if not first:
-        connections.pop(0).reader.close()
-        reactor.poll()
+    """Where the kernel or the reactor has no room all are looked at now and then, until it has."""
+    place, lack = {
+        "epoll": ("select.epoll", refuse),
+        "place": ("select.epoll", FullEpoll),
+        "reader": (f"{__name__}.Reactor.addReader", refuse),
+    }[lacks]
+    monkeypatch.setattr(place, lack)
+    connections = [connect() for _ in range(3)]
     for connection in connections:
-        reactor.advance(PAUSE)
-        reactor.advance(PAUSE)
+        if stay:
+            reactor.settle()
+        drain.hurry()
         assert reactor.has(drain) == PAUSES
         connection.reader.close()
-        reactor.advance(PAUSE)
+        reactor.settle()
         assert connection.reasons
-    monkeypatch.undo()
+    assert reactor.has(drain) == NOTHING
     last = connect()
-    reactor.advance(PAUSE)
-    reactor.advance(PAUSE)
+    reactor.settle()
+    monkeypatch.undo()
+    if lacks == "place":
+        drain._epoll = None
+    reactor.settle()
     assert reactor.has(drain) == LOOKS
     last.reader.close()
     reactor.poll()
@@ -341,15 +396,14 @@ def test_a_reactor_that_cannot_wait(
 def test_the_reactor_drops_it(reactor: Reactor, drain: Drain, connect: Connect) -> None:
     """All are told, and who comes later is waited for as ever."""
     lost, also, gone = connect(), connect(), connect()
-    told = lost.lose
+    reactor.settle()
+    more: list[Connection] = []
 
-    def lose(reason: Failure) -> None:  # as its hooks may bring one more, and take one away
-        told(reason)
+    def at_end() -> None:  # as its hooks may bring one more, and take one away
         drain.remove(gone.handle)
         more.append(connect())
 
-    more: list[Connection] = []
-    lost.lose = lose  # type: ignore[method-assign]
+    lost.at_end = at_end
     reactor.readers.remove(drain)
     drain.connectionLost(Failure(ConnectionLost()))
     assert [len(each.reasons) for each in (lost, also, gone, *more)] == [1, 1, 0, 1]
@@ -357,17 +411,21 @@ def test_the_reactor_drops_it(reactor: Reactor, drain: Drain, connect: Connect) 
     assert reactor.has(drain) == NOTHING
     connection = connect()
     connection.reader.close()
-    reactor.poll()
+    reactor.settle()
     assert connection.reasons
 
 
 @pytest.mark.parametrize("pauses", [False, True])
-def test_the_reactor_stops(reactor: Reactor, connect: Connect, *, pauses: bool) -> None:
+def test_the_reactor_stops(
+    reactor: Reactor, drain: Drain, connect: Connect, *, pauses: bool
+) -> None:
     """All are told, also where the reactor knows nothing of the drain."""
     first, second = connect(), connect()
+    reactor.settle()
     if pauses:
         first.reader.close()
         reactor.poll()
+    assert reactor.has(drain) == (PAUSES if pauses else LOOKS)
     reactor.at_shutdown.pop()()
     assert [type(reason) for reason in second.reasons] == [ConnectionLost]
     assert len(first.reasons) == 1

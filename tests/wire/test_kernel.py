@@ -4,10 +4,12 @@ from __future__ import annotations
 
 import socket
 from collections.abc import Iterator
-from contextlib import contextmanager
+from contextlib import ExitStack, contextmanager
+from time import sleep
 
 import pytest
 
+from poetry.system import EPOLL
 from poetry.wire import kernel
 from poetry.wire.kernel import unacknowledged
 from tests.loop import until
@@ -78,3 +80,16 @@ def test_a_socket_that_takes_no_option_any_more() -> None:
         sender.close()
         kernel.reset_on_close(sender)
         kernel.send_on_close(sender)
+
+
+@pytest.mark.skipif(not EPOLL, reason="asked of Linux alone")
+def test_how_many_wait_to_be_accepted() -> None:
+    """As many as are connected and nobody has taken in."""
+    with socket.create_server(("127.0.0.1", 0), backlog=5) as server, ExitStack() as stack:
+        assert kernel.queued(server) == 0
+        for count in range(1, 4):
+            stack.enter_context(socket.create_connection(server.getsockname(), 20))
+            while kernel.queued(server) < count:
+                sleep(0)
+        stack.enter_context(server.accept()[0])
+        assert kernel.queued(server) == 2

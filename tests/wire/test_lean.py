@@ -303,7 +303,6 @@ def test_a_hook_that_changes_the_poem() -> None:
     server = Server(POEM)
     server.protocol = Changes
     with serving(server) as service, ExitStack() as readers:
-        service._gate._listeners.copy().pop()._lean._likely = 5
         first, second = (readers.enter_context(reader(port_of(service))) for _ in range(2))
         assert drain(first) == POEM
         second.sendall(b"theirs")
@@ -319,13 +318,17 @@ def test_no_transport_to_be_had(log: Log) -> None:
     def refuse(*_: object) -> Any:
         raise OSError(errno.ENOSPC, os.strerror(errno.ENOSPC))
 
-    server = Server(POEM)
-    with serving(server) as service, pytest.MonkeyPatch.context() as patch:
-        patch.setattr("select.epoll", refuse)
-        patch.setattr(LeanPort, "make_transport", refuse)
-        with reader(port_of(service)):
+    server = Server(poem(SHORT))
+    with serving(server) as service, socket.socket() as connection:
+        service.ports[0].socket.setsockopt(socket.SOL_SOCKET, socket.SO_SNDBUF, 1)
+        connection.setsockopt(socket.SOL_SOCKET, socket.SO_RCVBUF, 1)
+        with pytest.MonkeyPatch.context() as patch:
+            patch.setattr(LeanPort, "make_transport", refuse)
+            connection.connect(("127.0.0.1", port_of(service)))
             until(lambda: server.outcomes)
-        assert (len(server.told), server.outcomes) == (1, ["truncated"])
+        assert (len(server.told), len(server.outcomes)) == (1, 1)
+        assert server.outcomes != ["sent"]
+        assert ended_with_reset(connection)
         assert not service.connections
     log.clear()
 
@@ -361,9 +364,8 @@ def test_a_mistake_is_its_own_readers(mistake: type[BaseException], log: Log) ->
     log.clear()
 
 
-def test_a_hook_that_stops_the_service(log: Log, monkeypatch: pytest.MonkeyPatch) -> None:
+def test_a_hook_that_stops_the_service(log: Log) -> None:
     """Whoever is accepted then is served, and nothing is wrong."""
-    monkeypatch.setattr("poetry.wire.lean.CERTAIN", 1)
 
     class Stops(PoetryProtocol):
         def connectionMade(self) -> None:
@@ -473,7 +475,7 @@ def test_accepting_that_fails(error: int) -> None:
     assert len(asked) >= 3
 
 
-def test_accepting_that_fails_half_way(monkeypatch: pytest.MonkeyPatch) -> None:
+def test_accepting_that_fails_half_way() -> None:
     """Twisted then takes no more than there is room for either."""
 
     class Counts(PoetryProtocol):
@@ -484,7 +486,6 @@ def test_accepting_that_fails_half_way(monkeypatch: pytest.MonkeyPatch) -> None:
     counts: list[int] = []
     server = Server(POEM)
     server.protocol = Counts
-    monkeypatch.setattr("poetry.wire.lean.CERTAIN", 1)
     with serving(server, max_connections=3) as service:
         port = service.ports[0]
         listening = port.socket
@@ -508,6 +509,32 @@ def test_accepting_that_fails_half_way(monkeypatch: pytest.MonkeyPatch) -> None:
     assert (counts[:3], max(counts), failed) == ([1, 2, 3], 3, [True])
 
 
+def test_who_comes_meanwhile() -> None:
+    """All who are there are taken in before the reactor has its turn, up to so many."""
+
+    class Comes(PoetryProtocol):
+        def connectionMade(self) -> None:
+            super().connectionMade()
+            if len(readers) < AT_ONCE + 20:
+                readers.append(socket.create_connection(("127.0.0.1", port_of(service))))
+
+    readers: list[socket.socket] = []
+    server = Server(POEM)
+    server.protocol = Comes
+    with serving(server) as service, reader(port_of(service)):
+        until(lambda: server.connections)
+        assert len(server.connections) == AT_ONCE
+    for each in readers:
+        each.close()
+
+
+def test_a_kernel_that_does_not_say_who_is_there(monkeypatch: pytest.MonkeyPatch) -> None:
+    """Then it is asked for one at a time."""
+    monkeypatch.setattr("poetry.wire.kernel.queued", lambda _: 0)
+    with serving(Server(POEM)) as service:
+        assert read_in_a_thread(service.addresses[0], 20) == {"whole": 20}
+
+
 @pytest.mark.parametrize("text", [POEM, LONG], ids=["short", "long"])
 def test_no_more_than_so_many_in_a_turn(text: bytes) -> None:
     """However many come, all else has its turn in between."""
@@ -525,7 +552,7 @@ def test_no_more_than_so_many_in_a_turn(text: bytes) -> None:
 
 
 def test_no_descriptor_to_wait_with(monkeypatch: pytest.MonkeyPatch) -> None:
-    """Where there is none for an epoll, Twisted waits for the reader: it has everything."""
+    """Where there is none for an epoll readers are let go all the same."""
 
     def refuse(*_: object) -> Any:
         raise OSError(errno.EMFILE, os.strerror(errno.EMFILE))
@@ -533,7 +560,7 @@ def test_no_descriptor_to_wait_with(monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setattr("select.epoll", refuse)
     server = Server(POEM)
     with connected(server) as (protocol, connection):
-        assert (kind(protocol), protocol.state) == (Transport, State.ENDED)
+        assert (kind(protocol), protocol.state) == (Lean, State.ENDED)
         assert drain(connection) == POEM
         connection.close()
         until(lambda: server.outcomes)
