@@ -29,6 +29,7 @@ from zope.interface.verify import verifyObject
 from poetry import PoemTruncated, PoetryProtocol, PoetryService
 from poetry.protocol import State
 from poetry.wire.lean import AT_ONCE, Lean, LeanPort
+from poetry.wire.poem import SHARED
 from poetry.wire.sender import SHORT, Pace
 from tests.certificates import Certificates
 from tests.ends import LONG, Server, ended_with_reset, reader
@@ -81,7 +82,7 @@ def kind(protocol: PoetryProtocol) -> type:
 # What it is for
 
 
-@pytest.mark.parametrize("size", [1, 3_000, SHORT])
+@pytest.mark.parametrize("size", [1, 3_000, SHORT, SHARED - 1])
 def test_a_short_poem_is_sent_without_a_transport(size: int) -> None:
     """It is with the kernel as soon as its reader is accepted, and so is the end of the stream."""
     server = Server(poem(size))
