@@ -12,7 +12,7 @@ from twisted.internet.endpoints import TCP4ClientEndpoint
 from twisted.python.failure import Failure
 
 from poetry import PoetryClientFactory, PoetryProtocol, PoetryServerFactory
-from poetry.wire.kernel import unacknowledged
+from poetry.wire.kernel import reset_on_close, unacknowledged
 from poetry.wire.layers import handle_of
 from poetry.wire.sender import SHORT
 from tests.loop import drain, reactor, wait
@@ -73,6 +73,12 @@ def queued(protocol: PoetryProtocol) -> int:
     """Bytes that the peer has not acknowledged."""
     handle = handle_of(protocol.transport)
     return unacknowledged(handle) if handle is not None else 0
+
+
+def reset(connection: socket.socket) -> None:
+    """End a connection with a reset."""
+    reset_on_close(connection)
+    connection.close()
 
 
 def ended_with_reset(connection: socket.socket) -> bool:

@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 import socket
-import struct
 from collections.abc import Callable
 from typing import Any
 
@@ -43,6 +42,7 @@ from tests.ends import (
     ended_with_reset,
     listening,
     reader,
+    reset,
 )
 from tests.loop import drain, reactor, until, wait, wait_error
 
@@ -262,8 +262,7 @@ def test_a_reader_that_resets_was_not_served(poem: bytes) -> None:
     server = Server(poem)
     with listening(server) as port, reader(port) as connection:
         until(lambda: server.connections)
-        connection.setsockopt(socket.SOL_SOCKET, socket.SO_LINGER, struct.pack("ii", 1, 0))
-        connection.close()
+        reset(connection)
         until(lambda: server.outcomes)
     assert server.outcomes == ["truncated"]
 
@@ -273,7 +272,7 @@ def test_a_reset_before_the_first_byte_is_noticed() -> None:
     server = Server(b"short")
     with listening(server) as port:
         with reader(port) as connection:
-            connection.setsockopt(socket.SOL_SOCKET, socket.SO_LINGER, struct.pack("ii", 1, 0))
+            reset(connection)
         until(lambda: server.outcomes)
     assert server.outcomes == ["truncated"]
 

@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 import socket
-import struct
 
 import pytest
 from twisted.internet import error
@@ -23,6 +22,7 @@ from tests.ends import (
     ended_with_reset,
     listening,
     reader,
+    reset,
 )
 from tests.loop import drain, reactor, until, wait
 
@@ -101,8 +101,7 @@ def test_a_reader_that_goes_at_the_last_byte() -> None:
     """Where the end of the stream cannot be sent, the poem was not."""
     server = Server(b"short")
     with listening(WrappingFactory(server)) as port, reader(port) as connection:
-        connection.setsockopt(socket.SOL_SOCKET, socket.SO_LINGER, struct.pack("ii", 1, 0))
-        connection.close()
+        reset(connection)
         until(lambda: server.outcomes)
     assert server.outcomes == ["truncated"]
 
@@ -113,8 +112,7 @@ def test_an_end_that_cannot_be_sent() -> None:
     with listening(WrappingFactory(server)) as port, reader(port) as connection:
         until(lambda: server.connections)
         (protocol,) = server.connections
-        connection.setsockopt(socket.SOL_SOCKET, socket.SO_LINGER, struct.pack("ii", 1, 0))
-        connection.close()
+        reset(connection)
         protocol.transport.unregisterProducer()
         last = LastBytes(protocol)
         last.start()

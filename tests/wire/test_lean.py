@@ -32,7 +32,7 @@ from poetry.wire.lean import AT_ONCE, Lean, LeanPort
 from poetry.wire.poem import SHARED
 from poetry.wire.sender import SHORT, Pace
 from tests.certificates import Certificates
-from tests.ends import LONG, Server, ended_with_reset, reader
+from tests.ends import LONG, Server, ended_with_reset, reader, reset
 from tests.faults.readers import poem, read_all
 from tests.loop import drain, reactor, until, wait
 from tests.processes import PATIENCE
@@ -68,11 +68,6 @@ def connected(server: Server, **limits: Any) -> Iterator[tuple[PoetryProtocol, s
         until(lambda: server.connections)
         (protocol,) = server.connections
         yield protocol, connection
-
-
-def reset(connection: socket.socket) -> None:
-    connection.setsockopt(socket.SOL_SOCKET, socket.SO_LINGER, struct.pack("ii", 1, 0))
-    connection.close()
 
 
 def kind(protocol: PoetryProtocol) -> type:
