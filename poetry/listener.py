@@ -17,6 +17,9 @@ from poetry.wire.lean import AT_ONCE, LeanPort
 
 _log = Logger()
 
+AGAIN = 0.1
+"""Seconds until a port asks the reactor again, which had no room to wait for its readers."""
+
 
 class Gate:
     """Holds all listeners of a service to one limit: at the limit the kernel's queue holds readers.
@@ -104,13 +107,14 @@ class Listener:
         @param closed: called when the port is closed.
         @param lean: what accepts in the port's place where it suits.
         """
-        self._port = port
+        self._port: Any = port
         self._gate = gate
         self._afterwards = afterwards
         self._closed = closed
         self._doRead = port.doRead
         self._connectionLost = port.connectionLost
         self._lean = lean
+        self._again: Any = None
         port.doRead = self.doRead  # type: ignore[method-assign]
         port.connectionLost = self.connectionLost  # type: ignore[method-assign]
         gate.add(self)
@@ -139,6 +143,7 @@ class Listener:
         """The port is closed, by whom and as often as it may be."""
         if self._port.connected:
             self._gate.remove(self)
+            self._forget()
             if self._lean is not None:
                 self._lean.close()
             self._connectionLost(reason)
@@ -146,13 +151,24 @@ class Listener:
 
     def pause(self) -> None:
         """Leave new readers in the kernel's queue."""
+        self._forget()
         self._port.pauseProducing()
         if self._lean is not None:
             self._lean.drain.hurry()
 
     def resume(self) -> None:
-        """Accept again."""
-        self._port.resumeProducing()
+        """Accept again, as soon as the reactor can (epoll_ctl(2): ENOSPC, ENOMEM)."""
+        self._again = None
+        try:
+            self._port.resumeProducing()
+        except OSError:
+            self._again = self._port.reactor.callLater(AGAIN, self.resume)
+
+    def _forget(self) -> None:
+        """Be about to accept again no longer."""
+        if self._again is not None:
+            self._again.cancel()
+            self._again = None
 
     def close(self) -> None:
         """Close the port, and take in first whom the kernel has connected: it would reset them.

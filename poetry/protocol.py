@@ -35,7 +35,7 @@ from zope.interface import alsoProvides, classImplements, implementer
 
 from poetry.errors import EmptyPoem, PoemError, PoemStopped, PoemTooLong, PoemTruncated
 from poetry.wire import Wire, wire_of
-from poetry.wire.layers import innermost, receive, reset
+from poetry.wire.layers import discard_input, innermost, receive, reset
 from poetry.wire.poem import Poem
 from poetry.wire.sender import Pace, Producer
 
@@ -72,6 +72,7 @@ class PoetryProtocol(Protocol):
         "handshake" where TLS did not come up.
     @ivar error: why it failed, where it did.
     @ivar sending: the poem that it sends, while it lasts; None: it receives.
+    @ivar wire: how it sends and receives; the kind of its transport.
     @ivar sender: what sends the rest of a poem that was not taken at once.
     """
 
@@ -85,14 +86,14 @@ class PoetryProtocol(Protocol):
     error: BaseException | None = None
     sending: Poem | None = None
     sender: Producer | None = None
-    _wire: Wire
+    wire: Wire
     _collected: bytearray | None = None
 
     def makeConnection(self, transport: Any) -> None:
         """Begin. A subclass whose `connectionMade` raises leaves no reader waiting for ever."""
         self.started = monotonic()
         self.factory.connections.add(self)
-        self._wire = wire_of(transport)
+        self.wire = wire_of(transport)
         try:
             super().makeConnection(transport)  # type: ignore[no-untyped-call]
         except BaseException as error:
@@ -104,13 +105,13 @@ class PoetryProtocol(Protocol):
         self.sending = self.factory.sending
         if self.sending is None:
             receive(self.transport)
-        elif not self._wire.handshakes:
-            self._wire.send(self, self.sending)
+        elif not self.wire.handshakes:
+            self.wire.send(self, self.sending)
 
     def handshakeCompleted(self) -> None:
         """TLS is up: only now can a poem be sent."""
         if self.sending is not None:
-            self._wire.send(self, self.sending)
+            self.wire.send(self, self.sending)
 
     def streamEnded(self) -> None:
         """Our stream is ended, after the last byte: wait for the reader to end."""
@@ -144,6 +145,7 @@ class PoetryProtocol(Protocol):
     def release(self) -> None:
         """Close plainly what the kernel has all of: it goes on delivering."""
         self.state = State.RELEASED
+        discard_input(self.transport)
         innermost(self.transport).loseConnection()
 
     def stop(self) -> None:
@@ -179,8 +181,8 @@ class PoetryProtocol(Protocol):
         self.sending = None
 
     def _conclude(self, reason: Failure) -> None:
-        received = self.sending is None and self._wire.wasReceived(self.transport, reason)
-        ended = self.state is State.ENDED and self._wire.wasSent(reason)
+        received = self.sending is None and self.wire.wasReceived(self.transport, reason)
+        ended = self.state is State.ENDED and self.wire.wasSent(reason)
         if self.sending is not None and (ended or self.state is State.RELEASED):
             self.outcome = "sent"
             _tell(self.factory.poemSent, self.sending.data)

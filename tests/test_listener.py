@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+import errno
+import os
 import socket
 from collections.abc import Callable
 from typing import Any
@@ -12,6 +14,7 @@ from twisted.internet.endpoints import TCP4ServerEndpoint
 from twisted.internet.error import CannotListenError
 from twisted.internet.interfaces import IListeningPort, IStreamServerEndpoint
 from twisted.internet.protocol import Factory
+from twisted.internet.tcp import Port
 from zope.interface import implementer
 
 from poetry import PoetryServerFactory, PoetryService, serve_poem
@@ -54,6 +57,64 @@ def test_an_endpoint_may_listen_later() -> None:
     with reader(port.getHost().port) as connection:
         assert drain(connection) == b"poem"
     wait(port.stopListening())
+
+
+class Full:
+    """A reactor that for a while has no room for one more port."""
+
+    def __init__(self, monkeypatch: pytest.MonkeyPatch) -> None:
+        self.refused = 0
+        self.is_full = True
+        self._add = reactor.addReader
+        monkeypatch.setattr(reactor, "addReader", self.add)
+
+    def add(self, reader: Any) -> None:
+        if self.is_full and isinstance(reader, Port):
+            self.refused += 1
+            raise OSError(errno.ENOSPC, os.strerror(errno.ENOSPC))
+        self._add(reader)
+
+
+def test_no_room_to_accept_again(monkeypatch: pytest.MonkeyPatch, log: Log) -> None:
+    """Who waits at the limit is served as soon as the reactor can wait for the ports again."""
+    served = [(here(), PoetryServerFactory(poem)) for poem in (b"one", b"two")]
+    service = PoetryService(served, max_connections=1, clock=reactor)
+    service.startService()
+    ports = [port.getHost().port for port in service.ports]  # type: ignore[attr-defined]
+    with reader(ports[0]) as first:
+        until(lambda: service.waiting)
+        full = Full(monkeypatch)
+        assert drain(first) == b"one"
+    until(lambda: full.refused > 3)
+    with reader(ports[0]) as second, reader(ports[1]) as third:
+        full.is_full = False
+        assert drain(second) == b"one"
+        second.close()
+        assert drain(third) == b"two"
+    wait(service.stopService())
+    assert "hook_failed" not in [event["event"] for event in log if "event" in event]
+    log.clear()
+
+
+@pytest.mark.parametrize("how", ["stop", "limit"])
+def test_no_room_to_accept_again_and_no_need(how: str, monkeypatch: pytest.MonkeyPatch) -> None:
+    """Nobody asks the reactor again where the port is closed, or the limit is reached again."""
+    served = [(here(), PoetryServerFactory(b"poem")) for _ in range(2)]
+    service = PoetryService(served, max_connections=1, clock=reactor)
+    service.startService()
+    timers = len(reactor.getDelayedCalls())
+    port: int = service.ports[0].getHost().port  # type: ignore[attr-defined]
+    with reader(port) as connection:
+        until(lambda: service.waiting)
+        full = Full(monkeypatch)
+        drain(connection)
+    until(lambda: full.refused > 1)
+    if how == "limit":
+        for listener in service._gate._listeners:
+            listener.pause()
+        assert not [each for each in reactor.getDelayedCalls() if "resume" in str(each)]
+    wait(service.stopService())
+    until(lambda: len(reactor.getDelayedCalls()) == timers)
 
 
 def test_an_endpoint_may_fail_later(log: Log) -> None:

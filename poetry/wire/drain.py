@@ -18,7 +18,7 @@ from twisted.internet.protocol import connectionDone
 from twisted.python.failure import Failure
 from zope.interface import implementer
 
-from poetry.wire.kernel import NOW
+from poetry.wire.kernel import DISCARDED, NOW
 
 PAUSE = 0.005
 """Seconds between two looks. To wake up for each reader takes a fifth of a short poem's CPU, and to
@@ -27,8 +27,6 @@ watch each a twentieth (measured)."""
 ONCE = getattr(select, "EPOLLIN", 0) | getattr(select, "EPOLLONESHOT", 0)
 """One event for each socket, until it is armed again. A forked child may keep a socket open that we
 have closed: its events would come for ever, under a number that another has by now."""
-
-_DISCARDED = bytearray(64 * 1024)
 
 
 class Waiting(Protocol):
@@ -52,7 +50,8 @@ class Drain:
         """@param reactor: an IReactorFDSet and IReactorTime."""
         self._reactor = reactor
         self._waiting: dict[int, Waiting] = {}
-        # Those of which no event tells: most of the new ones have ended when they are due.
+        # Of these no event tells, and a timer goes while there are any. A look makes the new ones
+        # due, and arms those that have not ended when they are due: few.
         self._new: set[int] = set()
         self._due: set[int] = set()
         self._epoll: select.epoll | None = None
@@ -67,12 +66,12 @@ class Drain:
         self._waiting[descriptor] = connection
         self._new.add(descriptor)
         if self._pause is None:
-            self._rest()
+            self._look_later()
 
     def remove(self, handle: socket.socket) -> None:
         """Wait for it no longer. Its next event, if any, is nobody's."""
         self._waiting.pop(handle.fileno(), None)
-        if self._closed and not self._waiting:
+        if not self._waiting and (self._closed or self._pause is None):
             self._stop()
 
     def close(self) -> None:
@@ -89,8 +88,8 @@ class Drain:
         self._new, self._due = set(), set()
         for descriptor in unarmed:
             self._arm(descriptor)
-        if self._pause is None or self._new or not self._waiting:
-            return
+        if self._pause is None or self._due or not self._waiting:
+            return  # it is so already, or cannot be, or need not
         try:
             self._reactor.addReader(self)
         except OSError:
@@ -98,8 +97,8 @@ class Drain:
         self._pause.cancel()
         self._pause = None
 
-    def _rest(self) -> None:
-        """Look in a while."""
+    def _look_later(self) -> None:
+        """Set the timer; meanwhile the reactor tells of nobody."""
         if self._at_shutdown is None:
             self._open()
         if self._epoll is not None:
@@ -130,7 +129,7 @@ class Drain:
         self._look()
 
     def _look(self) -> None:
-        self._rest()
+        self._look_later()
         ready, self._due, self._new = self._due, self._new, set()
         if self._epoll is not None:
             events = self._epoll.poll(0, max(1, len(self._waiting)))  # Python's own limit is 1,023
@@ -148,7 +147,7 @@ class Drain:
         connection = self._waiting[descriptor]
         assert connection.socket is not None
         try:
-            if connection.socket.recv_into(_DISCARDED, 0, NOW):
+            if connection.socket.recv_into(DISCARDED, 0, NOW):
                 self._arm(descriptor)
             else:
                 connection.lose(connectionDone)
@@ -167,7 +166,9 @@ class Drain:
             except FileExistsError:
                 self._epoll.modify(descriptor, ONCE)
         except OSError:
-            self._new.add(descriptor)
+            self._due.add(descriptor)
+            if self._pause is None:
+                self._look_later()
 
     def fileno(self) -> int:
         """For the reactor."""
@@ -180,7 +181,7 @@ class Drain:
     def connectionLost(self, reason: Failure) -> None:
         """The reactor drops us. Who comes later is waited for with a new epoll."""
         while self._waiting:  # a hook may bring one more, or take one away
-            next(iter(self._waiting.values())).lose(reason)
+            self._waiting.popitem()[1].lose(reason)
         self._stop()
 
     def _shut_down(self) -> None:

@@ -15,7 +15,14 @@ MORE = getattr(socket, "MSG_MORE", 0)
 """A flag of send(2): the end of the stream follows. Both leave in one packet."""
 
 NOW = MORE | getattr(socket, "MSG_DONTWAIT", 0)
-"""The same, on a socket that else may block."""
+"""The same, and that neither send(2) nor recv(2) blocks: on a socket without a timeout of Python's,
+which would wait first."""
+
+DISCARDED = bytearray(64 * 1024)
+"""Where input goes that nobody wants: as much of it at a time as Twisted reads."""
+
+_MOST_INPUT = 6 * 1024 * 1024
+"""Bytes that a receive buffer holds by default: tcp(7), tcp_rmem."""
 
 FULL = frozenset({errno.EAGAIN, errno.EWOULDBLOCK, errno.EINTR, errno.ENOBUFS})
 """What send(2) fails with where it may be asked again."""
@@ -34,10 +41,8 @@ class Listening(socket.socket):
     family: Any = None
     type: Any = None
 
-    def __init__(self, plain: socket.socket) -> None:
-        """@param plain: gives its descriptor away."""
-        family, kind = plain.family, plain.type
-        super().__init__(family, kind, plain.proto, plain.detach())
+    def __init__(self, family: Any, kind: Any, proto: int, fileno: int) -> None:
+        super().__init__(family, kind, proto, fileno)
         self.setblocking(False)
         self.family, self.type = family, kind
 
@@ -83,10 +88,26 @@ def unacknowledged(handle: socket.socket) -> int:
     return 0
 
 
+def discard(handle: socket.socket) -> None:
+    """Throw away what the peer has said until now: closing a socket with unread input resets it."""
+    with suppress(OSError):
+        for _ in range(_MOST_INPUT // len(DISCARDED)):
+            if handle.recv_into(DISCARDED, 0, NOW) < len(DISCARDED):
+                return
+
+
 def queued(listening: socket.socket) -> int:
-    """Connections that wait to be accepted (tcp_info, tcpi_unacked); 0 where nobody can tell.
+    """Connections that wait to be accepted (tcp_info, tcpi_unacked).
 
     To ask accept(2) in vain costs seven times as much: it makes a socket first (measured).
     """
     info = listening.getsockopt(socket.IPPROTO_TCP, socket.TCP_INFO, 28)
     return int.from_bytes(info[24:], sys.byteorder)
+
+
+def named(address: tuple[Any, ...]) -> tuple[Any, ...]:
+    """An address with the name of its interface, where it has one (IPv6)."""
+    if len(address) == 4 and address[3]:
+        numeric = socket.NI_NUMERICHOST | socket.NI_NUMERICSERV
+        return (socket.getnameinfo(address, numeric)[0], *address[1:])
+    return address

@@ -58,6 +58,13 @@ def permit_end(transport: Any) -> None:
         kernel.send_on_close(handle)
 
 
+def discard_input(transport: Any) -> None:
+    """The connection is to be closed plainly: unread input would make that a reset."""
+    handle = handle_of(transport)
+    if handle is not None:
+        kernel.discard(handle)
+
+
 def keep_from_shutting_down(transport: Any) -> None:
     """Keep a transport of the reactor from shutdown(2) before close(2).
 

@@ -22,6 +22,7 @@ from zope.interface import implementer
 from poetry.wire import kernel
 from poetry.wire.drain import Drain
 from poetry.wire.layers import keep_from_shutting_down
+from poetry.wire.plain import PLAIN
 from poetry.wire.poem import SHARED
 
 AT_ONCE = 100
@@ -88,25 +89,30 @@ class Lean:
             _log.failure("connectionLost raised", event="hook_failed")
 
     def promote(self) -> Any:
-        """Give all over to a transport of Twisted's."""
-        if self.transport is None:
-            assert self.socket is not None
+        """Give all over to a transport of Twisted's; None: it is closed, or there is none."""
+        if self.transport is None and self.socket is not None:
             self._port.drain.remove(self.socket)
             if self._shouldShutdown:
                 kernel.send_on_close(self.socket)
-            self.transport = self._port.make_transport(self.socket, self._protocol, self._peer)
-            self._protocol.transport = self.transport
+            try:
+                transport = self._port.make_transport(self.socket, self._protocol, self._peer)
+            except OSError as error:  # the reactor can wait for nobody more
+                self.lose(Failure(error))
+                return None
             if not self._shouldShutdown:
-                keep_from_shutting_down(self.transport)
+                keep_from_shutting_down(transport)
+            self.transport = self._protocol.transport = transport
+            self._protocol.wire = PLAIN
         return self.transport
 
     def __getattr__(self, name: str) -> Any:
         """What a transport of Twisted's has; once it is closed, what that ignores."""
-        if self.socket is None and name in _IGNORED:
-            return _ignore
-        if name.startswith("__") or self.socket is None:
+        if name.startswith("__"):
             raise AttributeError(name)
-        return getattr(self.promote(), name)
+        transport = self.promote()
+        if transport is None and name in _IGNORED:
+            return _ignore
+        return getattr(transport, name)
 
 
 class LeanPort:
@@ -114,7 +120,8 @@ class LeanPort:
 
     def __init__(self, port: Port, factory: Any) -> None:
         """@param factory: a `PoetryServerFactory`, the port's own."""
-        port.socket = kernel.Listening(port.socket)
+        own = port.socket
+        port.socket = kernel.Listening(own.family, own.type, own.proto, own.detach())
         port.fileno = port.socket.fileno  # type: ignore[method-assign]
         kernel.reset_on_close(port.socket)  # what it accepts inherits that, from its first moment
         self._make: Any = port.transport
@@ -145,6 +152,8 @@ class LeanPort:
                 handle, address = listening.accept()
             except BlockingIOError:
                 break
+            if handle.gettimeout() is not None:  # the application has set a default one
+                handle.settimeout(None)
             accepted += 1
             try:
                 self._connect(handle, address)
@@ -165,15 +174,15 @@ class LeanPort:
             if not lean.waits:
                 lean.promote()
         except BaseException as error:
-            if lean.transport is None:  # nor is there one to be had
+            if lean.transport is None and lean.socket is not None:
                 lean.lose(Failure(error))
             raise
 
-    def make_transport(self, handle: socket.socket, protocol: Any, address: tuple[Any, ...]) -> Any:
+    def make_transport(self, handle: socket.socket, protocol: Any, peer: tuple[Any, ...]) -> Any:
         """What the port itself makes of a connection."""
         port = self._port
         port.sessionno += 1
-        return self._make(handle, protocol, _named(address), port, port.sessionno, port.reactor)
+        return self._make(handle, protocol, kernel.named(peer), port, port.sessionno, port.reactor)
 
     def _unarmed(self, handle: socket.socket, *rest: Any) -> Any:
         """What the port makes of those that it accepts by itself."""
@@ -186,14 +195,6 @@ class LeanPort:
         self.drain.close()
 
 
-def _named(address: tuple[Any, ...]) -> tuple[Any, ...]:
-    """An address with the name of its interface, where it has one (IPv6)."""
-    if len(address) == 4 and address[3]:
-        numeric = socket.NI_NUMERICHOST | socket.NI_NUMERICSERV
-        return (socket.getnameinfo(address, numeric)[0], *address[1:])
-    return address
-
-
 def _address(address: tuple[Any, ...]) -> IPv4Address | IPv6Address:
     kind = IPv4Address if len(address) == 2 else IPv6Address
-    return kind("TCP", *_named(address))
+    return kind("TCP", *kernel.named(address))

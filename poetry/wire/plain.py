@@ -71,8 +71,8 @@ class LeanWire(Plain):
         """At once, or else as on the transport that takes its place."""
         if self.write(protocol, poem, len(poem.data)):
             forbid_end(protocol.transport)
-            protocol.transport.promote()
-            PLAIN.send(protocol, poem)
+            if protocol.transport.promote() is not None:
+                PLAIN.send(protocol, poem)
 
     def handOver(self, protocol: PoetryProtocol, poem: Poem, limit: int) -> int:  # noqa: ARG002
         """Once, and from the start."""

@@ -4,11 +4,13 @@ from __future__ import annotations
 
 import errno
 import os
+import select
 import socket
 from collections.abc import Callable, Iterator
 from contextlib import ExitStack
 from functools import partial
 from pathlib import Path
+from types import SimpleNamespace
 from typing import Any
 
 import pytest
@@ -42,7 +44,7 @@ class Reactor(MemoryReactorClock):
 
     def poll(self) -> None:
         """Read what is readable."""
-        for each in list(self.readers):
+        for each in select.select(list(self.readers), [], [], 0)[0]:
             each.doRead()
 
     def settle(self) -> None:
@@ -142,16 +144,22 @@ def test_who_ends_soon_is_not_watched(
     for _ in range(9):
         connection = connect()
         assert reactor.has(drain) == PAUSES
-        connection.reader.close()
         reactor.advance(PAUSE)
+        connection.reader.close()
         reactor.advance(PAUSE)
         assert [type(reason) for reason in connection.reasons] == [ConnectionDone]
 
 
 def test_who_stays_is_watched(reactor: Reactor, drain: Drain, connect: Connect) -> None:
-    """Then no timer goes."""
+    """Then no timer goes, until one more comes."""
     connect()
     reactor.settle()
+    assert reactor.has(drain) == LOOKS
+    connection = connect()
+    assert reactor.has(drain) == PAUSES
+    connection.reader.close()
+    reactor.settle()
+    assert connection.reasons
     assert reactor.has(drain) == LOOKS
 
 
@@ -243,12 +251,14 @@ def test_who_waits_for_a_place(
     assert reactor.has(drain) == NOTHING
     gone = connect()
     drain.remove(gone.handle)
-    gone.handle.close()
     drain.hurry()
     assert reactor.has(drain) == PAUSES
-    connection = connect()
+    connection, gone_too = connect(), connect()
     for _ in range(looks):
         reactor.advance(PAUSE)
+    for each in (gone, gone_too):
+        drain.remove(each.handle)
+        each.handle.close()
     drain.hurry()
     assert reactor.has(drain) == LOOKS
     connection.reader.close()
@@ -393,9 +403,42 @@ def test_nothing_to_wait_with(
     assert last.reasons
 
 
+def test_no_place_after_a_hook_has_hurried(
+    reactor: Reactor, drain: Drain, connect: Connect, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """Who cannot be watched after that is looked at by a timer."""
+    first, *others = [connect() for _ in range(7)]
+    reactor.advance(PAUSE)
+    epoll: Any = drain._epoll
+
+    def at_end() -> None:  # as a hook that stops the service, while the kernel runs out of room
+        drain.close()
+        methods = {name: getattr(epoll, name) for name in ("close", "fileno", "poll")}
+        monkeypatch.setattr(drain, "_epoll", SimpleNamespace(register=refuse, **methods))
+
+    first.at_end = at_end
+    first.reader.close()
+    reactor.settle()
+    assert first.reasons
+    for other in others:
+        other.reader.close()
+        reactor.poll()
+        reactor.settle()
+        assert other.reasons
+
+
+def test_the_last_one_that_is_taken_away(reactor: Reactor, drain: Drain, connect: Connect) -> None:
+    """It leaves nothing behind either."""
+    connection = connect()
+    reactor.settle()
+    drain.remove(connection.handle)
+    connection.handle.close()
+    assert (drain.fileno(), reactor.has(drain)) == (-1, NOTHING)
+
+
 def test_the_reactor_drops_it(reactor: Reactor, drain: Drain, connect: Connect) -> None:
     """All are told, and who comes later is waited for as ever."""
-    lost, also, gone = connect(), connect(), connect()
+    gone, also, lost = connect(), connect(), connect()
     reactor.settle()
     more: list[Connection] = []
 

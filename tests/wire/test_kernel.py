@@ -3,13 +3,14 @@
 from __future__ import annotations
 
 import socket
+import sys
 from collections.abc import Iterator
 from contextlib import ExitStack, contextmanager
 from time import sleep
 
 import pytest
 
-from poetry.system import EPOLL
+from poetry.system import EPOLL, fcntl, termios
 from poetry.wire import kernel
 from poetry.wire.kernel import unacknowledged
 from tests.loop import until
@@ -80,6 +81,24 @@ def test_a_socket_that_takes_no_option_any_more() -> None:
         sender.close()
         kernel.reset_on_close(sender)
         kernel.send_on_close(sender)
+
+
+def test_what_was_said_until_now_is_thrown_away() -> None:
+    """However much it is: a close is an end then, and no reset."""
+    with connected() as (reader, sender):
+        reader.sendall(bytes(100_000))
+        until(lambda: readable(sender) == 100_000)
+        sender.setblocking(False)
+        kernel.discard(sender)
+        assert readable(sender) == 0
+        kernel.discard(sender)
+        sender.close()
+        assert reader.recv(1) == b""
+
+
+def readable(handle: socket.socket) -> int:
+    """Bytes that have come and nobody has read."""
+    return int.from_bytes(fcntl.ioctl(handle.fileno(), termios.FIONREAD, bytes(4)), sys.byteorder)
 
 
 @pytest.mark.skipif(not EPOLL, reason="asked of Linux alone")

@@ -30,7 +30,7 @@ def test_each_transport_has_its_wire(certificates: Certificates) -> None:
     class Tells(PoetryProtocol):
         def connectionMade(self) -> None:
             super().connectionMade()
-            kinds.append(type(self._wire).__name__)
+            kinds.append(type(self.wire).__name__)
 
     for secure in (False, True):
         for wrap in (lambda factory: factory, WrappingFactory):

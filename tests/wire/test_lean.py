@@ -29,7 +29,8 @@ from zope.interface.verify import verifyObject
 from poetry import PoemTruncated, PoetryProtocol, PoetryService
 from poetry.protocol import State
 from poetry.wire.lean import AT_ONCE, Lean, LeanPort
-from poetry.wire.poem import SHARED
+from poetry.wire.plain import Plain
+from poetry.wire.poem import SHARED, Poem
 from poetry.wire.sender import SHORT, Pace
 from tests.certificates import Certificates
 from tests.ends import LONG, Server, ended_with_reset, reader, reset
@@ -100,7 +101,7 @@ def test_a_short_poem_is_sent_without_a_transport(size: int) -> None:
 
 def test_others_have_a_transport_of_twisteds(certificates: Certificates) -> None:
     """A long poem, a slow one, a receiver, and TLS."""
-    long, slow, receives = Server(LONG), Server(POEM), Server()
+    long, slow, receives = Server(poem(SHARED)), Server(POEM), Server()
     slow.pace = Pace(10, 60.0, reactor)
     for server in long, slow, receives:
         with connected(server) as (protocol, _):
@@ -152,7 +153,11 @@ def test_a_reader_that_half_closes_and_takes_its_time() -> None:
 
 def linger_of(protocol: PoetryProtocol) -> tuple[int, int]:
     """Whether a close resets, and after how many seconds."""
-    value = protocol.transport.socket.getsockopt(socket.SOL_SOCKET, socket.SO_LINGER, 8)
+    return linger_of_socket(protocol.transport.socket)
+
+
+def linger_of_socket(handle: socket.socket) -> tuple[int, int]:
+    value = handle.getsockopt(socket.SOL_SOCKET, socket.SO_LINGER, 8)
     on, seconds = struct.unpack("ii", value)
     return on, seconds
 
@@ -213,18 +218,43 @@ def test_a_transport_that_was_kept() -> None:
         protocol.kept.abortConnection()
 
 
-def test_a_protocol_that_waits_with_its_poem() -> None:
-    """What is not done at once is done later, on Twisted's transport."""
+class Waits(PoetryProtocol):
+    """Sends nothing at once."""
 
-    class Waits(PoetryProtocol):
-        def connectionMade(self) -> None:
-            reactor.callLater(0, super().connectionMade)
+    def connectionMade(self) -> None:
+        reactor.callLater(0, super().connectionMade)
 
-    server = Server(POEM)
-    server.protocol = Waits
-    with connected(server) as (protocol, connection):
-        assert kind(protocol) is Transport
-        assert drain(connection) == POEM
+
+class Touches(PoetryProtocol):
+    """Wants something else of its transport first."""
+
+    def connectionMade(self) -> None:
+        self.transport.setTcpKeepAlive(1)
+        super().connectionMade()
+
+
+@pytest.mark.parametrize("protocol", [Waits, Touches])
+@pytest.mark.parametrize("size", [3_000, SHARED - 1])
+def test_a_protocol_that_makes_way_before_its_poem(
+    protocol: type[PoetryProtocol], size: int, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """It sends on Twisted's transport, and from the first byte on a close is a reset."""
+    lingers: list[tuple[int, int]] = []
+    hand_over = Plain.handOver
+
+    def handOver(self: Plain, protocol: PoetryProtocol, *rest: Any) -> int:
+        lingers.append(linger_of(protocol))
+        return hand_over(self, protocol, *rest)
+
+    monkeypatch.setattr(Plain, "handOver", handOver)
+    server = Server(poem(size))
+    server.protocol = protocol
+    with serving(server) as service, socket.socket() as connection:
+        service.ports[0].socket.setsockopt(socket.SOL_SOCKET, socket.SO_SNDBUF, 1)
+        connection.connect(("127.0.0.1", port_of(service)))
+        until(lambda: lingers)
+        assert drain(connection) == poem(size)
+    assert set(lingers) == {(1, 0)}
 
 
 @pytest.mark.parametrize("on_instance", [False, True])
@@ -387,8 +417,17 @@ def test_a_hook_that_stops_the_service(log: Log) -> None:
 
 
 @pytest.mark.parametrize("closes", [False, True])
-def test_a_poem_that_is_not_taken_whole(*, closes: bool) -> None:
+def test_a_poem_that_is_not_taken_whole(monkeypatch: pytest.MonkeyPatch, *, closes: bool) -> None:
     """The rest goes through Twisted's transport, and who closes that resets the reader."""
+    lingers: list[tuple[int, int]] = []
+    send = Plain.send
+
+    def noted(self: Plain, protocol: PoetryProtocol, poem: Poem) -> None:
+        lingers.append(linger_of(protocol))
+        assert not protocol.transport._shouldShutdown
+        send(self, protocol, poem)
+
+    monkeypatch.setattr(Plain, "send", noted)
     server = Server(poem(SHORT))
     with serving(server) as service, socket.socket() as connection:
         service.ports[0].socket.setsockopt(socket.SOL_SOCKET, socket.SO_SNDBUF, 1)
@@ -397,7 +436,7 @@ def test_a_poem_that_is_not_taken_whole(*, closes: bool) -> None:
         until(lambda: server.connections)
         (protocol,) = server.connections
         assert (kind(protocol), protocol.size < SHORT) == (Transport, True)
-        assert linger_of(protocol) == (1, 0)
+        assert (linger_of(protocol), lingers) == ((1, 0), [(1, 0)])
         if closes:
             taken = 0
             while taken < protocol.size:  # so that nothing is on its way
@@ -547,6 +586,59 @@ def test_no_more_than_so_many_in_a_turn(text: bytes) -> None:
         assert max(after - before for before, after in pairwise(counts)) <= AT_ONCE
 
 
+@pytest.mark.parametrize("how", ["sweep", "stop"])
+def test_no_transport_at_the_end(how: str, monkeypatch: pytest.MonkeyPatch) -> None:
+    """Who has everything is let go though the reactor can wait for nobody more."""
+
+    def refuse(*_: object) -> Any:
+        raise OSError(errno.ENOSPC, os.strerror(errno.ENOSPC))
+
+    monkeypatch.setattr("poetry.server.LINGER", 0.0)
+    server = Server(POEM)
+    with serving(server, idle_timeout=0.4) as service, reader(port_of(service)) as connection:
+        until(lambda: server.connections)
+        monkeypatch.setattr(LeanPort, "make_transport", refuse)
+        if how == "stop":
+            stopped = service.stopService()
+            service.abort()
+            wait(stopped)
+        until(lambda: server.outcomes)
+        assert not service.connections
+        assert (server.outcomes, drain(connection)) == (["sent"], POEM)
+
+
+@pytest.mark.parametrize("size", [3_000, SHORT, SHARED - 1, SHARED])
+def test_a_stop_beside_a_reader_that_has_spoken(size: int) -> None:
+    """What it has said unheard does not make a reset of the end."""
+    server = Server(poem(size))
+    with socket.socket() as connection:
+        connection.setsockopt(socket.SOL_SOCKET, socket.SO_RCVBUF, 4_096)
+        with serving(server, grace=0) as service:
+            connection.connect(("127.0.0.1", port_of(service)))
+            connection.sendall(b"GET / HTTP/1.0\r\n\r\n")
+            until(lambda: server.connections)
+            (protocol,) = server.connections
+            until(lambda: protocol.state is State.ENDED)
+        assert (server.outcomes, drain(connection)) == (["sent"], poem(size))
+
+
+def test_an_application_with_a_default_timeout() -> None:
+    """Nobody waits on a socket but the reactor."""
+    socket.setdefaulttimeout(0.1)
+    try:
+        server = Server(POEM)
+        with connected(server) as (protocol, connection):
+            assert protocol.transport.socket.gettimeout() is None
+            waiting = protocol.transport._port.drain
+            until(lambda: waiting._pause is None)  # it has been heard, and is watched
+            assert drain(connection) == POEM
+            connection.close()
+            until(lambda: server.outcomes)
+    finally:
+        socket.setdefaulttimeout(None)
+    assert server.outcomes == ["sent"]
+
+
 def test_no_descriptor_to_wait_with(monkeypatch: pytest.MonkeyPatch) -> None:
     """Where there is none for an epoll readers are let go all the same."""
 
@@ -588,6 +680,15 @@ def test_a_stop_leaves_nothing() -> None:
         assert (server.outcomes, drain(connection)) == (["sent"], POEM)
     until(lambda: len(reactor.getReaders()) == readers)
     assert len(reactor.getDelayedCalls()) == timers
+
+
+def test_a_socket_that_somebody_else_has_too() -> None:
+    """As systemd may: what is accepted from it next has not asked for resets."""
+    with serving(Server(POEM)) as service:
+        kept = service.ports[0].socket.dup()
+        assert linger_of_socket(kept) == (1, 0)
+    with kept:
+        assert linger_of_socket(kept) == (0, 0)
 
 
 def test_a_port_that_is_closed_twice() -> None:
