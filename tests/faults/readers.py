@@ -29,6 +29,9 @@ from tests.processes import PATIENCE
 QUIET = 20.0
 """Seconds without any event after which a crowd gives up: a bound, never an expectation."""
 
+ACCEPTS = 0x10000
+"""In the flags of /proc/net/unix: __SO_ACCEPTCON."""
+
 TICK = 0.05
 """Seconds between two looks at `until` while nothing happens."""
 
@@ -279,6 +282,15 @@ def eventually(true: Callable[[], bool], patience: float = PATIENCE) -> bool:
     while not (held := true()) and time.monotonic() < deadline:
         time.sleep(TICK)
     return held
+
+
+def listens(path: Path) -> bool:
+    """Whether somebody listens at a Unix socket's path: its file exists before (bind(2))."""
+    for line in Path("/proc/net/unix").read_text(encoding="utf-8").splitlines()[1:]:
+        words = line.split(maxsplit=7)
+        if words[7:] == [str(path)] and int(words[3], 16) & ACCEPTS:
+            return True
+    return False
 
 
 def refuses(address: str) -> bool:

@@ -21,7 +21,7 @@ from tests.certificates import Certificates
 from tests.conftest import PoemFile
 from tests.ends import LONG, Server, ended_with_reset, listening, reader
 from tests.faults.conftest import SERVE
-from tests.faults.readers import PAUSES, Crowd, eventually, poem, read_all, refuses
+from tests.faults.readers import PAUSES, Crowd, eventually, listens, poem, read_all, refuses
 from tests.loop import until
 from tests.processes import PATIENCE, running
 
@@ -46,7 +46,7 @@ def serving(
     command = [*SERVE, "-l", f"unix:{path}", *options]
     process = subprocess.Popen(command, stdin=subprocess.DEVNULL, stdout=stdout, stderr=stderr)
     try:
-        assert eventually(lambda: path.exists() or process.poll() is not None)
+        assert eventually(lambda: listens(path) or process.poll() is not None)
         yield process
     finally:
         process.kill()

@@ -17,6 +17,7 @@ from tests.faults.readers import (
     Crowd,
     Habit,
     eventually,
+    listens,
     poem,
     read_all,
     refuses,
@@ -122,7 +123,7 @@ def test_systemd_socket_activate(poem_file: PoemFile, tmp_path: Path) -> None:
     path = tmp_path / "socket"
     command = [*SERVE, "-l", "systemd:domain=UNIX:index=0", poem_file(3_000)]
     with running([activate, "--fdname", "poem", "-l", path, *command], listeners=0) as server:
-        assert eventually(path.exists)
+        assert eventually(lambda: listens(path))
         assert read_all(f"unix:{path}", poem(3_000)) == {"whole": 1}
         assert Path(f"/proc/{server.pid}/exe").readlink() == Path(sys.executable).resolve()
         assert read_all(f"unix:{path}", poem(3_000), count=5) == {"whole": 5}

@@ -7,6 +7,7 @@ import sys
 from collections.abc import Iterator
 from contextlib import ExitStack, contextmanager
 from time import sleep
+from types import SimpleNamespace
 
 import pytest
 
@@ -94,6 +95,18 @@ def test_what_was_said_until_now_is_thrown_away() -> None:
         kernel.discard(sender)
         sender.close()
         assert reader.recv(1) == b""
+
+
+def test_who_never_stops_talking_is_not_heard_out() -> None:
+    """A flood ends at what a receive buffer holds."""
+    asked: list[int] = []
+
+    def recv_into(into: bytearray, *_: object) -> int:
+        asked.append(len(into))
+        return len(into)
+
+    kernel.discard(SimpleNamespace(recv_into=recv_into))  # type: ignore[arg-type]
+    assert sum(asked) == 6 * 1024 * 1024
 
 
 def readable(handle: socket.socket) -> int:

@@ -53,6 +53,7 @@ def test_in_memory_there_is_no_socket() -> None:
     assert handle_of(transport) is None
     layers.forbid_end(transport)
     layers.permit_end(transport)
+    layers.discard_input(transport)
     assert not is_closing(transport)
     assert not is_closing(object())
 

@@ -318,6 +318,36 @@ def test_a_hook_that_asks_for_more() -> None:
     assert server.outcomes == ["sent"]
 
 
+def test_a_protocol_that_is_never_made(log: Log) -> None:
+    """Where `makeConnection` raises the reader is told by a reset, and others are served."""
+
+    class Never(PoetryProtocol):
+        def makeConnection(self, transport: Any) -> None:
+            if made:
+                return super().makeConnection(transport)
+            made.append(transport)
+            raise RuntimeError
+
+    made: list[Lean] = []
+    server = Server(POEM)
+    server.protocol = Never
+    with serving(server) as service:
+        with reader(port_of(service)) as connection:
+            assert ended_with_reset(connection)
+        with reader(port_of(service)) as connection:
+            assert drain(connection) == POEM
+    assert made[0].getHandle() is None
+    log.clear()
+
+
+def test_what_python_itself_asks_for() -> None:
+    """Its special methods are nothing that a transport of Twisted's would have."""
+    server = Server(POEM)
+    with connected(server) as (protocol, _):
+        assert not hasattr(protocol.transport, "__fspath__")
+        assert kind(protocol) is Lean
+
+
 def test_a_hook_that_changes_the_poem() -> None:
     """Those who are accepted after it, in the same turn, are served as is right for the new one."""
 
