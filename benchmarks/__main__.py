@@ -56,13 +56,18 @@ def versions() -> dict[str, str]:
     return found
 
 
+def kernel(setting: str) -> str:
+    return Path("/proc/sys/net", setting).read_text(encoding="ascii").strip()
+
+
 def machine() -> Json:
     return {
         "processor": processor(),
         "cores": len(CORES),
         "kernel": platform.release(),
         "descriptors": DESCRIPTORS,
-        "somaxconn": int(Path("/proc/sys/net/core/somaxconn").read_text(encoding="ascii")),
+        "somaxconn": int(kernel("core/somaxconn")),
+        "congestion_control": kernel("ipv4/tcp_congestion_control"),
     }
 
 

@@ -324,7 +324,8 @@ def machine(result: Json) -> str:
     missing = [f" Missing: {name} ({reason})." for name, reason in result["missing"].items()]
     return (
         f"Measured on {result['taken']}: {on['processor']}, {on['cores']} cores, Linux "
-        f"{on['kernel']}, loopback, server and load on a core each. {tools}.{''.join(missing)}"
+        f"{on['kernel']}, loopback, congestion control {on['congestion_control']}, server and load "
+        f"on a core each. {tools}.{''.join(missing)}"
     )
 
 
