@@ -18,7 +18,7 @@ from poetry.descriptors import most_connections, raise_limit
 from poetry.limits import DEFAULTS, Limits
 from poetry.listener import Gate, Listener, Listeners
 from poetry.poems import PoemFactory, Reloads
-from poetry.protocol import PoetryProtocol, PoetryServerFactory
+from poetry.protocol import PoetryProtocol, PoetryServerFactory, State
 from poetry.sweep import Sweeper
 from poetry.system import EPOLL, UNIX
 from poetry.wire.lean import LeanPort
@@ -68,7 +68,7 @@ def abort(connections: Iterable[PoetryProtocol]) -> None:
     stopped = 0
     for connection in list(connections):
         connection.stop()
-        stopped += connection.outcome is not None
+        stopped += connection.state is State.FAILED
     if stopped:
         _log.warn("reset {count} readers in flight", event="grace_over", count=stopped)
 
@@ -242,7 +242,7 @@ class PoetryService(Service):
         self._sweeper.sweep(draining, self._now, self.idle_timeout, 0.0)
         self._sweeper.sweep(self.connections - draining, self._now, self.idle_timeout, linger)
         self._gate.report()
-        if not self.connections:
+        if not self.connections and self._sweeping.running:
             self._sweeping.stop()
 
     # Stopping

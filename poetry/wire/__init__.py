@@ -32,7 +32,7 @@ __all__ = ["Wire", "wire_of"]
 def wire_of(transport: Any) -> Wire:
     """What a protocol on this transport sends and receives by."""
     if isinstance(transport, Lean):
-        return LEAN
+        return LEAN if transport.transport is None else PLAIN
     if isinstance(transport, FileDescriptor):
         return PLAIN
     if ISSLTransport.providedBy(transport):

@@ -88,7 +88,7 @@ class Drain:
         self._new, self._due = set(), set()
         for descriptor in unarmed:
             self._arm(descriptor)
-        if self._pause is None or self._due or not self._waiting:
+        if self._pause is None or self._due or self._epoll is None or not self._waiting:
             return  # it is so already, or cannot be, or need not
         try:
             self._reactor.addReader(self)

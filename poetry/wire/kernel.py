@@ -92,7 +92,7 @@ def discard(handle: socket.socket) -> None:
     """Throw away what the peer has said until now: closing a socket with unread input resets it."""
     with suppress(OSError):
         for _ in range(_MOST_INPUT // len(DISCARDED)):
-            if handle.recv_into(DISCARDED, 0, NOW) < len(DISCARDED):
+            if not handle.recv_into(DISCARDED, 0, NOW):
                 return
 
 

@@ -12,6 +12,7 @@ import socket
 from typing import Any
 
 from twisted.internet.address import IPv4Address, IPv6Address
+from twisted.internet.error import ConnectionLost
 from twisted.internet.interfaces import ITCPTransport
 from twisted.internet.protocol import Factory
 from twisted.internet.tcp import Port
@@ -49,9 +50,7 @@ class Lean:
     # `_shouldShutdown` is Twisted's name (see `layers`); False: somebody counts on the reset.
     __slots__ = ("_peer", "_port", "_protocol", "_shouldShutdown", "socket", "transport", "waits")
 
-    def __init__(
-        self, handle: socket.socket, peer: tuple[Any, ...], protocol: Any, port: LeanPort
-    ) -> None:
+    def __init__(self, handle: socket.socket, peer: Any, protocol: Any, port: LeanPort) -> None:
         """@param peer: its address, as accept(2) has it."""
         self.socket: socket.socket | None = handle
         self.transport: Any = None
@@ -73,7 +72,7 @@ class Lean:
         """All is sent: wait for the reader's end."""
         if self.transport is not None:  # a hook has asked for more meanwhile
             self.transport.startReading()
-        else:
+        elif self.socket is not None:  # nor has it ended the connection
             self.waits = True
             self._port.drain.add(self)
 
@@ -92,14 +91,14 @@ class Lean:
         """Give all over to a transport of Twisted's; None: it is closed, or there is none."""
         if self.transport is None and self.socket is not None:
             self._port.drain.remove(self.socket)
-            if self._shouldShutdown:
-                kernel.send_on_close(self.socket)
             try:
                 transport = self._port.make_transport(self.socket, self._protocol, self._peer)
             except OSError as error:  # the reactor can wait for nobody more
-                self.lose(Failure(error))
+                self.lose(Failure(ConnectionLost(str(error))))
                 return None
-            if not self._shouldShutdown:
+            if self._shouldShutdown:
+                kernel.send_on_close(self.socket)
+            else:
                 keep_from_shutting_down(transport)
             self.transport = self._protocol.transport = transport
             self._protocol.wire = PLAIN

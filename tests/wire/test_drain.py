@@ -427,6 +427,24 @@ def test_no_place_after_a_hook_has_hurried(
         assert other.reasons
 
 
+def test_no_epoll_when_a_hook_hurries(
+    reactor: Reactor, drain: Drain, connect: Connect, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """A reactor is not asked to wait for nothing: all go by the timer."""
+    monkeypatch.setattr("select.epoll", refuse)
+    connections = [connect() for _ in range(3)]
+    for connection in connections:
+        connection.at_end = drain.close
+    connections[0].reader.close()
+    reactor.settle()
+    assert connections[0].reasons
+    assert reactor.has(drain) == PAUSES
+    for connection in connections[1:]:
+        connection.reader.close()
+    reactor.settle()
+    assert [len(each.reasons) for each in connections] == [1, 1, 1]
+
+
 def test_the_last_one_that_is_taken_away(reactor: Reactor, drain: Drain, connect: Connect) -> None:
     """It leaves nothing behind either."""
     connection = connect()

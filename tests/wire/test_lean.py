@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import errno
+import gc
 import os
 import socket
 import struct
@@ -233,7 +234,15 @@ class Touches(PoetryProtocol):
         super().connectionMade()
 
 
-@pytest.mark.parametrize("protocol", [Waits, Touches])
+class TouchesFirst(PoetryProtocol):
+    """Wants it even before it is made."""
+
+    def makeConnection(self, transport: Any) -> None:
+        transport.setTcpKeepAlive(1)
+        super().makeConnection(transport)
+
+
+@pytest.mark.parametrize("protocol", [Waits, Touches, TouchesFirst])
 @pytest.mark.parametrize("size", [3_000, SHARED - 1])
 def test_a_protocol_that_makes_way_before_its_poem(
     protocol: type[PoetryProtocol], size: int, monkeypatch: pytest.MonkeyPatch
@@ -616,8 +625,41 @@ def test_no_more_than_so_many_in_a_turn(text: bytes) -> None:
         assert max(after - before for before, after in pairwise(counts)) <= AT_ONCE
 
 
-@pytest.mark.parametrize("how", ["sweep", "stop"])
-def test_no_transport_at_the_end(how: str, monkeypatch: pytest.MonkeyPatch) -> None:
+class Ends(PoetryProtocol):
+    """Lets its reader go when it has sent the poem."""
+
+    def streamEnded(self) -> None:
+        super().streamEnded()
+        self.release()
+
+
+@pytest.mark.parametrize(
+    ("protocol", "outcome"), [(Waits, "truncated"), (Touches, "truncated"), (Ends, "sent")]
+)
+def test_no_transport_for_a_protocol_of_its_own(
+    protocol: type[PoetryProtocol], outcome: str, monkeypatch: pytest.MonkeyPatch, log: Log
+) -> None:
+    """A reader that has nothing is reset, and never told an end after nothing."""
+
+    def refuse(*_: object) -> Any:
+        raise OSError(errno.ENOSPC, os.strerror(errno.ENOSPC))
+
+    monkeypatch.setattr(LeanPort, "make_transport", refuse)
+    server = Server(POEM)
+    server.protocol = protocol
+    with serving(server) as service, reader(port_of(service)) as connection:
+        until(lambda: server.outcomes)
+        assert server.outcomes == [outcome]
+        if outcome == "sent":
+            assert drain(connection) == POEM
+        else:
+            assert ended_with_reset(connection)
+    assert not [each for each in log if "log_failure" in each and protocol is Ends]
+    log.clear()
+
+
+@pytest.mark.parametrize("how", ["sweep", "last sweep", "stop"])
+def test_no_transport_at_the_end(how: str, monkeypatch: pytest.MonkeyPatch, log: Log) -> None:
     """Who has everything is let go though the reactor can wait for nobody more."""
 
     def refuse(*_: object) -> Any:
@@ -628,11 +670,15 @@ def test_no_transport_at_the_end(how: str, monkeypatch: pytest.MonkeyPatch) -> N
     with serving(server, idle_timeout=0.4) as service, reader(port_of(service)) as connection:
         until(lambda: server.connections)
         monkeypatch.setattr(LeanPort, "make_transport", refuse)
-        if how == "stop":
+        if how != "sweep":
             stopped = service.stopService()
-            service.abort()
+            if how == "stop":
+                service.abort()
             wait(stopped)
         until(lambda: server.outcomes)
+        gc.collect()  # a Deferred tells of its error only then
+        assert {each["event"] for each in log if "event" in each} <= {"draining"}
+        assert not [each for each in log if "log_failure" in each]
         assert not service.connections
         assert (server.outcomes, drain(connection)) == (["sent"], POEM)
 
