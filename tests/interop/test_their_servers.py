@@ -46,7 +46,8 @@ def test_plain(name: str, size: int, poems: dict[int, Path]) -> None:
     require(tool)
     with tool_listening(lambda port: command(port, poems[size]), stdin=poems[size]) as (_, port):
         read = poetry("get", f"127.0.0.1:{port}")
-    assert (read.returncode, read.stdout == poem_of(size)) == (0, True), read.stderr
+    assert (read.returncode, len(read.stdout), read.stderr) == (0, size, b"")
+    assert read.stdout == poem_of(size)
 
 
 @pytest.mark.parametrize("size", [1, 3_000])
