@@ -72,6 +72,11 @@ def connected(server: Server, **limits: Any) -> Iterator[tuple[PoetryProtocol, s
         yield protocol, connection
 
 
+def no_room(*_: object) -> Any:
+    """As a reactor that can wait for nobody more."""
+    raise OSError(errno.ENOSPC, os.strerror(errno.ENOSPC))
+
+
 def kind(protocol: PoetryProtocol) -> type:
     return type(protocol.transport)
 
@@ -380,15 +385,12 @@ def test_a_hook_that_changes_the_poem() -> None:
 def test_no_transport_to_be_had(log: Log) -> None:
     """Where the kernel can wait for nobody more, that is told, and a stop ends."""
 
-    def refuse(*_: object) -> Any:
-        raise OSError(errno.ENOSPC, os.strerror(errno.ENOSPC))
-
     server = Server(poem(SHORT))
     with serving(server) as service, socket.socket() as connection:
         service.ports[0].socket.setsockopt(socket.SOL_SOCKET, socket.SO_SNDBUF, 1)
         connection.setsockopt(socket.SOL_SOCKET, socket.SO_RCVBUF, 1)
         with pytest.MonkeyPatch.context() as patch:
-            patch.setattr(LeanPort, "make_transport", refuse)
+            patch.setattr(LeanPort, "make_transport", no_room)
             connection.connect(("127.0.0.1", port_of(service)))
             until(lambda: server.outcomes)
         assert (len(server.told), len(server.outcomes)) == (1, 1)
@@ -641,10 +643,7 @@ def test_no_transport_for_a_protocol_of_its_own(
 ) -> None:
     """A reader that has nothing is reset, and never told an end after nothing."""
 
-    def refuse(*_: object) -> Any:
-        raise OSError(errno.ENOSPC, os.strerror(errno.ENOSPC))
-
-    monkeypatch.setattr(LeanPort, "make_transport", refuse)
+    monkeypatch.setattr(LeanPort, "make_transport", no_room)
     server = Server(POEM)
     server.protocol = protocol
     with serving(server) as service, reader(port_of(service)) as connection:
@@ -662,14 +661,11 @@ def test_no_transport_for_a_protocol_of_its_own(
 def test_no_transport_at_the_end(how: str, monkeypatch: pytest.MonkeyPatch, log: Log) -> None:
     """Who has everything is let go though the reactor can wait for nobody more."""
 
-    def refuse(*_: object) -> Any:
-        raise OSError(errno.ENOSPC, os.strerror(errno.ENOSPC))
-
     monkeypatch.setattr("poetry.server.LINGER", 0.0)
     server = Server(POEM)
     with serving(server, idle_timeout=0.4) as service, reader(port_of(service)) as connection:
         until(lambda: server.connections)
-        monkeypatch.setattr(LeanPort, "make_transport", refuse)
+        monkeypatch.setattr(LeanPort, "make_transport", no_room)
         if how != "sweep":
             stopped = service.stopService()
             if how == "stop":
