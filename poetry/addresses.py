@@ -28,8 +28,8 @@ from twisted.internet.interfaces import (
     IStreamServerEndpoint,
 )
 
-from poetry.system import UNIX
-from poetry.unix import TakingOver, check_path, path_of
+from poetry.system.features import UNIX
+from poetry.system.unix import TakingOver, check_path, path_of
 
 BACKLOG = 4096
 """Readers that the kernel may hold before we accept them: with Twisted's 50, 2,580 of 4,000 at once

@@ -8,9 +8,9 @@ from pathlib import Path
 
 import click
 
-from poetry.command_get import get
-from poetry.command_serve import serve
-from poetry.console import USAGE, cannot_print, complain
+from poetry.commands.console import USAGE, cannot_print, complain
+from poetry.commands.get import get
+from poetry.commands.serve import serve
 
 
 def main() -> None:

@@ -18,7 +18,7 @@ from zope.interface import implementer
 
 from poetry.errors import PoemTimedOut
 from poetry.protocol import PoetryClientFactory, PoetryProtocol
-from poetry.unix import check_path
+from poetry.system.unix import check_path
 
 _T = TypeVar("_T")
 

@@ -14,14 +14,14 @@ from twisted.logger import Logger
 from twisted.python.failure import Failure
 
 from poetry.addresses import listening_address
-from poetry.descriptors import most_connections, raise_limit
 from poetry.limits import DEFAULTS, Limits
-from poetry.listener import Gate, Listener, Listeners
-from poetry.poems import PoemFactory, Reloads
 from poetry.protocol import PoetryProtocol, PoetryServerFactory, State
-from poetry.sweep import Sweeper
-from poetry.system import EPOLL, UNIX
-from poetry.wire.lean import LeanPort
+from poetry.serving.fast import LeanPort
+from poetry.serving.idle import Sweeper
+from poetry.serving.listener import Gate, Listener, Listeners
+from poetry.serving.poems import PoemFactory, Reloads
+from poetry.system.descriptors import most_connections, raise_limit
+from poetry.system.features import EPOLL, UNIX
 
 LINGER = 30.0
 """Seconds that a reader which has everything may keep the connection (nginx's lingering_time)."""

@@ -13,8 +13,8 @@ import click
 import pytest
 
 from poetry.cli import cli
-from poetry.command_get import get
-from poetry.command_serve import serve
+from poetry.commands.get import get
+from poetry.commands.serve import serve
 from tests.certificates import Certificates
 from tests.processes import PATIENCE, POETRY, poetry, running
 

@@ -136,7 +136,7 @@ def test_help_does_without_twisted(words: list[str]) -> None:
 def test_get_is_lean() -> None:
     """`poetry get` loads nothing that only `serve`, a bar or a retry needs."""
     modules = imported("get", "unix:/no/such/socket")
-    assert "poetry.fetch" in modules
+    assert "poetry.download.fetch" in modules
     serving = r"poetry\.(server|build|tap|logs|metrics|systemd)"
     others = rf"{serving}|tqdm|prometheus_client|twisted\.(web|application)"
     assert not {name for name in modules if re.match(rf"({others})\b", name)}

@@ -17,14 +17,14 @@ from twisted.logger import ILogObserver, LogEvent, globalLogPublisher
 from zope.interface import implementer
 
 from poetry.client import get_poem
-from poetry.descriptors import most_connections
-from poetry.poems import PoemFactory
 from poetry.protocol import PoetryServerFactory
 from poetry.server import (
     LINGER,
     PoetryService,
     serve_poem,
 )
+from poetry.serving.poems import PoemFactory
+from poetry.system.descriptors import most_connections
 from tests.ends import queued
 from tests.loop import drain, poem_files, reactor, turn_until_still, until, wait, wait_error
 

@@ -11,8 +11,8 @@ from twisted.logger import ILogObserver, LogEvent
 from twisted.python.failure import Failure
 from zope.interface import implementer
 
-from poetry.poems import PoemFactory
 from poetry.protocol import PoetryProtocol
+from poetry.serving.poems import PoemFactory
 
 
 @implementer(ILogObserver)

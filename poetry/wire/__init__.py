@@ -21,8 +21,8 @@ from typing import Any
 from twisted.internet.abstract import FileDescriptor
 from twisted.internet.interfaces import ISSLTransport
 
+from poetry.serving.fast import Lean
 from poetry.wire.buffered import BUFFERED
-from poetry.wire.lean import Lean
 from poetry.wire.plain import LEAN, PLAIN
 from poetry.wire.sender import Wire
 

@@ -9,7 +9,7 @@ import sys
 from contextlib import suppress
 from typing import Any
 
-from poetry.system import fcntl, termios
+from poetry.system.features import fcntl, termios
 
 MORE = getattr(socket, "MSG_MORE", 0)
 """A flag of send(2): the end of the stream follows. Both leave in one packet."""

@@ -7,7 +7,7 @@ import os
 import socket
 import weakref
 
-from poetry.system import UNIX, fcntl, resource
+from poetry.system.features import UNIX, fcntl, resource
 from poetry.wire.pages import collapse
 
 SHARED = 256 * 1024

@@ -16,7 +16,7 @@ from pathlib import Path
 import pytest
 
 from poetry import PoetryProtocol
-from poetry.descriptors import LEAST
+from poetry.system.descriptors import LEAST
 from tests.certificates import Certificates
 from tests.conftest import PoemFile
 from tests.ends import LONG, Server, ended_with_reset, listening, reader

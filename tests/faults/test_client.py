@@ -24,8 +24,9 @@ import pytest
 from twisted.internet.defer import Deferred
 from twisted.internet.endpoints import TCP4ClientEndpoint, clientFromString
 
-from poetry import fetch, get_poem
-from poetry.fetch import Fetcher, Wanted
+from poetry import get_poem
+from poetry.download import fetch
+from poetry.download.fetch import Fetcher, Wanted
 from tests.faults.bad import Handler, alerts, black_hole, nobody, reset, serving, stall, whole
 from tests.faults.conftest import NAIVE, Certificates, Command
 from tests.faults.readers import eventually, poem

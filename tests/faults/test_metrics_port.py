@@ -10,7 +10,7 @@ from time import monotonic
 
 import pytest
 
-from poetry.scrape import SCRAPES
+from poetry.daemon.site import SCRAPES
 from tests.deploy.tools import samples
 from tests.faults.conftest import SERVE, PoemFile
 from tests.faults.readers import eventually, poem, read_all

@@ -11,7 +11,7 @@ from types import SimpleNamespace
 
 import pytest
 
-from poetry.system import EPOLL, fcntl, termios
+from poetry.system.features import EPOLL, fcntl, termios
 from poetry.wire import kernel
 from poetry.wire.kernel import unacknowledged
 from tests.loop import until

@@ -10,7 +10,7 @@ from twisted.internet.task import Clock
 from twisted.internet.testing import StringTransport
 from twisted.protocols.policies import WrappingFactory
 
-from poetry.sweep import Sweeper
+from poetry.serving.idle import Sweeper
 from poetry.wire.sender import Pace
 from tests.ends import (
     Server,

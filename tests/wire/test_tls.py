@@ -14,7 +14,7 @@ from twisted.internet.task import Clock
 
 from poetry import PoetryClientFactory, PoetryProtocol
 from poetry.errors import EmptyPoem, PoemTruncated
-from poetry.sweep import Sweeper
+from poetry.serving.idle import Sweeper
 from poetry.wire.layers import innermost
 from poetry.wire.sender import Pace
 from poetry.wire.tls import write_now

@@ -2,4 +2,4 @@
 
 from twisted.application.service import ServiceMaker
 
-poetry = ServiceMaker("poetry", "poetry.tap", "Send a poem to whoever connects.", "poetry")
+poetry = ServiceMaker("poetry", "poetry.daemon.tap", "Send a poem to whoever connects.", "poetry")

@@ -1,0 +1,161 @@
+"""`poetry get`: its options. Twisted is imported only when it is called."""
+
+from __future__ import annotations
+
+import math
+import re
+import sys
+from collections.abc import Sequence
+from pathlib import Path
+from typing import TYPE_CHECKING
+
+import click
+
+from poetry.commands.console import Count, Seconds
+from poetry.commands.progress import is_terminal, progress_bar
+
+if TYPE_CHECKING:
+    from poetry.download.fetch import Source
+
+
+@click.command(
+    epilog="""Examples:
+
+    \b
+    poetry get 127.0.0.1:10000               print the poem
+    poetry get 10000 > poem.txt              of this machine
+    poetry get -o poem.txt host:10000        all or nothing
+    poetry get -d poems a:10000 b:10000      a file for each
+    poetry get --retries 5 host:10000        try again
+    poetry get unix:/run/poem                a Unix socket
+    poetry get tls:poems.example.org:10000   over TLS
+    """,
+    short_help="Fetch poems, and print them in the order asked for.",
+)
+@click.argument("addresses", metavar="ADDRESS...", nargs=-1, required=True)
+@click.option(
+    "-o",
+    "--output",
+    type=click.Path(readable=False, allow_dash=True),
+    metavar="FILE",
+    help="Write here instead, atomically: a failure leaves no file, and an old one as it was;"
+    " - is standard output.",
+)
+@click.option(
+    "-d",
+    "--directory",
+    type=click.Path(readable=False, path_type=Path),
+    metavar="DIR",
+    help="One file an address.",
+)
+@click.option(
+    "--timeout",
+    type=Seconds(),
+    default=30.0,
+    show_default=True,
+    metavar="SECONDS",
+    help="Longest wait to connect and between bytes.",
+)
+@click.option(
+    "--max-time",
+    type=Seconds(),
+    metavar="SECONDS",
+    help="Longest time for all of it, retries and writing included.  [default: any]",
+)
+@click.option("--max-bytes", type=Count(1), metavar="N", help="Fail rather than take more.")
+@click.option(
+    "--retries",
+    type=Count(0),
+    default=0,
+    show_default=True,
+    metavar="N",
+    help="Try a failed download again from the start, with backoff.",
+)
+@click.option("--sha256", metavar="HEX", help="Fail unless the poem has this digest.")
+@click.option(
+    "--progress/--no-progress",
+    default=None,
+    help="Show progress.  [default: on a terminal's standard error, if it takes long]",
+)
+@click.option("-q", "--quiet", is_flag=True, help="Errors only.")
+def get(
+    addresses: tuple[str, ...],
+    output: str | None,
+    directory: Path | None,
+    timeout: float,
+    max_time: float | None,
+    max_bytes: int | None,
+    retries: int,
+    sha256: str | None,
+    progress: bool | None,
+    quiet: bool,
+) -> int:
+    """Fetch poems at the same time, and print them in the order asked for."""
+    if output is not None and directory is not None:
+        raise click.UsageError("give --output or --directory, not both")
+    if output == "":
+        raise click.UsageError("--output: it names no file")
+    digest = digest_wanted(sha256)
+    paths = [] if directory is None else files_in(directory, addresses)
+
+    from twisted.internet import reactor
+    from twisted.logger import globalLogBeginner
+
+    from poetry.commands.run import run_to_end
+    from poetry.download.fetch import Fetcher, Wanted
+    from poetry.download.output import is_standard_output
+
+    globalLogBeginner.beginLoggingTo([], discardBuffer=True, redirectStandardIO=False)
+    sources = sources_at(addresses)
+    path = None if output is None or is_standard_output(output) else output
+    printed = path is None and not paths
+    if printed and sys.__stdout__ is None:
+        raise click.ClickException("standard output: it is closed")
+    shown = printed and is_terminal(sys.stdout)
+    if progress is None:
+        # On the terminal that shows the poem, a bar would be in its way.
+        progress = is_terminal(sys.stderr) and not quiet and not shown
+    with progress_bar(shown=progress) as (advance, say):
+        fetcher = Fetcher(
+            reactor,
+            Wanted(timeout, max_time, max_bytes, retries, digest, text=shown and output is None),
+            advance,
+            note=(lambda _: None) if quiet else say,
+            complain=lambda message: say(f"Error: {message}"),
+        )
+        work = fetcher.fetch_each(sources, paths) if paths else fetcher.fetch(sources, path)
+        return run_to_end(reactor, work)
+
+
+def sources_at(addresses: Sequence[str]) -> list[Source]:
+    """Where to fetch from; for how long to try, the download knows."""
+    from twisted.internet import reactor
+
+    from poetry.addresses import BadAddress, client_endpoint
+    from poetry.download.fetch import Source
+
+    try:
+        return [Source(each, client_endpoint(reactor, each, math.inf)) for each in addresses]
+    except BadAddress as error:
+        raise click.UsageError(str(error)) from error
+
+
+def digest_wanted(text: str | None) -> str | None:
+    """A SHA-256 in lower case."""
+    if text is not None and not re.fullmatch("[0-9a-fA-F]{64}", text):
+        raise click.UsageError(f"--sha256 {text}: not 64 hexadecimal digits")
+    return text and text.lower()
+
+
+def files_in(directory: Path, addresses: Sequence[str]) -> list[str]:
+    """A file in the directory for each address."""
+    names = [re.sub(r"[^\w.-]+", "_", address).strip("_") + ".txt" for address in addresses]
+    if len(set(names)) < len(names):
+        raise click.UsageError("two addresses would share a file in --directory")
+    try:
+        directory.mkdir(parents=True, exist_ok=True)
+    except FileExistsError as error:
+        raise click.ClickException(f"{directory}: it is no directory") from error
+    except OSError as error:
+        raise click.ClickException(f"{directory}: {error.strerror}") from error
+    return [str(directory / name) for name in names]

@@ -1,0 +1,117 @@
+"""How a command runs the reactor: what signals do, and which exit code it ends with."""
+
+from __future__ import annotations
+
+import signal
+import sys
+from collections.abc import Coroutine
+from functools import partial
+from shlex import quote
+from threading import Thread
+from typing import TYPE_CHECKING, Any
+
+from poetry.commands.console import FAILED, INTERRUPTED, complain
+from poetry.commands.progress import is_terminal
+from poetry.system.clock import use_monotonic_time
+from poetry.system.features import HANGUP
+from poetry.system.streams import say
+
+if TYPE_CHECKING:
+    from poetry.server import PoetryService
+
+
+class ServiceRunner:
+    """Runs a started service until TERM or INT, and lets readers in flight finish."""
+
+    def __init__(self, reactor: Any, service: PoetryService) -> None:
+        self._reactor = reactor
+        self._service = service
+        self._stopping = False
+        self._failure: Any = None
+
+    def run(self) -> int:
+        """Run the reactor; give the exit code.
+
+        @raise CannotListenError: where an endpoint that listens later could not.
+        """
+        self._reactor.callWhenRunning(self._start)
+        self._reactor.addSystemEventTrigger("before", "shutdown", self._service.stopService)
+        self._reactor.run()
+        _ignore_signals()
+        if self._failure is not None:
+            self._failure.raiseException()
+        return 0
+
+    def _start(self) -> None:
+        for number in (signal.SIGINT, signal.SIGTERM):
+            signal.signal(number, lambda *_: self._reactor.callFromThread(self._stop))
+        self._service.whenListening().addCallbacks(self._announce, self._cannotListen)
+
+    def _announce(self, _: None) -> None:
+        names = [factory.name for _, factory in self._service.listeners] + ["metrics"]
+        addresses = self._service.addresses
+        lines = [f"Serving {n} on {a}\n" for n, a in zip(names, addresses, strict=False)]
+        try:
+            say(sys.stdout.fileno(), "".join(lines))
+            if is_terminal(sys.stderr):
+                say(sys.stderr.fileno(), f"To fetch it: poetry get {quote(addresses[0])}\n")
+        except OSError as error:
+            complain(f"standard output: {error.strerror}", FAILED)
+
+    def _cannotListen(self, failure: Any) -> None:
+        from twisted.internet.defer import CancelledError
+
+        if not failure.check(CancelledError):  # that is a stop before it listened
+            self._failure = failure
+            self._stop()
+
+    def _stop(self) -> None:
+        """Stop; the second time, reset who is still in flight."""
+        if self._stopping:
+            self._service.abort()
+        else:
+            self._stopping = True
+            self._reactor.stop()
+
+
+def _ignore_signals() -> None:
+    """It is done: one more must not change the exit code."""
+    for number in (signal.SIGINT, signal.SIGTERM):
+        signal.signal(number, signal.SIG_IGN)
+
+
+def run_to_end(reactor: Any, work: Coroutine[Any, Any, bool]) -> int:
+    """Run the reactor until the work is done; a signal cancels it, so that it can clean up."""
+    from twisted.internet.defer import CancelledError, Deferred
+    from twisted.internet.error import ReactorNotRunning
+    from twisted.python.failure import Failure
+
+    use_monotonic_time(reactor)
+    results: list[bool | Failure] = []
+
+    def not_running(failure: Failure) -> None:
+        failure.trap(ReactorNotRunning)
+
+    def start() -> None:
+        if signal.getsignal(signal.SIGINT) != signal.SIG_IGN:
+            signal.signal(signal.SIGINT, reactor.sigInt)
+        if HANGUP is not None and signal.getsignal(HANGUP) == signal.SIG_DFL:
+            signal.signal(HANGUP, reactor.sigTerm)
+        done = Deferred.fromCoroutine(work)
+        reactor.addSystemEventTrigger("before", "shutdown", done.cancel)
+        done.addBoth(results.append)
+        done.addCallback(lambda _: reactor.stop())
+        done.addErrback(not_running)
+
+    # A resolver that does not answer must not hold up the end.
+    reactor.getThreadPool().threadFactory = partial(Thread, daemon=True)
+    reactor.removeSystemEventTrigger(reactor.threadpoolShutdownID)
+    reactor.callWhenRunning(start)
+    reactor.run()
+    _ignore_signals()
+    result = results[0] if results else None
+    if isinstance(result, Failure) and not result.check(CancelledError):
+        return complain(f"unexpected: {result.getErrorMessage()}", FAILED)
+    if not isinstance(result, bool):
+        return INTERRUPTED
+    return 0 if result else FAILED

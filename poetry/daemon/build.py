@@ -1,0 +1,151 @@
+"""From words to a service: what `poetry serve`, `twistd poetry` and `twist poetry` share."""
+
+from __future__ import annotations
+
+import signal
+from collections.abc import Sequence
+from typing import Any
+
+from twisted.internet.defer import Deferred
+
+from poetry.addresses import server_endpoint
+from poetry.daemon.logs import TransferLog
+from poetry.daemon.metrics import Metrics
+from poetry.daemon.systemd import notify
+from poetry.errors import EmptyPoem
+from poetry.limits import DEFAULTS, Limits
+from poetry.server import PoetryService
+from poetry.serving.poems import PoemFactory, Text, describe, read_at_start
+from poetry.system.clock import use_monotonic_time
+from poetry.system.features import HANGUP
+from poetry.wire.poem import Poem
+from poetry.wire.sender import Pace
+
+
+class UsageError(ValueError):
+    """What was asked for makes no sense; the message says why, in one line."""
+
+
+class BadPoem(UsageError):
+    """What was asked for makes sense, but a poem cannot be read, or is empty."""
+
+
+def pair(poems: Sequence[str], addresses: Sequence[str]) -> list[tuple[str | None, str]]:
+    """Which poem goes where. No poem is the sample; no address, a free port for each.
+
+    @raise UsageError: where it is not one poem anywhere, or one address for each of several.
+    """
+    wanted: list[str | None] = list(poems) or [None]
+    if not addresses:
+        return [(poem, "0") for poem in wanted]
+    if len(wanted) == 1:
+        return [(wanted[0], address) for address in addresses]
+    if len(wanted) != len(addresses):
+        raise UsageError(
+            f"{len(wanted)} poems and {len(addresses)} addresses: give one address a poem, or none"
+        )
+    return list(zip(wanted, addresses, strict=True))
+
+
+def read_poem(word: str | None) -> Text:
+    """The poem that a word of the command line names.
+
+    @raise BadPoem: where it cannot be read or is empty.
+    """
+    try:
+        return read_at_start(word)
+    except (EmptyPoem, MemoryError, OSError) as error:
+        raise BadPoem(f"{word}: {describe(error)}") from error
+
+
+def pace_of(num_bytes: int | None, delay: float | None, clock: Any) -> Pace | None:
+    """The pace of the slow server, for which one of the two is enough; None: as fast as can be.
+
+    @param num_bytes: bytes at a time; None: 10.
+    @param delay: seconds between them; None: 0.1.
+    @raise UsageError: where one makes no sense; it is named.
+    """
+    if num_bytes is None and delay is None:
+        return None
+    pace = Pace(10 if num_bytes is None else num_bytes, 0.1 if delay is None else delay, clock)
+    if pace.num_bytes < 1:
+        raise UsageError(f"num_bytes has to be at least 1, not {pace.num_bytes}")
+    if not pace.delay > 0:
+        raise UsageError(f"delay has to be more than 0 s, not {pace.delay:g}")
+    return pace
+
+
+def build_service(
+    reactor: Any,
+    poems: Sequence[str],
+    addresses: Sequence[str],
+    *,
+    limits: Limits = DEFAULTS,
+    num_bytes: int | None = None,
+    delay: float | None = None,
+    metrics: str | None = None,
+    log_level: str = "info",
+) -> PoetryService:
+    """A service for poems and addresses as on the command line.
+
+    @param num_bytes: of the slow server, as is `delay`: see `pace_of`.
+    @param metrics: where to serve metrics, `[HOST:]PORT`.
+    @raise UsageError: where one of them makes no sense.
+    """
+    transfers = TransferLog(log_level)
+    pace = pace_of(num_bytes, delay, reactor)
+    read: dict[str | None, Text] = {}
+    sending: dict[str | None, Poem | None] = {}
+    listeners = []
+    try:
+        for word, address in pair(poems, addresses):
+            if word not in read:
+                read[word] = read_poem(word)
+            factory = PoemFactory(*read[word], address=address)
+            factory.sending = sending.setdefault(word, factory.sending)
+            factory.observers = (transfers,)
+            factory.pace = pace
+            listeners.append((server_endpoint(reactor, address), factory))
+        service = DaemonService(
+            listeners,
+            max_connections=limits.max_connections,
+            idle_timeout=limits.idle_timeout,
+            grace=limits.grace,
+            clock=reactor,
+        )
+        if metrics is not None:
+            site = Metrics(service).site()
+            service.others.append((server_endpoint(reactor, metrics), site))
+    except UsageError:
+        raise
+    except ValueError as error:
+        raise UsageError(str(error)) from error
+    except ImportError as error:
+        raise UsageError(f"metrics need twisted-poetry[metrics]: {error}") from error
+    return service
+
+
+class DaemonService(PoetryService):
+    """The service as a process of its own: reads the poems again on HUP, and tells systemd."""
+
+    def privilegedStartService(self) -> None:
+        """Listen, on time that runs on steadily."""
+        use_monotonic_time(self.clock)
+        super().privilegedStartService()
+
+    def startService(self) -> None:
+        """Start, and listen to HUP."""
+        super().startService()
+        if HANGUP is not None:
+            signal.signal(HANGUP, lambda *_: self.clock.callFromThread(self.reload))
+        self.whenListening().addCallbacks(lambda _: notify("READY=1"), lambda _: None)
+
+    def reload(self) -> Deferred[None]:
+        """Read the poems again, as PoetryService does."""
+        notify("RELOADING=1")
+        return super().reload().addCallback(lambda _: notify("READY=1"))
+
+    def stopService(self) -> Deferred[None]:
+        """Stop, as PoetryService does."""
+        notify("STOPPING=1")
+        return super().stopService()

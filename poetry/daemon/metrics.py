@@ -1,0 +1,94 @@
+"""Prometheus metrics of a service."""
+
+from __future__ import annotations
+
+import socket
+import struct
+from collections.abc import Callable
+from functools import partial
+from time import monotonic
+from typing import TYPE_CHECKING, Any
+
+from twisted.internet.tcp import Port
+
+from poetry.protocol import PoetryFactory, PoetryProtocol
+
+if TYPE_CHECKING:
+    from prometheus_client import CollectorRegistry
+
+    from poetry.daemon.site import ScrapeSite
+    from poetry.server import PoetryService
+
+
+class Metrics:
+    """Prometheus metrics of a `PoetryService`: an observer of its transfers, and a web resource."""
+
+    def __init__(self, service: PoetryService) -> None:
+        """@raise ImportError: without prometheus-client (the extra `metrics`)."""
+        from prometheus_client import CollectorRegistry, Counter, Gauge, Histogram
+
+        self._clock = service.clock
+        self.registry: CollectorRegistry = CollectorRegistry()
+        given: dict[str, Any] = {"registry": self.registry}
+        self._poems = Counter("poetry_poems", "Transfers, by how they ended.", ["outcome"], **given)
+        self._bytes = Counter("poetry_bytes", "Bytes of poems sent or received.", **given)
+        self._seconds = Histogram(
+            "poetry_transfer_seconds",
+            "Seconds from connection to its end.",
+            buckets=(0.001, 0.005, 0.02, 0.1, 0.5, 2, 10, 60, 300),
+            **given,
+        )
+        gauges: list[tuple[str, str, Callable[[], float]]] = [
+            ("open_connections", "Connections open now.", lambda: len(service.connections)),
+            ("max_connections", "Connections that may be open.", lambda: service.limit),
+            (
+                "waiting_connections",
+                "Connections that wait in the kernel's queue.",
+                lambda: sum(map(accept_queue, service.ports)),
+            ),
+            (
+                "last_reload_success",
+                "1 where the last reload read all poems, else 0.",
+                lambda: service.reloaded_well,
+            ),
+            (
+                "last_reload_timestamp_seconds",
+                "When the poems were last read.",
+                lambda: service.reloaded_at,
+            ),
+        ]
+        for name, text, value in gauges:
+            Gauge(f"poetry_{name}", text, **given).set_function(value)
+        sizes = Gauge("poetry_poem_size_bytes", "Size of each poem.", ["poem"], **given)
+        for factory in {factory for _, factory in service.listeners}:
+            sizes.labels(factory.name).set_function(partial(_poem_size, factory))
+            factory.observers = (*factory.observers, self)
+
+    def __call__(self, protocol: PoetryProtocol) -> None:
+        """Be one of a factory's `observers`."""
+        self._poems.labels(protocol.outcome).inc()
+        self._bytes.inc(protocol.size)
+        self._seconds.observe(monotonic() - protocol.started)
+
+    def site(self) -> ScrapeSite:
+        """A web site that has them at /metrics."""
+        from prometheus_client import CONTENT_TYPE_LATEST, generate_latest
+
+        from poetry.daemon.site import Page, ScrapeSite
+
+        page = Page(partial(generate_latest, self.registry), CONTENT_TYPE_LATEST)
+        return ScrapeSite(page, self._clock)
+
+
+def _poem_size(factory: PoetryFactory) -> float:
+    return len(factory.poem or b"")
+
+
+def accept_queue(port: object) -> int:
+    """How many connections the kernel holds for a listener (Linux: TCP_INFO's tcpi_unacked)."""
+    if not isinstance(port, Port) or port.addressFamily not in (socket.AF_INET, socket.AF_INET6):
+        return 0
+    if not port.connected or not hasattr(socket, "TCP_INFO"):
+        return 0
+    info = port.socket.getsockopt(socket.IPPROTO_TCP, socket.TCP_INFO, 28)
+    return int(struct.unpack_from("=I", info, 24)[0])

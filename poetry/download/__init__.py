@@ -1,0 +1,1 @@
+"""Fetching for `poetry get`: retries, order, and where the poems are written."""

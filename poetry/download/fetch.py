@@ -1,0 +1,227 @@
+"""What `poetry get` does with its addresses: retries, order, and what it says of failures."""
+
+from __future__ import annotations
+
+from collections.abc import Callable, Coroutine, Iterator, Sequence
+from contextlib import ExitStack, closing, contextmanager
+from hashlib import sha256
+from itertools import count
+from typing import Any, NamedTuple
+
+from twisted.internet import error as errors
+from twisted.internet.defer import CancelledError, Deferred
+from twisted.internet.error import ConnectError, DNSLookupError
+from twisted.internet.interfaces import IStreamClientEndpoint
+from twisted.internet.task import deferLater
+
+from poetry.client import ConsumerGone, download, in_time
+from poetry.download.files import Spool, Unwritten
+from poetry.download.output import STANDARD_OUTPUT, Sink, open_sink
+from poetry.errors import EmptyPoem, PoemMismatch, PoemTimedOut, PoemTruncated
+
+TRANSIENT = (PoemTruncated, EmptyPoem, PoemTimedOut, ConnectError, DNSLookupError)
+"""What another try may mend."""
+
+
+class Source(NamedTuple):
+    """Where a poem comes from: the endpoint, and what the user calls it."""
+
+    address: str
+    endpoint: IStreamClientEndpoint
+
+
+class Wanted(NamedTuple):
+    """What is wanted of each source.
+
+    @ivar timeout: in seconds, as is max_time.
+    @ivar sha256: hexadecimal.
+    @ivar text: fail rather than write what would spoil a terminal.
+    """
+
+    timeout: float
+    max_time: float | None
+    max_bytes: int | None
+    retries: int
+    sha256: str | None
+    text: bool
+
+
+class Fetcher:
+    """Fetches poems at the same time. Each method gives whether all of them arrived."""
+
+    def __init__(
+        self,
+        reactor: Any,
+        wanted: Wanted,
+        advance: Callable[[int], object],
+        note: Callable[[str], object],
+        complain: Callable[[str], object],
+    ) -> None:
+        """@param advance: is told the bytes of each part that arrived.
+
+        @param note: is told what a user may want to know, in one line.
+        @param complain: is told each failure, in one line.
+        """
+        self._reactor = reactor
+        self._wanted = wanted
+        self._advance = advance
+        self._note = note
+        self._complain = complain
+
+    async def fetch(self, sources: Sequence[Source], path: str | None) -> bool:
+        """All into one file, or onto standard output (None): one poem as it arrives; several are
+        spooled, and written in order when whole. A regular file appears only if all arrived.
+        """
+        return await self._blame(self._write(sources, path))
+
+    async def fetch_each(self, sources: Sequence[Source], paths: Sequence[str]) -> bool:
+        """Each poem into a file of its own."""
+        jobs = [self.fetch([source], path) for source, path in zip(sources, paths, strict=True)]
+        with _started(jobs) as started:
+            return all([await job for job in started])
+
+    async def _write(self, sources: Sequence[Source], path: str | None) -> bool:
+        opened = open_sink(self._reactor, path, self._note, self._wanted.max_time)
+        with closing(opened) as sink:
+            if len(sources) == 1:
+                whole = await self._attempt(sources[0], sink)
+            else:
+                whole = await self._in_order(sources, sink)
+            await sink.finish(whole=whole)
+            return whole
+
+    async def _in_order(self, sources: Sequence[Source], sink: Sink) -> bool:
+        with ExitStack() as stack:
+            spools = [stack.enter_context(closing(Spool())) for _ in sources]
+            jobs = [
+                self._blame(self._spool(source, spool))
+                for source, spool in zip(sources, spools, strict=True)
+            ]
+            started = stack.enter_context(_started(jobs))
+            whole = True
+            for job, spool in zip(started, spools, strict=True):
+                if await job:
+                    await sink.copy(spool.file)
+                else:
+                    whole = False
+                spool.close()
+            return whole
+
+    async def _spool(self, source: Source, spool: Spool) -> bool:
+        whole = await self._attempt(source, spool)
+        await spool.finish(whole=whole)
+        return whole
+
+    async def _attempt(self, source: Source, sink: Sink) -> bool:
+        """Download in time, and say what went wrong with the source."""
+        work, max_time = self._download(source, sink), self._wanted.max_time
+        try:
+            await in_time(work, max_time, self._reactor, lambda: sink.size)
+        except (CancelledError, Unwritten):
+            raise
+        except errors.ConnectingCancelledError as error:
+            raise CancelledError from error
+        except ConsumerGone:
+            return False  # why, the sink says when it is finished
+        except Exception as error:
+            return self._failed(source.address, error)
+        return True
+
+    async def _download(self, source: Source, sink: Sink) -> None:
+        """Download, with the retries that are wanted."""
+        retries = self._wanted.retries
+        for attempt in count(1):  # pragma: no branch (it has no end)
+            try:
+                await self._download_once(source, sink)
+            except TRANSIENT as error:
+                if attempt > retries or not sink.restart():
+                    raise
+                from twisted.application.internet import backoffPolicy
+
+                delay = backoffPolicy()(attempt)
+                self._note(
+                    f"{source.address}: {explain(error)};"
+                    f" retry {attempt} of {retries} in {delay:.1f} s"
+                )
+                await deferLater(self._reactor, delay)
+            else:
+                return
+
+    async def _download_once(self, source: Source, sink: Sink) -> None:
+        wanted = self._wanted
+        digest = sha256()
+
+        def write(data: bytes) -> None:
+            if wanted.text and b"\0" in data:
+                raise _NotText(shown=not sink.restart())
+            sink.write(data)
+            if wanted.sha256 is not None:
+                digest.update(data)
+            self._advance(len(data))
+
+        await download(
+            source.endpoint,
+            write,
+            timeout=wanted.timeout,
+            max_bytes=wanted.max_bytes,
+            consumer=sink.consumer,
+            clock=self._reactor,
+        )
+        if wanted.sha256 not in (None, digest.hexdigest()):
+            raise PoemMismatch(str(wanted.sha256), digest.hexdigest())
+
+    async def _blame(self, work: Coroutine[Any, Any, bool]) -> bool:
+        """Do the work, and say what went wrong with what it was to be written to."""
+        try:
+            return await work
+        except Unwritten as error:
+            if error.place == STANDARD_OUTPUT and isinstance(error.reason, BrokenPipeError):
+                return False  # `head` has enough: nothing to complain of
+            return self._failed(error.place, error.reason)
+
+    def _failed(self, subject: str, error: Exception) -> bool:
+        self._complain(f"{subject}: {explain(error)}")
+        return False
+
+
+class _NotText(Exception):
+    """Has bytes that no text has; `shown`: whether what came before them is."""
+
+    def __init__(self, *, shown: bool) -> None:
+        super().__init__(shown)
+        self.shown = shown
+
+    def __str__(self) -> str:
+        shown = "shown no further" if self.shown else "not shown"
+        return f"{shown}: it is no text (NUL bytes); -o - prints it all the same, -o FILE keeps it"
+
+
+@contextmanager
+def _started(jobs: Sequence[Coroutine[Any, Any, bool]]) -> Iterator[list[Deferred[bool]]]:
+    """Run coroutines at the same time, and none beyond the block."""
+    started = [Deferred.fromCoroutine(job) for job in jobs]
+    try:
+        yield started
+    finally:
+        for job in started:
+            job.addErrback(lambda _: None)  # it was cancelled, or the block has failed before it
+            job.cancel()
+
+
+def explain(error: Exception) -> str:
+    """What was wrong, in a few words, and what to do about it where that is known."""
+    if isinstance(error, DNSLookupError):
+        return f"no such host ({error})"
+    if isinstance(error, errors.ConnectionRefusedError):
+        return "connection refused: is a server running there?"
+    if isinstance(error, errors.TimeoutError):
+        return "no connection in time: nothing answers there"
+    if isinstance(error, ConnectError):
+        return f"no connection: {' '.join(map(str, error.args)) or error}"
+    if isinstance(error, OSError):
+        return error.strerror or str(error)
+    if type(error).__name__ == "VerificationError":
+        return "refused: the server's certificate is for another name"
+    if type(error).__module__ == "OpenSSL.SSL" and error.args and error.args[0]:
+        return f"refused: TLS failed: {'; '.join(str(e[-1]) for e in error.args[0])}"
+    return str(error)

@@ -1,0 +1,1 @@
+"""How a server accepts connections, watches over them, and reads its poems."""

@@ -1,0 +1,147 @@
+"""Running the reactor for a command: its clock."""
+
+from __future__ import annotations
+
+import os
+import pty
+import signal
+import subprocess
+import sys
+import time
+from collections.abc import Callable, Iterator
+from functools import partial
+from pathlib import Path
+from threading import Timer
+from types import SimpleNamespace
+from typing import Any
+
+import pytest
+from twisted.internet.base import ReactorBase
+from twisted.internet.defer import CancelledError, Deferred
+from twisted.internet.error import CannotListenError
+
+from poetry.commands.run import ServiceRunner
+from poetry.system.clock import use_monotonic_time
+from tests.faults.bad import black_hole
+from tests.processes import PATIENCE, POETRY
+
+
+def test_a_clock_that_is_set_moves_no_timer(
+    any_reactor: Any, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """Timers fire in their order when they are due, whether the clock is set back or ahead."""
+    set_by = 0.0
+    real = time.time
+    monkeypatch.setattr(time, "time", lambda: real() + set_by)
+    monkeypatch.setattr(ReactorBase, "seconds", staticmethod(lambda: time.time()))
+    fired: list[str] = []
+
+    def set_clock(seconds: float) -> None:
+        nonlocal set_by
+        set_by = seconds
+        fired.append(f"set by {seconds:g}")
+
+    def stop() -> None:
+        fired.append("moved")
+        any_reactor.stop()
+
+    before = any_reactor.callLater(0.005, fired.append, "before")
+    use_monotonic_time(any_reactor)
+    assert abs(any_reactor.seconds() - real()) < PATIENCE
+    moved = any_reactor.callLater(3600, stop)
+    any_reactor.callLater(0.01, set_clock, -3600.0)
+    any_reactor.callLater(0.02, moved.reset, 0.02)
+    any_reactor.callLater(0.03, set_clock, 7200.0)
+    never = any_reactor.callLater(1800, fired.append, "never")
+    give_up = Timer(PATIENCE, any_reactor.callFromThread, [any_reactor.crash])
+    give_up.start()
+    any_reactor.run(installSignalHandlers=False)
+    give_up.cancel()
+    assert fired == ["before", "set by -3600", "set by 7200", "moved"]
+    assert never.active()
+    assert not before.active()
+
+
+BACKWARDS = """
+import sys, time
+start = time.time() + time.monotonic()
+time.time = lambda: start - time.monotonic()
+from poetry.cli import main
+main()
+"""
+
+
+def test_get_under_a_clock_that_runs_backwards() -> None:
+    """A `poetry get` gives up in time although the time of day never comes."""
+    with black_hole() as port:
+        command = [sys.executable, "-c", BACKWARDS, "get", "--timeout", "0.2", str(port)]
+        done = subprocess.run(command, capture_output=True, timeout=PATIENCE, check=False)
+    assert done.returncode == 1
+    assert done.stderr.endswith(b"no connection in time: nothing answers there\n")
+
+
+class TurnedOnce:
+    """A reactor that starts, lets something happen, and ends."""
+
+    def __init__(self, happens: Callable[[], object]) -> None:
+        self.happens = happens
+        self.stops = 0
+
+    def callWhenRunning(self, function: Callable[[], object]) -> None:
+        self.start = function
+
+    def addSystemEventTrigger(self, *_: object) -> None:
+        """Nothing is to be done at the end."""
+
+    def run(self) -> None:
+        self.start()
+        self.happens()
+
+    def stop(self) -> None:
+        self.stops += 1
+
+
+@pytest.fixture
+def signals() -> Iterator[None]:
+    """Handlers of signals that are afterwards what they were."""
+    before = {number: signal.getsignal(number) for number in (signal.SIGINT, signal.SIGTERM)}
+    yield
+    for number, handler in before.items():
+        signal.signal(number, handler)
+
+
+@pytest.mark.usefixtures("signals")
+def test_an_endpoint_that_fails_later() -> None:
+    """What listens later, and cannot, ends the command with its error; a stop does not."""
+    for reason, stops in ((CannotListenError("", 1, OSError("no")), 1), (CancelledError(), 0)):
+        listening: Deferred[None] = Deferred()
+        service: Any = SimpleNamespace(
+            whenListening=partial(next, iter([listening])), stopService=int
+        )
+        reactor: Any = TurnedOnce(partial(listening.errback, reason))
+        runner = ServiceRunner(reactor, service)
+        if stops:
+            with pytest.raises(CannotListenError):
+                runner.run()
+        else:
+            assert runner.run() == 0
+        assert reactor.stops == stops
+
+
+def test_how_to_fetch_it(tmp_path: Path) -> None:
+    """On a terminal a line on standard error says how, for a shell; standard output is as ever."""
+    master, slave = pty.openpty()
+    path = tmp_path / "a poem"
+    command = [*POETRY, "serve", "-l", f"unix:{path}"]
+    with subprocess.Popen(command, stdout=subprocess.PIPE, stderr=slave) as process:
+        assert process.stdout is not None
+        try:
+            announced = process.stdout.readline().decode()
+            said = os.read(master, 1000).decode()
+        finally:
+            process.send_signal(signal.SIGTERM)
+            process.wait(PATIENCE)
+    os.close(master)
+    os.close(slave)
+    assert announced == f"Serving sample.txt on unix:{path}\n"
+    assert said == f"To fetch it: poetry get 'unix:{path}'\r\n"

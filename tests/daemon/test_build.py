@@ -1,0 +1,175 @@
+"""From words to a service."""
+
+from __future__ import annotations
+
+import io
+import os
+import signal
+import sys
+from collections.abc import Iterator
+from pathlib import Path
+from types import SimpleNamespace
+from typing import Any
+
+import pytest
+from twisted.internet.testing import MemoryReactorClock
+
+from poetry.daemon.build import UsageError, build_service, pair, read_poem
+from poetry.limits import Limits
+from poetry.server import PoetryService
+from poetry.serving.poems import PoemFactory
+from poetry.wire.sender import Pace
+from tests.loop import until
+
+SAMPLE = (Path(__file__).parents[2] / "poetry" / "sample.txt").read_bytes()
+
+
+class Reactor(MemoryReactorClock):
+    """A reactor in memory that can be called from a signal handler."""
+
+    def callFromThread(self, function: Any, *args: Any, **kwargs: Any) -> None:
+        """Do it when the clock goes on."""
+        self.callLater(0, function, *args, **kwargs)
+
+
+@pytest.fixture
+def reactor() -> Iterator[Reactor]:
+    """A reactor in memory; the handler of HUP is afterwards what it was."""
+    before = signal.getsignal(signal.SIGHUP)
+    yield Reactor()  # type: ignore[no-untyped-call]
+    signal.signal(signal.SIGHUP, before)
+
+
+def factories(service: PoetryService) -> list[PoemFactory]:
+    return [factory for _, factory in service.listeners if isinstance(factory, PoemFactory)]
+
+
+@pytest.mark.parametrize(
+    ("poems", "addresses", "expected"),
+    [
+        ([], [], [(None, "0")]),
+        ([], ["1", "2"], [(None, "1"), (None, "2")]),
+        (["a"], [], [("a", "0")]),
+        (["a"], ["1", "2", "3"], [("a", "1"), ("a", "2"), ("a", "3")]),
+        (["a", "b"], [], [("a", "0"), ("b", "0")]),
+        (["a", "b"], ["1", "2"], [("a", "1"), ("b", "2")]),
+    ],
+)
+def test_pair(
+    poems: list[str], addresses: list[str], expected: list[tuple[str | None, str]]
+) -> None:
+    """One poem goes anywhere, several go to one address each."""
+    assert pair(poems, addresses) == expected
+
+
+@pytest.mark.parametrize("count", [1, 3])
+def test_unpaired(count: int) -> None:
+    """Anything else is a usage error."""
+    with pytest.raises(UsageError, match=f"2 poems and {count} addresses"):
+        pair(["a", "b"], ["1"] * count)
+
+
+@pytest.mark.parametrize(
+    ("word", "reason"),
+    [
+        ("none.txt", "No such file or directory"),
+        (".", "Is a directory"),
+        ("/dev/null", "it is empty, and there is no empty poem"),
+        ("-", "standard input is closed"),
+    ],
+)
+def test_no_poem(monkeypatch: pytest.MonkeyPatch, word: str, reason: str) -> None:
+    """What cannot be read or is empty is a usage error that names it."""
+    monkeypatch.setattr("sys.stdin", None)
+    with pytest.raises(UsageError) as caught:
+        read_poem(word)
+    assert str(caught.value) == f"{word}: {reason}"
+
+
+def test_a_poem_that_is_too_long(monkeypatch: pytest.MonkeyPatch) -> None:
+    """What does not fit into memory is a usage error that names it."""
+
+    def too_large(*_: object) -> bytes:
+        raise MemoryError
+
+    monkeypatch.setattr("poetry.serving.poems._read_all", too_large)
+    with pytest.raises(UsageError, match="it does not fit into memory"):
+        read_poem("-")
+
+
+def test_an_unreadable_poem(tmp_path: Path) -> None:
+    """A file that may not be read is a usage error that names it."""
+    path = tmp_path / "poem.txt"
+    path.touch(mode=0)
+    user = os.geteuid()
+    os.seteuid(user or 65534)  # root may read everything
+    try:
+        with pytest.raises(UsageError, match=f"{path}: Permission denied"):
+            read_poem(str(path))
+    finally:
+        os.seteuid(user)
+
+
+def test_standard_input_is_read_once(monkeypatch: pytest.MonkeyPatch, reactor: Reactor) -> None:
+    """On two listeners one reading of a poem is shared."""
+    monkeypatch.setattr("sys.stdin", SimpleNamespace(buffer=io.BytesIO(b"given")))
+    service = build_service(reactor, ["-"], ["1", "2"], limits=Limits(7, 60.0, 8.0))
+    first, second = factories(service)
+    assert first.poem is second.poem
+    assert first.sending is second.sending
+    assert (service.max_connections, service.grace, service.clock) == (7, 8.0, reactor)
+    assert (first.address, second.address) == ("1", "2")
+
+
+@pytest.mark.parametrize(
+    ("num_bytes", "delay", "expected"),
+    [(None, None, None), (3, 0.5, (3, 0.5)), (3, None, (3, 0.1)), (None, 0.5, (10, 0.5))],
+)
+def test_slow(
+    reactor: Reactor, num_bytes: int | None, delay: float | None, expected: tuple[int, float] | None
+) -> None:
+    """A pace makes it the slow poetry server; of the two, one is enough."""
+    [factory] = factories(build_service(reactor, [], [], num_bytes=num_bytes, delay=delay))
+    assert factory.pace == (None if expected is None else Pace(*expected, reactor))
+
+
+@pytest.mark.parametrize(
+    ("arguments", "message"),
+    [
+        ({"addresses": ["nonsense"]}, "'nonsense' is no address"),
+        ({"metrics": "nonsense"}, "'nonsense' is no address"),
+        ({"limits": Limits(max_connections=0)}, "max_connections has to be at least 1"),
+        ({"num_bytes": 0}, "num_bytes has to be at least 1, not 0"),
+        ({"num_bytes": 5, "delay": 0.0}, "delay has to be more than 0 s, not 0"),
+        ({"delay": float("nan")}, "delay has to be more than 0 s, not nan"),
+    ],
+)
+def test_nonsense(reactor: Reactor, arguments: dict[str, Any], message: str) -> None:
+    """What makes no sense is a usage error."""
+    if "metrics" in arguments:
+        pytest.importorskip("prometheus_client", reason="needs twisted-poetry[metrics]")
+    with pytest.raises(UsageError, match=message):
+        build_service(reactor, [], **{"addresses": [], **arguments})
+
+
+def test_metrics(reactor: Reactor, monkeypatch: pytest.MonkeyPatch) -> None:
+    """Metrics are served beside the poems, and need prometheus-client."""
+    pytest.importorskip("prometheus_client", reason="needs twisted-poetry[metrics]")
+    assert len(build_service(reactor, [], [], metrics="0").others) == 1
+    monkeypatch.setitem(sys.modules, "prometheus_client", None)
+    with pytest.raises(UsageError, match=r"metrics need twisted-poetry\[metrics\]: "):
+        build_service(reactor, [], [], metrics="0")
+
+
+def test_hup(reactor: Reactor, tmp_path: Path) -> None:
+    """Once started, HUP makes it read the poems again, in the reactor's own time."""
+    path = tmp_path / "poem.txt"
+    path.write_bytes(b"old")
+    service = build_service(reactor, [str(path)], ["127.0.0.1:1"])
+    service.startService()
+    path.write_bytes(b"new")
+    signal.raise_signal(signal.SIGHUP)
+    assert factories(service)[0].poem == b"old"
+    reactor.advance(0)
+    until(lambda: factories(service)[0].poem == b"new")
+    assert service.stopService().called

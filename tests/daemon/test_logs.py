@@ -1,0 +1,275 @@
+"""Log lines."""
+
+from __future__ import annotations
+
+import io
+import json
+import math
+import os
+import sys
+import warnings
+from collections.abc import Callable, Iterator
+from contextlib import suppress
+from pathlib import Path
+from typing import Any
+
+import pytest
+from twisted.internet.task import Clock
+from twisted.internet.testing import MemoryReactorClock
+from twisted.logger import (
+    LogBeginner,
+    LogEvent,
+    Logger,
+    LogLevel,
+    LogPublisher,
+)
+from twisted.python.failure import Failure
+
+from poetry.daemon import logs
+from poetry.daemon.logs import (
+    FLOOD_LINES,
+    FLOOD_SECONDS,
+    FORMATS,
+    ROOM_SECONDS,
+    LogWriter,
+    Threshold,
+    TransferLog,
+    format_json,
+    format_text,
+    start_logging,
+)
+from poetry.system.streams import LossyStream
+from tests.transfers import Log, transferred
+
+# Transfers
+
+
+@pytest.mark.parametrize(
+    ("level", "whole", "logged"),
+    [
+        ("debug", True, "info"),
+        ("info", True, "info"),
+        ("warn", True, None),
+        ("info", False, "warn"),
+        ("error", False, "warn"),
+    ],
+)
+def test_transfer(log: Log, level: str, *, whole: bool, logged: str | None) -> None:
+    """A success is logged at info, unless nobody wants to know, and a failure at warn."""
+    transferred(TransferLog(level), whole=whole)
+    assert [event["log_level"].name for event in log] == ([logged] if logged else [])
+    for event in log:
+        assert event["event"] == "transfer"
+        assert event["listener"] == "127.0.0.1:10000"
+        assert event["peer"] == "127.0.0.1:5"
+        text = format_text(event)
+        assert (" sent poem.txt 127.0.0.1:5 6 bytes in " in text) is whole
+        assert "\n" not in text[:-1]
+
+
+def test_handshake(log: Log) -> None:
+    """A TLS handshake that failed is an event of its own."""
+    protocol = transferred(whole=True)
+    protocol.outcome = "handshake"
+    TransferLog()(protocol)
+    assert [event["event"] for event in log] == ["handshake_failed"]
+
+
+# Log lines
+
+
+def event_of(level: LogLevel = LogLevel.info, **fields: Any) -> LogEvent:
+    """An event of this package, at the beginning of 2020."""
+    return {
+        "log_time": 1577836800.25,
+        "log_level": level,
+        "log_namespace": "poetry.server",
+        "log_format": "it is {what}",
+        "what": "so",
+        **fields,
+    }
+
+
+def test_text() -> None:
+    """A line of text has the time, the level and the message."""
+    assert format_text(event_of()) == "2020-01-01T00:00:00.250Z info  it is so\n"
+
+
+def test_a_peer_cannot_forge_a_line() -> None:
+    """What cannot be printed is escaped in a line of text."""
+    assert format_text(event_of(what="a\nb\x1b[0m")).count("\n") == 1
+    assert format_text(event_of(what="a\nb\x1b[0m")).endswith("it is a\\nb\\x1b[0m\n")
+
+
+def test_json() -> None:
+    """A JSON object has the event's own fields, of which none hides those that each has."""
+    event = event_of(event="test", count=3, message="hidden", thing=object(), ever=math.inf)
+    assert json.loads(format_json(event)) == {
+        "time": "2020-01-01T00:00:00.250Z",
+        "level": "info",
+        "event": "test",
+        "message": "it is so",
+        "what": "so",
+        "count": 3,
+        "ever": "inf",
+    }
+    assert json.loads(format_json(event_of()))["event"] == "log"
+
+
+@pytest.mark.parametrize("write", FORMATS.values(), ids=FORMATS.keys())
+def test_what_others_log(write: Callable[[LogEvent], str]) -> None:
+    """Their formats may have all that Twisted's have, and there may be none."""
+    theirs = event_of(log_namespace="twisted.web", log_format="{call()}", call=lambda: "called")
+    assert "called" in write(theirs)
+    empty = event_of()
+    del empty["log_format"]
+    assert "so" not in write({**empty, "what": ""})
+
+
+def test_a_failure_has_its_traceback() -> None:
+    """What nobody foresaw is logged with its traceback, in both formats."""
+    try:
+        raise RuntimeError("nobody foresaw it")
+    except RuntimeError:
+        event = event_of(LogLevel.critical, log_failure=Failure())
+    assert "RuntimeError: nobody foresaw it" in json.loads(format_json(event))["traceback"]
+    assert "RuntimeError: nobody foresaw it" in format_text(event)
+
+
+@pytest.mark.parametrize(
+    ("threshold", "own", "foreign"),
+    [
+        ("debug", ["debug", "info", "warn", "error", "critical"], ["debug", "info"]),
+        ("info", ["info", "warn", "error", "critical"], []),
+        ("warn", ["warn", "error", "critical"], []),
+        ("error", ["error", "critical"], []),
+    ],
+)
+def test_threshold(threshold: str, own: list[str], foreign: list[str]) -> None:
+    """Our events pass from the level up, and others' below a warning only to debug."""
+    log = Log()
+    observer = Threshold(log, threshold, Clock())
+    for level in LogLevel.iterconstants():
+        observer(event_of(level))
+    assert [event["log_level"].name for event in log] == own
+    log.clear()
+    for level in (LogLevel.debug, LogLevel.info):
+        observer(event_of(level, log_namespace="twisted.web"))
+    assert [event["log_level"].name for event in log] == foreign
+
+
+def test_a_flood(log: Log) -> None:
+    """Of a flood of the same trouble some lines pass, and later its number; the rest is as ever."""
+    passed, clock = Log(), Clock()
+    observer = Threshold(passed, "info", clock)
+
+    def trouble(**fields: Any) -> None:
+        observer(event_of(LogLevel.warn, event="trouble", **fields))
+
+    for _ in range(FLOOD_LINES + 5):
+        trouble()
+    assert len(passed) == FLOOD_LINES
+    trouble(outcome="another")
+    observer(event_of(LogLevel.info, event="trouble"))
+    assert len(passed) == FLOOD_LINES + 2
+    assert not log
+    clock.advance(FLOOD_SECONDS)
+    assert [(event["event"], event["count"]) for event in log] == [("suppressed", 5)]
+    trouble()
+    assert len(passed) == FLOOD_LINES + 3
+    clock.advance(3 * FLOOD_SECONDS)
+    trouble()
+    assert (len(log), len(passed)) == (1, FLOOD_LINES + 4)
+    assert not clock.getDelayedCalls()
+
+
+def test_no_more_than_a_flood(log: Log) -> None:
+    """Where all of them were logged, nothing is said of others."""
+    clock = Clock()
+    observer = Threshold(Log(), "info", clock)
+    for _ in range(FLOOD_LINES + 1):
+        observer(event_of(LogLevel.warn, event="trouble"))
+    observer.tell_all()
+    assert [event["count"] for event in log] == [1]
+    for _ in range(FLOOD_LINES):
+        observer(event_of(LogLevel.warn, event="trouble"))
+    observer.tell_all()
+    assert len(log) == 1
+
+
+@pytest.fixture
+def pipe() -> Iterator[tuple[int, int]]:
+    """Both ends of a pipe, of which the one to read does not wait."""
+    reading, writing = os.pipe()
+    os.set_blocking(reading, False)
+    yield reading, writing
+    os.close(reading)
+    os.close(writing)
+
+
+def read(descriptor: int) -> str:
+    """All that is in a pipe."""
+    parts = []
+    with suppress(BlockingIOError):
+        while part := os.read(descriptor, 1 << 20):
+            parts.append(part)
+    return b"".join(parts).decode()
+
+
+@pytest.mark.parametrize("log_format", FORMATS)
+def test_lines_that_nobody_reads(
+    pipe: tuple[int, int], log_format: str, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """They are dropped whole and counted, and that is said as soon as there is room."""
+    reading, writing = pipe
+    clock = Clock()
+    writer = LogWriter(LossyStream(writing), log_format, clock)
+    monkeypatch.setattr(logs, "_log", Logger("poetry.daemon.logs", observer=writer))
+    for number in range(2000):
+        writer(event_of(what=f"number {number} " + 500 * "x"))
+    clock.advance(ROOM_SECONDS)
+    clock.advance(ROOM_SECONDS)
+    lines = read(reading).splitlines()
+    written = len(lines)
+    assert 0 < written < 2000
+    clock.advance(ROOM_SECONDS)
+    lines += read(reading).splitlines()
+    numbers = [line for line in lines if "number" in line]
+    assert all("x" * 500 in line for line in numbers)
+    assert f"{2000 - len(numbers)} log lines were lost: nobody read them" in lines[-1]
+    assert not clock.getDelayedCalls()
+    writer(event_of())
+    assert "it is so" in read(reading)
+
+
+@pytest.mark.parametrize("log_format", FORMATS)
+def test_start_logging(
+    monkeypatch: pytest.MonkeyPatch, tmp_path: Path, log: Log, log_format: str
+) -> None:
+    """The process's log goes to the stream, in the format and from the level asked for."""
+    publisher, reactor = LogPublisher(), MemoryReactorClock()
+    beginner = LogBeginner(publisher, io.StringIO(), sys, warnings)
+    monkeypatch.setattr(logs, "globalLogBeginner", beginner)
+    path = tmp_path / "log"
+    with path.open("w", encoding="utf-8") as stream:
+        start_logging(stream, log_format, "warn", reactor)
+    logger = Logger("poetry.test", observer=publisher)
+    logger.info("not this")
+    for _ in range(FLOOD_LINES + 2):
+        logger.warn("but this")
+    lines = path.read_text(encoding="utf-8").splitlines()
+    assert len(lines) == FLOOD_LINES
+    assert "but this" in lines[0]
+    assert lines[0].startswith("{") is (log_format == "json")
+    [(tell_all, _, _)] = reactor.triggers["after"]["shutdown"]
+    tell_all()
+    assert [event["event"] for event in log] == ["suppressed"]
+
+
+def test_no_standard_error(monkeypatch: pytest.MonkeyPatch) -> None:
+    """Where it is closed, the log goes nowhere."""
+    publisher, reactor = LogPublisher(), MemoryReactorClock()
+    beginner = LogBeginner(publisher, io.StringIO(), sys, warnings)
+    monkeypatch.setattr(logs, "globalLogBeginner", beginner)
+    start_logging(None, "text", "info", reactor)
+    Logger("poetry.test", observer=publisher).warn("to nobody")

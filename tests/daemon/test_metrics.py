@@ -1,0 +1,85 @@
+"""Metrics of a service, and their page."""
+
+from __future__ import annotations
+
+import socket
+from collections.abc import Iterator
+from pathlib import Path
+
+import pytest
+from twisted.internet.address import IPv4Address
+from twisted.internet.endpoints import TCP4ServerEndpoint, UNIXServerEndpoint
+from twisted.internet.error import ConnectionDone
+from twisted.internet.protocol import ServerFactory
+from twisted.internet.testing import StringTransport
+from twisted.python.failure import Failure
+
+from poetry.daemon.metrics import Metrics, accept_queue
+from poetry.server import PoetryService
+from poetry.serving.poems import PoemFactory
+from tests.loop import reactor, wait
+from tests.transfers import transferred
+
+
+@pytest.fixture
+def service() -> Iterator[PoetryService]:
+    """A service of one poem."""
+    pytest.importorskip("prometheus_client", reason="needs twisted-poetry[metrics]")
+    endpoint = TCP4ServerEndpoint(reactor, 0, interface="127.0.0.1")
+    service = PoetryService([(endpoint, PoemFactory(b"a poem", "poem.txt"))], clock=reactor)
+    service.startService()
+    yield service
+    wait(service.stopService())
+
+
+def value(metrics: Metrics, name: str, **labels: str) -> float | None:
+    """A sample."""
+    found: float | None = metrics.registry.get_sample_value(f"poetry_{name}", labels)
+    return found
+
+
+def test_metrics(service: PoetryService) -> None:
+    """Transfers are counted by outcome, and the service's own numbers are read when asked for."""
+    metrics = Metrics(service)
+    for whole in (True, True, False):
+        transferred(metrics, whole=whole)
+    assert value(metrics, "poems_total", outcome="sent") == 2
+    assert value(metrics, "poems_total", outcome="truncated") == 1
+    assert value(metrics, "bytes_total") == 18
+    assert value(metrics, "transfer_seconds_count") == 3
+    assert value(metrics, "open_connections") == 0
+    assert value(metrics, "poem_size_bytes", poem="poem.txt") == 6
+    assert value(metrics, "last_reload_success") == 1
+    assert value(metrics, "last_reload_timestamp_seconds") == service.reloaded_at
+    assert value(metrics, "waiting_connections") == 0
+    assert value(metrics, "max_connections") == service.limit
+
+
+def test_metrics_page(service: PoetryService) -> None:
+    """The page is what Prometheus takes, and says so."""
+    scrape = Metrics(service).site().buildProtocol(IPv4Address("TCP", "127.0.0.1", 5))
+    transport = StringTransport()
+    scrape.makeConnection(transport)
+    scrape.dataReceived(b"GET /metrics HTTP/1.0\r\n\r\n")
+    scrape.connectionLost(Failure(ConnectionDone()))
+    head, _, page = transport.value().partition(b"\r\n\r\n")
+    assert b"Content-Type: text/plain; version=" in head
+    assert b"poetry_max_connections" in page
+
+
+def test_accept_queue(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    """The kernel tells how many wait to be accepted, where it can be asked."""
+    tcp = wait(TCP4ServerEndpoint(reactor, 0, interface="127.0.0.1").listen(ServerFactory()))
+    unix = wait(UNIXServerEndpoint(reactor, str(tmp_path / "poem")).listen(ServerFactory()))
+    tcp.pauseProducing()
+    address = tcp.getHost()
+    with socket.create_connection((address.host, address.port)):
+        assert accept_queue(tcp) == 1
+        assert accept_queue(unix) == 0
+        assert accept_queue(object()) == 0
+        with monkeypatch.context() as patched:
+            patched.delattr(socket, "TCP_INFO")
+            assert accept_queue(tcp) == 0
+    for port in (tcp, unix):
+        wait(port.stopListening())
+    assert accept_queue(tcp) == 0

@@ -1,0 +1,331 @@
+"""Ports that open together, sooner or later, and close whatever they were doing."""
+
+from __future__ import annotations
+
+import errno
+import os
+import socket
+from collections.abc import Callable
+from typing import Any
+
+import pytest
+from twisted.internet.defer import CancelledError, Deferred
+from twisted.internet.endpoints import TCP4ServerEndpoint
+from twisted.internet.error import CannotListenError
+from twisted.internet.interfaces import IListeningPort, IStreamServerEndpoint
+from twisted.internet.protocol import Factory
+from twisted.internet.tcp import Port
+from zope.interface import implementer
+
+from poetry import PoetryServerFactory, PoetryService, serve_poem
+from poetry.serving.listener import Listeners, is_cancellable
+from tests.ends import reader
+from tests.loop import drain, reactor, until, wait, wait_error
+from tests.transfers import Log
+
+
+@implementer(IStreamServerEndpoint)
+class Later:
+    """An endpoint that listens when it is told to, as Tor's does."""
+
+    def __init__(self, canceller: Callable[[Any], None] | None = None) -> None:
+        self.listening: Deferred[IListeningPort] = Deferred(canceller)
+        self.port: Any = None
+
+    def listen(self, factory: Factory) -> Deferred[IListeningPort]:  # type: ignore[override]
+        self.factory = factory
+        return self.listening
+
+    def open(self) -> None:
+        """Listen now."""
+        self.port = reactor.listenTCP(0, self.factory, interface="127.0.0.1")
+        self.listening.callback(self.port)
+
+
+def here() -> TCP4ServerEndpoint:
+    return TCP4ServerEndpoint(reactor, 0, interface="127.0.0.1")
+
+
+def test_an_endpoint_may_listen_later() -> None:
+    """`serve_poem` fires when it does, and the poem is served."""
+    later = Later()
+    serving = serve_poem(later, b"poem")
+    assert not serving.called
+    later.open()
+    port: Any = wait(serving)
+    assert port is later.port
+    with reader(port.getHost().port) as connection:
+        assert drain(connection) == b"poem"
+    wait(port.stopListening())
+
+
+class Full:
+    """A reactor that for a while has no room for one more port."""
+
+    def __init__(self, monkeypatch: pytest.MonkeyPatch) -> None:
+        self.refused = 0
+        self.is_full = True
+        self._add = reactor.addReader
+        monkeypatch.setattr(reactor, "addReader", self.add)
+
+    def add(self, reader: Any) -> None:
+        if self.is_full and isinstance(reader, Port):
+            self.refused += 1
+            raise OSError(errno.ENOSPC, os.strerror(errno.ENOSPC))
+        self._add(reader)
+
+
+def test_no_room_to_accept_again(monkeypatch: pytest.MonkeyPatch, log: Log) -> None:
+    """Who waits at the limit is served as soon as the reactor can wait for the ports again."""
+    served = [(here(), PoetryServerFactory(poem)) for poem in (b"one", b"two")]
+    service = PoetryService(served, max_connections=1, clock=reactor)
+    service.startService()
+    ports = [port.getHost().port for port in service.ports]  # type: ignore[attr-defined]
+    with reader(ports[0]) as first:
+        until(lambda: service.waiting)
+        full = Full(monkeypatch)
+        assert drain(first) == b"one"
+    until(lambda: full.refused > 3)
+    with reader(ports[0]) as second, reader(ports[1]) as third:
+        full.is_full = False
+        assert drain(second) == b"one"
+        second.close()
+        assert drain(third) == b"two"
+    wait(service.stopService())
+    assert "hook_failed" not in [event["event"] for event in log if "event" in event]
+    log.clear()
+
+
+@pytest.mark.parametrize("how", ["stop", "limit"])
+def test_no_room_to_accept_again_and_no_need(how: str, monkeypatch: pytest.MonkeyPatch) -> None:
+    """Nobody asks the reactor again where the port is closed, or the limit is reached again."""
+    served = [(here(), PoetryServerFactory(b"poem")) for _ in range(2)]
+    service = PoetryService(served, max_connections=1, clock=reactor)
+    service.startService()
+    timers = len(reactor.getDelayedCalls())
+    port: int = service.ports[0].getHost().port  # type: ignore[attr-defined]
+    with reader(port) as connection:
+        until(lambda: service.waiting)
+        full = Full(monkeypatch)
+        drain(connection)
+    until(lambda: full.refused > 1)
+    if how == "limit":
+        for listener in service._gate._listeners:
+            listener.pause()
+        assert not [each for each in reactor.getDelayedCalls() if "resume" in str(each)]
+    wait(service.stopService())
+    until(lambda: len(reactor.getDelayedCalls()) == timers)
+
+
+def test_an_endpoint_may_fail_later(log: Log) -> None:
+    """`serve_poem` fails with it, whatever it is, and nothing goes on."""
+    later = Later()
+    serving = serve_poem(later, b"poem")
+    later.listening.errback(OSError(5, "no onions today"))
+    assert isinstance(wait_error(serving), CannotListenError)
+    assert [event["event"] for event in log if "event" in event] == ["cannot_listen"]
+
+
+def test_one_that_fails_later_closes_the_others(log: Log) -> None:
+    """All of a service's endpoints listen, or none does, and it is not running then."""
+    later = Later()
+    service = PoetryService(
+        [(here(), PoetryServerFactory(b"one")), (later, PoetryServerFactory(b"two"))],
+        clock=reactor,
+    )
+    service.startService()
+    listening = service.whenListening()
+    (port,) = service.ports
+    later.listening.errback(CannotListenError("127.0.0.1", 1, OSError(98, "taken")))
+    assert isinstance(wait_error(listening), CannotListenError)
+    until(lambda: not port.connected)  # type: ignore[attr-defined]
+    assert not service.running
+    assert "cannot_listen" in [event.get("event") for event in log]
+
+
+@pytest.mark.parametrize("cancellable", [False, True])
+def test_a_stop_before_it_listens(*, cancellable: bool) -> None:
+    """It is cancelled where that can be; where it cannot, what opens later is closed at once."""
+    cancelled: list[object] = []
+    later = Later(cancelled.append if cancellable else None)
+    service = PoetryService([(later, PoetryServerFactory(b"poem"))], clock=reactor)
+    service.startService()
+    listening = service.whenListening()
+    wait(service.stopService())
+    assert isinstance(wait_error(listening), CancelledError)
+    assert cancelled == [later.listening] * cancellable
+    if not cancellable:
+        later.open()
+        until(lambda: not later.port.connected)
+    assert isinstance(wait_error(service.whenListening()), CancelledError)
+
+
+def test_serve_poem_can_be_cancelled() -> None:
+    """Who does not want to wait any longer has no listener left behind."""
+    later = Later()
+    serving = serve_poem(later, b"poem")
+    serving.cancel()
+    assert isinstance(wait_error(serving), CancelledError)
+    later.open()
+    until(lambda: not later.port.connected)
+
+
+def test_the_name_of_twisted() -> None:
+    """A Deferred's canceller is where we look for it."""
+    assert is_cancellable(Deferred(lambda _: None))
+    assert not is_cancellable(Deferred())
+
+
+def test_a_port_that_was_closed_by_hand() -> None:
+    """A stop does not mind that its port is gone."""
+    service = PoetryService([(here(), PoetryServerFactory(b"poem"))], clock=reactor)
+    service.startService()
+    wait(service.ports[0].stopListening())
+    wait(service.stopService())
+
+
+@pytest.mark.parametrize("port_first", [False, True])
+def test_nothing_is_left_when_the_port_is_closed(*, port_first: bool) -> None:
+    """After the last connection and the port, no timer runs on, whichever goes first."""
+    port: Any = wait(serve_poem(here(), b"poem"))
+    service = port.factory.service
+    with reader(port.getHost().port) as connection:
+        assert drain(connection) == b"poem"
+        assert reactor.getDelayedCalls()
+        if port_first:
+            wait(port.stopListening())
+            assert reactor.getDelayedCalls()
+    until(lambda: not service.connections)
+    if not port_first:
+        wait(port.stopListening())
+    assert not reactor.getDelayedCalls()
+
+
+# The life of a service
+
+
+def flying(service: PoetryService) -> socket.socket:
+    """A reader in flight of the last start."""
+    port: Any = service.ports[0]
+    before = len(service.connections)
+    connection = socket.create_connection(("127.0.0.1", port.getHost().port), 20)
+    until(lambda: len(service.connections) > before)
+    return connection
+
+
+LONG = bytes(range(256)) * 40_000
+
+
+@pytest.mark.parametrize("orders", ["sS", "sSsS", "SsSsS", "sSSsS", "ssSS", "psSpsS", "pSsS"])
+@pytest.mark.parametrize("read", [False, True], ids=["nobody", "readers"])
+def test_every_order(orders: str, *, read: bool) -> None:
+    """p(rivileged start), s(tart) and S(top) in any order: each stop ends, each reader is whole."""
+    service = PoetryService([(here(), PoetryServerFactory(LONG))], clock=reactor)
+    stops: list[Deferred[None]] = []
+    readers: list[socket.socket] = []
+    for order in orders:
+        if order == "p":
+            service.privilegedStartService()
+        elif order == "s":
+            service.startService()
+            assert service.running
+            if read:
+                readers.append(flying(service))
+        else:
+            stops.append(service.stopService())
+            assert not service.running
+    for connection in readers:
+        assert drain(connection) == LONG
+        connection.close()
+    for stop in stops:
+        assert wait(stop) is None
+    assert not service.connections
+    assert not reactor.getDelayedCalls()
+
+
+def test_a_start_does_not_wait_for_the_stop_before() -> None:
+    """Who was in flight drains, within the grace, while the next start serves already."""
+    service = PoetryService([(here(), PoetryServerFactory(LONG))], clock=reactor, grace=0.01)
+    service.startService()
+    with flying(service) as stalled:
+        stopped = service.stopService()
+        service.startService()
+        with flying(service) as served:
+            wait(stopped)
+            with pytest.raises(ConnectionResetError):
+                drain(stalled)
+            assert drain(served) == LONG
+    wait(service.stopService())
+
+
+def test_the_limit_holds_after_another_start() -> None:
+    """A service that was stopped at its limit is not stuck there when it starts again."""
+    factory = PoetryServerFactory(LONG)
+    service = PoetryService([(here(), factory)], clock=reactor, max_connections=1)
+    for _ in range(2):
+        service.startService()
+        with flying(service) as connection:
+            assert service.waiting
+            stopped = service.stopService()
+            assert drain(connection) == LONG
+        wait(stopped)
+        assert not service.waiting
+
+
+def test_a_factory_is_one_service_s() -> None:
+    """It is refused by a second one, whose connections and limits it cannot have too."""
+    factory = PoetryServerFactory(b"poem")
+    PoetryService([(here(), factory)], clock=reactor)
+    with pytest.raises(ValueError, match="in another service"):
+        PoetryService([(here(), factory)], clock=reactor)
+
+
+def test_a_factory_on_two_endpoints() -> None:
+    """In one service it may be on several, and each connection counts once."""
+    factory = PoetryServerFactory(b"poem")
+    service = PoetryService([(here(), factory), (here(), factory)], clock=reactor)
+    service.startService()
+    for port in service.ports:
+        with reader(port.getHost().port) as connection:  # type: ignore[attr-defined]
+            assert drain(connection) == b"poem"
+    wait(service.stopService())
+    assert not service.connections
+
+
+def test_who_asks_after_it_failed_is_told_too() -> None:
+    """Listeners that could not listen say so to everybody, and do not try the rest."""
+    tried: list[str] = []
+
+    @implementer(IStreamServerEndpoint)
+    class Taken:
+        def listen(self, _: Factory) -> Deferred[IListeningPort]:  # type: ignore[override]
+            tried.append("here")
+            raise CannotListenError("127.0.0.1", 1, OSError(98, "taken"))
+
+    listeners = Listeners(lambda _index, port: port.stopListening)
+    listeners.listen([(Taken(), Factory()), (Taken(), Factory())])
+    assert isinstance(wait_error(listeners.whenListening()), CannotListenError)
+    assert tried == ["here"]
+
+
+def test_a_server_that_receives_listens_too() -> None:
+    """A service whose factory has no poem has none to share."""
+    service = PoetryService([(here(), PoetryServerFactory())], clock=reactor)
+    service.startService()
+    wait(service.stopService())
+
+
+def test_a_drain_knows_its_own() -> None:
+    """A connection of the next start that ends does not end the drain of the last one."""
+    service = PoetryService([(here(), PoetryServerFactory(LONG))], clock=reactor)
+    service.startService()
+    with flying(service) as stalled:
+        stopped = service.stopService()
+        service.startService()
+        with flying(service) as served:
+            assert drain(served) == LONG
+        until(lambda: len(service.connections) == 1)
+        assert not service._drains[0].done.called
+        assert drain(stalled) == LONG
+    wait(stopped)
+    wait(service.stopService())

@@ -1,0 +1,56 @@
+"""How many connections a process may have."""
+
+from __future__ import annotations
+
+import resource
+import sys
+from collections.abc import Iterator
+
+import pytest
+
+from poetry.system import descriptors
+from poetry.system.descriptors import RESERVED, most_connections, raise_limit
+
+
+@pytest.fixture
+def limits() -> Iterator[tuple[int, int]]:
+    """The soft and the hard limit, which are afterwards what they were."""
+    before = resource.getrlimit(resource.RLIMIT_NOFILE)
+    yield before
+    resource.setrlimit(resource.RLIMIT_NOFILE, before)
+
+
+def test_raise_limit(limits: tuple[int, int]) -> None:
+    """The soft limit is raised as far as it may be."""
+    _, hard = limits
+    resource.setrlimit(resource.RLIMIT_NOFILE, (hard // 2, hard))
+    assert raise_limit() == hard
+    assert resource.getrlimit(resource.RLIMIT_NOFILE) == (hard, hard)
+    assert raise_limit() == hard
+
+
+def test_most_connections(limits: tuple[int, int]) -> None:
+    """It is what the hard limit leaves, and at least one."""
+    _, hard = limits
+    assert most_connections() == hard - RESERVED - 3
+    assert most_connections(hard) == 1
+
+
+def test_no_limit(monkeypatch: pytest.MonkeyPatch) -> None:
+    """Where the hard limit is infinite, or the system has none, any number goes."""
+    infinite = (resource.RLIM_INFINITY, resource.RLIM_INFINITY)
+    monkeypatch.setattr(resource, "getrlimit", lambda _: infinite)
+    assert (raise_limit(), most_connections()) == (sys.maxsize, sys.maxsize - RESERVED - 3)
+    monkeypatch.setattr(descriptors, "resource", None)
+    assert (raise_limit(), most_connections()) == (sys.maxsize, sys.maxsize - RESERVED - 3)
+
+
+def test_a_reactor_that_cannot_wait_for_more(monkeypatch: pytest.MonkeyPatch) -> None:
+    """The limit is no higher than what select can wait for, and a soft one is never infinite."""
+    raised = []
+    monkeypatch.setattr(descriptors, "SELECTABLE", 1024)
+    monkeypatch.setattr(resource, "getrlimit", lambda _: (256, resource.RLIM_INFINITY))
+    monkeypatch.setattr(resource, "setrlimit", lambda _, limits: raised.append(limits))
+    assert raise_limit() == 1024
+    assert raised == [(1024, resource.RLIM_INFINITY)]
+    assert most_connections() == 1024 - RESERVED - 3

@@ -1,0 +1,80 @@
+"""Unix sockets that a server left behind, or did not."""
+
+from __future__ import annotations
+
+import errno
+import os
+import socket
+from pathlib import Path
+
+import pytest
+from twisted.internet.error import CannotListenError
+
+from poetry import PoetryServerFactory
+from poetry.addresses import server_endpoint
+from poetry.system.unix import take_over
+from tests.loop import reactor, wait, wait_error
+
+
+def left_behind(path: Path, pid: str) -> None:
+    """What a server leaves that was killed, with its lock."""
+    with socket.socket(socket.AF_UNIX) as listener:
+        listener.bind(str(path))
+        listener.listen()
+    path.with_name(f"{path.name}.lock").symlink_to(pid)
+
+
+@pytest.mark.parametrize(
+    "form", ["unix:{}", "unix:{}:mode=600", "unix:address={}", "unix:mode=600:address={}"]
+)
+@pytest.mark.parametrize("pid", ["1", str(os.getpid()), "nonsense"], ids=["1", "own", "none"])
+def test_nobody_answers(tmp_path: Path, form: str, pid: str) -> None:
+    """It is taken over, whichever process has the number in the lock by now."""
+    path = tmp_path / "a:poem"
+    left_behind(path, pid)
+    address = form.format(str(path).replace(":", "\\:"))
+    port = wait(server_endpoint(reactor, address).listen(PoetryServerFactory(b"poem")))
+    with socket.socket(socket.AF_UNIX) as reader:
+        reader.connect(str(path))
+    wait(port.stopListening())
+    assert not list(tmp_path.iterdir())
+
+
+def test_only_the_lock_is_left(tmp_path: Path) -> None:
+    """Without a socket a lock keeps nobody out."""
+    path = tmp_path / "poem"
+    left_behind(path, "1")
+    path.unlink()
+    port = wait(server_endpoint(reactor, f"unix:{path}").listen(PoetryServerFactory(b"poem")))
+    wait(port.stopListening())
+
+
+def test_somebody_answers(tmp_path: Path) -> None:
+    """A server that runs is left alone, and the error says so and names the file."""
+    path = tmp_path / "poem"
+    port = wait(server_endpoint(reactor, f"unix:{path}").listen(PoetryServerFactory(b"poem")))
+    again = server_endpoint(reactor, f"unix:{path}").listen(PoetryServerFactory(b"poem"))
+    error = wait_error(again)
+    assert isinstance(error, CannotListenError)
+    assert (error.port, error.socketError.strerror) == (str(path), "a server answers on it")
+    wait(port.stopListening())
+
+
+def test_what_is_no_socket_stays(tmp_path: Path) -> None:
+    """A file of another kind is nobody's to remove."""
+    path = tmp_path / "poem"
+    path.write_text("not a socket", encoding="utf-8")
+    again = server_endpoint(reactor, f"unix:{path}").listen(PoetryServerFactory(b"poem"))
+    assert "a file that is no socket is there" in str(wait_error(again))
+    assert path.read_text(encoding="utf-8") == "not a socket"
+
+
+def test_nobody_can_tell(tmp_path: Path) -> None:
+    """A socket of another kind is not taken over, and the reason is the system's."""
+    path = tmp_path / "poem"
+    with socket.socket(socket.AF_UNIX, socket.SOCK_DGRAM) as other:
+        other.bind(str(path))
+        with pytest.raises(OSError, match="wrong type") as caught:
+            take_over(str(path))
+    assert caught.value.errno == errno.EPROTOTYPE
+    assert path.exists()
