@@ -31,8 +31,10 @@ class EmptyPoem(PoemError, ValueError):
 
     outcome = "empty"
 
-    def __str__(self) -> str:
-        return "an empty poem: the stream ended before its first byte"
+    def __init__(
+        self, message: str = "an empty poem: the stream ended before its first byte"
+    ) -> None:
+        super().__init__(message)
 
 
 class PoemTooLong(PoemError):

@@ -1,12 +1,13 @@
-"""PoetryService: listen within limits, drain, reload."""
+"""PoetryService: listens within limits, stops gracefully, reads its poems again."""
 
 from __future__ import annotations
 
-from collections.abc import Callable, Iterable, Sequence
+from collections.abc import Sequence
 from typing import Any
 
 from twisted.application.service import Service
 from twisted.internet.defer import CancelledError, Deferred, fail, gatherResults, succeed
+from twisted.internet.endpoints import AdoptedStreamServerEndpoint
 from twisted.internet.interfaces import IListeningPort, IStreamServerEndpoint
 from twisted.internet.task import LoopingCall
 from twisted.internet.tcp import Port
@@ -15,13 +16,15 @@ from twisted.python.failure import Failure
 
 from poetry.addresses import listening_address
 from poetry.limits import DEFAULTS, Limits
-from poetry.protocol import PoetryProtocol, PoetryServerFactory, State
-from poetry.serving.fast import LeanPort
-from poetry.serving.idle import Sweeper
-from poetry.serving.listener import Gate, Listener, Listeners
+from poetry.protocol import PoetryProtocol, PoetryServerFactory
+from poetry.serving.accepting import Listener
+from poetry.serving.idle import sweep
+from poetry.serving.limiter import ConnectionLimiter
+from poetry.serving.listening import Listening
 from poetry.serving.poems import PoemFactory, Reloads
+from poetry.serving.stopping import Stopping, stop_all
 from poetry.system.descriptors import most_connections, raise_limit
-from poetry.system.features import EPOLL, UNIX
+from poetry.system.features import UNIX
 
 LINGER = 30.0
 """Seconds that a reader which has everything may keep the connection (nginx's lingering_time)."""
@@ -30,47 +33,6 @@ CROWDED_LINGER = 2.0
 """The same while others wait for a place."""
 
 _log = Logger()
-
-
-class Stopping:
-    """The connections in flight at a stop: they may finish within the grace.
-
-    @ivar connections: those that have not.
-    @ivar done: fires with None when none is left.
-    """
-
-    def __init__(self, connections: Iterable[PoetryProtocol], grace: float, clock: Any) -> None:
-        """@param grace: in seconds of `clock`, an IReactorTime."""
-        self.connections = set(connections)
-        self.done: Deferred[None] = Deferred()
-        if not self.connections:
-            self.done.callback(None)
-            return
-        _log.info(
-            "stopping: {count} in flight have {grace:g} s to finish",
-            event="draining",
-            count=len(self.connections),
-            grace=grace,
-        )
-        self._late = clock.callLater(grace, abort, self.connections)
-
-    def left(self, connection: PoetryProtocol) -> None:
-        """One has ended."""
-        self.connections.discard(connection)
-        if not self.connections:
-            if self._late.active():
-                self._late.cancel()
-            self.done.callback(None)
-
-
-def abort(connections: Iterable[PoetryProtocol]) -> None:
-    """End them now: with a plain close where the kernel has the poem, else with a reset."""
-    stopped = 0
-    for connection in list(connections):
-        connection.stop()
-        stopped += connection.state is State.FAILED
-    if stopped:
-        _log.warn("reset {count} readers in flight", event="grace_over", count=stopped)
 
 
 class PoetryService(Service):
@@ -116,11 +78,10 @@ class PoetryService(Service):
         self.ports: list[IListeningPort] = []
         self.addresses: list[str] = []
         self.connections: set[PoetryProtocol] = set()
-        self._listening: Listeners | None = None
+        self._listening: Listening | None = None
         self._open: dict[int, tuple[IListeningPort, str]] = {}
-        self._gate = Gate(self.connections, self._limit())
-        self._drains: list[Stopping] = []
-        self._sweeper = Sweeper()
+        self._limiter = ConnectionLimiter(self._limit())
+        self._stops: list[Stopping] = []
         self._sweeping = LoopingCall(self._sweep)
         self._interval = min(1.0, idle_timeout / 4)
         self._now = 0.0
@@ -148,12 +109,17 @@ class PoetryService(Service):
     @property
     def limit(self) -> int:
         """Most connections at once."""
-        return self._gate.limit
+        return self._limiter.limit
 
     @property
-    def waiting(self) -> bool:
-        """Whether the limit is reached, so that the kernel's queue holds new readers."""
-        return self._gate.waiting
+    def full(self) -> bool:
+        """Whether the limit is reached, so that the kernel's queues hold new readers."""
+        return self._limiter.full
+
+    @property
+    def accept_queue(self) -> int:
+        """Connections that the kernel's queues hold; 0 where it does not tell."""
+        return sum(port.accept_queue for port in self.ports if isinstance(port, Listener))
 
     # Starting
 
@@ -167,7 +133,7 @@ class PoetryService(Service):
             return
         raise_limit()
         self.ports, self.addresses, self._open = [], [], {}
-        self._listening = Listeners(self._opened)
+        self._listening = Listening(self._opened)
         self._listening.listen([*self.listeners, *self.others])
         failure = self._listening.failure
         if failure is not None:
@@ -188,8 +154,18 @@ class PoetryService(Service):
             return fail(CancelledError())
         return self._listening.whenListening()
 
-    def _opened(self, index: int, port: IListeningPort) -> Callable[[], Any]:
-        factory: Any = [*self.listeners, *self.others][index][1]
+    def _opened(self, index: int, port: IListeningPort) -> IListeningPort:
+        """Take a port over that listens; return what listens in its place."""
+        endpoint, factory = [*self.listeners, *self.others][index]
+        if index < len(self.listeners) and isinstance(port, Port):
+            self._share(port, factory)
+            port = Listener(
+                port,
+                factory,
+                self._limiter,
+                adopted=isinstance(endpoint, AdoptedStreamServerEndpoint),
+                changed=self._watch,
+            )
         address = listening_address(port, getattr(factory, "address", ""))
         self._open[index] = (port, address)
         in_order = [self._open[each] for each in sorted(self._open)]
@@ -197,16 +173,17 @@ class PoetryService(Service):
         self.addresses = [each for _, each in in_order]
         if isinstance(factory, PoemFactory):
             factory.listener = address
-        if index >= len(self.listeners) or not isinstance(port, Port):
-            return port.stopListening
-        # Under TLS the port's is another one, which copies; so do Unix sockets.
-        plain = port.factory is factory and port.addressFamily != UNIX
-        if plain:
+        return port
+
+    def _share(self, port: Port, factory: PoetryServerFactory) -> None:
+        """Make the file of a long poem now, so that a reader brings no descriptor but its own.
+
+        Under TLS the port has another factory, and its poem is copied, as on a Unix socket.
+        """
+        if port.factory is factory and port.addressFamily != UNIX:
             factory.shares = True
-            if factory.sending is not None:  # now, so that readers bring no descriptor but theirs
+            if factory.sending is not None:
                 factory.sending.share()
-        lean = LeanPort(port, factory) if plain and EPOLL else None
-        return Listener(port, self._gate, self._accepted, self._rest, lean).close
 
     def _cannotListen(self, failure: Failure) -> None:
         if not failure.check(CancelledError):
@@ -215,33 +192,31 @@ class PoetryService(Service):
 
     # Watching over the connections
 
-    def _accepted(self) -> None:
-        if self.connections and not self._sweeping.running:
-            self._sweeping.clock = self.clock
-            self._sweeping.start(self._interval, now=False)
+    def _watch(self) -> None:
+        """Sweep while there are connections, and leave no timer where none can come."""
+        if self.connections:
+            if not self._sweeping.running:
+                self._sweeping.clock = self.clock
+                self._sweeping.start(self._interval, now=False)
+        elif self._sweeping.running and not self._limiter.accepting:
+            self._sweeping.stop()
 
     def connectionEnded(self, connection: PoetryProtocol) -> None:
-        """For `PoetryProtocol`: one of `connections` is gone."""
-        self._gate.left()
-        if self._drains:
-            for drain in self._drains:
-                drain.left(connection)
-            self._drains = [drain for drain in self._drains if drain.connections]
-        self._rest()
-
-    def _rest(self) -> None:
-        """Leave no timer where nobody is here and nobody can come."""
-        if self._sweeping.running and not self.connections and not self._gate.isOpen:
-            self._sweeping.stop()
+        """Take note, for `PoetryProtocol`, that one of `connections` is gone."""
+        if self._stops:
+            for stop in self._stops:
+                stop.left(connection)
+            self._stops = [stop for stop in self._stops if stop.connections]
+        self._watch()
 
     def _sweep(self) -> None:
         # Sweeps are counted rather than timed, so that a clock that jumps resets nobody.
         self._now += self._interval
-        draining: set[PoetryProtocol] = set().union(*(each.connections for each in self._drains))
-        linger = CROWDED_LINGER if self.waiting else LINGER
-        self._sweeper.sweep(draining, self._now, self.idle_timeout, 0.0)
-        self._sweeper.sweep(self.connections - draining, self._now, self.idle_timeout, linger)
-        self._gate.report()
+        stopping: set[PoetryProtocol] = set().union(*(each.connections for each in self._stops))
+        linger = CROWDED_LINGER if self.full else LINGER
+        sweep(stopping, self._now, self.idle_timeout, 0.0)
+        sweep(self.connections - stopping, self._now, self.idle_timeout, linger)
+        self._limiter.report()
         if not self.connections and self._sweeping.running:
             self._sweeping.stop()
 
@@ -250,19 +225,19 @@ class PoetryService(Service):
     def stopService(self) -> Deferred[None]:
         """Close the listeners, let readers in flight finish within the grace, reset the rest.
 
-        @return: fires with None when all is closed, and who was in flight is gone.
+        @return: fires with None when all is closed, and all that was in flight has ended.
         """
         super().stopService()  # type: ignore[no-untyped-call]
         listening, self._listening = self._listening, None
         closed = succeed(None) if listening is None else listening.close()
-        drain = Stopping(self.connections, self.grace, self.clock)
-        if drain.connections:
-            self._drains.append(drain)
-        return gatherResults([drain.done, closed]).addCallback(lambda _: None)
+        stop = Stopping(self.connections, self.grace, self.clock)
+        if stop.connections:
+            self._stops.append(stop)
+        return gatherResults([stop.done, closed]).addCallback(lambda _: None)
 
     def abort(self) -> None:
-        """End what is in flight: with a plain close where the kernel has the poem, else a reset."""
-        abort(self.connections)
+        """End what is in flight: gracefully where the kernel has the poem, else with a reset."""
+        stop_all(self.connections)
 
     # Reloading
 

@@ -8,14 +8,14 @@ from contextlib import contextmanager
 from typing import Any
 
 import pytest
-from twisted.internet.endpoints import TCP4ClientEndpoint
+from twisted.internet.endpoints import TCP4ClientEndpoint, serverFromString
 from twisted.python.failure import Failure
 
-from poetry import PoetryClientFactory, PoetryProtocol, PoetryServerFactory
-from poetry.wire.kernel import reset_on_close, unacknowledged
+from poetry import PoetryClientFactory, PoetryProtocol, PoetryServerFactory, PoetryService
+from poetry.wire.kernel import make_close_abortive, unacknowledged
 from poetry.wire.layers import handle_of
-from poetry.wire.sender import SHORT
-from tests.loop import drain, reactor, wait
+from poetry.wire.outgoing import SHORT
+from tests.loop import drain, reactor, until, wait
 
 LONG = bytes(range(256)) * 40_000
 """10 MB: more than the kernel takes at once."""
@@ -61,6 +61,49 @@ def reader(port: int) -> Iterator[socket.socket]:
         yield connection
 
 
+HERE = "tcp:0:interface=127.0.0.1"
+
+
+@contextmanager
+def serving(factory: Any, listen: str = HERE, **limits: Any) -> Iterator[PoetryService]:
+    """A service with one listener; it is stopped at once in the end."""
+    service = PoetryService([(serverFromString(reactor, listen), factory)], **limits)
+    service.startService()
+    try:
+        yield service
+    finally:
+        stopped = service.stopService()
+        service.abort()
+        wait(stopped)
+
+
+def port_of(service: PoetryService, index: int = 0) -> int:
+    """The number of the port of a listener."""
+    port: Any = service.ports[index]
+    number: int = port.getHost().port
+    return number
+
+
+@contextmanager
+def connected(server: Server, **limits: Any) -> Iterator[tuple[PoetryProtocol, socket.socket]]:
+    """One reader of a service, and the protocol that serves it."""
+    with serving(server, **limits) as service, reader(port_of(service)) as connection:
+        until(lambda: server.connections)
+        (protocol,) = server.connections
+        yield protocol, connection
+
+
+@contextmanager
+def small_buffers(service: PoetryService) -> Iterator[socket.socket]:
+    """A reader, not yet connected, of whose poem a service's kernel takes a few kB at a time."""
+    listener: Any = service.ports[0]
+    listener._socket.setsockopt(socket.SOL_SOCKET, socket.SO_SNDBUF, 1)
+    with socket.socket() as connection:
+        connection.settimeout(20)
+        connection.setsockopt(socket.SOL_SOCKET, socket.SO_RCVBUF, 1)
+        yield connection
+
+
 def connect_tcp(port: int, factory: PoetryClientFactory) -> None:
     reactor.connectTCP("127.0.0.1", port, factory)
 
@@ -77,7 +120,7 @@ def queued(protocol: PoetryProtocol) -> int:
 
 def reset(connection: socket.socket) -> None:
     """End a connection with a reset."""
-    reset_on_close(connection)
+    make_close_abortive(connection)
     connection.close()
 
 

@@ -31,7 +31,6 @@ from poetry.protocol import (
     PoetryFactory,
     PoetryProtocol,
     PoetryServerFactory,
-    State,
 )
 from tests.ends import (
     EACH_POEM,
@@ -60,6 +59,7 @@ def received(*chunks: bytes, reason: Failure = DONE, limit: int | None = None) -
     results: list[Any] = []
     factory.received.addBoth(results.append)
     protocol = factory.buildProtocol(None)
+    assert protocol is not None
     protocol.makeConnection(StringTransport())
     for chunk in chunks:
         protocol.dataReceived(chunk)
@@ -200,6 +200,7 @@ def test_our_own_close_is_not_the_end_of_a_poem() -> None:
     """Who closes a connection while a poem comes in has not received it."""
     client = PoetryClientFactory()
     protocol = client.buildProtocol(None)
+    assert protocol is not None
     transport = StringTransport()
     protocol.makeConnection(transport)
     protocol.dataReceived(b"half a po")
@@ -352,7 +353,7 @@ def test_half_closed_writing_is_not_used() -> None:
     """The interface has a method for an event that this protocol never asks for."""
     protocol = PoetryProtocol()
     protocol.writeConnectionLost()
-    assert protocol.state is State.OPEN
+    assert protocol.outcome is None
 
 
 def test_two_stops_are_one() -> None:
@@ -366,3 +367,64 @@ def test_two_stops_are_one() -> None:
         assert drain(connection) == b"short"
         until(lambda: server.outcomes)
     assert server.outcomes == ["sent"]
+
+
+def test_reprs_help_in_a_log() -> None:
+    """A protocol, a factory and a service say what they are at."""
+    factory = PoetryServerFactory(b"poem")
+    protocol = factory.buildProtocol(None)
+    assert protocol is not None
+    protocol.makeConnection(StringTransport())
+    assert repr(protocol) == "<PoetryProtocol sends: 4 bytes, going on>"
+    assert repr(factory) == "<PoetryServerFactory sends poem, 4 bytes>"
+    assert repr(PoetryClientFactory()) == "<PoetryClientFactory receives>"
+
+
+def test_a_poem_for_each_reader() -> None:
+    """`getPoem` is asked once a connection, and knows who connects; None receives."""
+    poems = [b"first", LONG, None]
+
+    class Personal(Server):
+        def getPoem(self, protocol: PoetryProtocol) -> bytes | None:
+            assert protocol.transport.getPeer().host == "127.0.0.1"
+            return poems.pop(0)
+
+    server = Personal(b"the same for all")
+    with listening(server) as port:
+        for expected in (b"first", LONG):
+            with reader(port) as connection:
+                assert drain(connection) == expected
+        with reader(port) as connection:
+            connection.sendall(b"theirs")
+            connection.shutdown(socket.SHUT_WR)
+            assert drain(connection) == b""
+        until(lambda: len(server.outcomes) == 3)
+    assert server.outcomes == ["sent", "sent", "received"]
+
+
+@pytest.mark.parametrize(("chosen", "outcome"), [(b"", "empty"), ("text", "failed")])
+def test_a_poem_that_is_none(chosen: Any, outcome: str) -> None:
+    """What `getPoem` may not return is an error, and its reader sees a reset."""
+
+    class Wrong(Server):
+        def getPoem(self, protocol: PoetryProtocol) -> Any:
+            del protocol
+            return chosen
+
+    server = Wrong(b"poem")
+    with listening(server) as port, reader(port) as connection:
+        assert ended_with_reset(connection)
+        until(lambda: server.outcomes)
+    assert server.outcomes == [outcome]
+
+
+def test_a_failure_is_told_once() -> None:
+    """A second failure of a transfer changes nothing."""
+    server = Server()
+    with listening(server) as port, reader(port):
+        until(lambda: server.connections)
+        (protocol,) = server.connections
+        protocol.fail(PoemStopped())
+        protocol.fail(EmptyPoem())
+        until(lambda: server.outcomes)
+    assert (server.outcomes, len(server.told)) == (["stopped"], 1)

@@ -186,7 +186,7 @@ def test_never_more_than_the_limit_are_open() -> None:
         def full() -> bool:
             nonlocal most
             most = max(most, len(service.connections))
-            return service.waiting
+            return service.full
 
         until(full)
         for _ in range(20):
@@ -313,7 +313,7 @@ def test_others_wait_shorter() -> None:
     """While readers wait for a place, one that has everything and stays is let go sooner."""
     clock = Clock()
     with serving(b"short", clock=clock, max_connections=1) as service, reader(service) as first:
-        until(lambda: service.waiting)
+        until(lambda: service.full)
         (protocol,) = service.connections
         until(lambda: not queued(protocol))
         clock.pump([1.0] * 4)

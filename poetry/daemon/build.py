@@ -18,8 +18,8 @@ from poetry.server import PoetryService
 from poetry.serving.poems import PoemFactory, Text, describe, read_at_start
 from poetry.system.clock import use_monotonic_time
 from poetry.system.features import HANGUP
+from poetry.wire.outgoing import Pace
 from poetry.wire.poem import Poem
-from poetry.wire.sender import Pace
 
 
 class UsageError(ValueError):

@@ -2,14 +2,10 @@
 
 from __future__ import annotations
 
-import socket
-import struct
 from collections.abc import Callable
 from functools import partial
 from time import monotonic
 from typing import TYPE_CHECKING, Any
-
-from twisted.internet.tcp import Port
 
 from poetry.protocol import PoetryFactory, PoetryProtocol
 
@@ -44,7 +40,7 @@ class Metrics:
             (
                 "waiting_connections",
                 "Connections that wait in the kernel's queue.",
-                lambda: sum(map(accept_queue, service.ports)),
+                lambda: service.accept_queue,
             ),
             (
                 "last_reload_success",
@@ -82,13 +78,3 @@ class Metrics:
 
 def _poem_size(factory: PoetryFactory) -> float:
     return len(factory.poem or b"")
-
-
-def accept_queue(port: object) -> int:
-    """How many connections the kernel holds for a listener (Linux: TCP_INFO's tcpi_unacked)."""
-    if not isinstance(port, Port) or port.addressFamily not in (socket.AF_INET, socket.AF_INET6):
-        return 0
-    if not port.connected or not hasattr(socket, "TCP_INFO"):
-        return 0
-    info = port.socket.getsockopt(socket.IPPROTO_TCP, socket.TCP_INFO, 28)
-    return int(struct.unpack_from("=I", info, 24)[0])

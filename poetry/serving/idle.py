@@ -1,46 +1,44 @@
-"""Who has stopped moving."""
+"""The idle timeout: resets connections that do not move, and ends those that linger too long."""
 
 from __future__ import annotations
 
 from collections.abc import Iterable
-from weakref import WeakKeyDictionary
+
+from twisted.logger import Logger
 
 from poetry.errors import PoemTimedOut
-from poetry.protocol import PoetryProtocol, State
+from poetry.protocol import PoetryProtocol
 from poetry.wire.kernel import unacknowledged
 from poetry.wire.layers import handle_of
 
+_log = Logger()
 
-class Sweeper:
-    """Looks at connections now and then, and remembers how far each was.
+
+def sweep(connections: Iterable[PoetryProtocol], now: float, idle: float, linger: float) -> None:
+    """Reset connections that moved nothing for `idle` seconds, and close gracefully those whose
+    reader has had all of its poem for `linger` seconds and does not end.
 
     Progress is what the peer has acknowledged: the kernel buffers megabytes, so what the process
-    can hand over says little about a reader.
+    can hand over says little about a reader. It is noted in the connection itself.
+
+    @param now: in seconds, of any clock.
     """
+    for connection in list(connections):
+        try:
+            _look(connection, now, idle, linger)
+        except Exception:  # the others are not to suffer for it
+            _log.failure("a connection could not be ended", event="connection_failed")
 
-    def __init__(self) -> None:
-        self._marks: WeakKeyDictionary[PoetryProtocol, tuple[tuple[int, int], float]] = (
-            WeakKeyDictionary()
-        )
 
-    def sweep(
-        self, connections: Iterable[PoetryProtocol], now: float, idle: float, linger: float
-    ) -> None:
-        """Fail peers that took nothing for `idle` seconds, and release those that have had it all
-        for `linger` seconds and do not end.
-
-        @param now: in seconds, of any clock.
-        """
-        for connection in list(connections):
-            handle = handle_of(connection.transport)
-            queued = 0 if handle is None else unacknowledged(handle)
-            mark = (connection.size, queued)
-            before, since = self._marks.get(connection, (None, now))
-            waits_for_us = connection.sender is not None and connection.sender.waits and not queued
-            if mark != before or waits_for_us:
-                self._marks[connection] = (mark, now)
-            elif connection.state is State.ENDED and not queued:
-                if now - since >= linger:
-                    connection.release()
-            elif connection.state is not State.RELEASED and now - since >= idle:
-                connection.fail(PoemTimedOut(idle, connection.size))
+def _look(connection: PoetryProtocol, now: float, idle: float, linger: float) -> None:
+    handle = handle_of(connection.transport)
+    queued = 0 if handle is None else unacknowledged(handle)
+    progress, outgoing = (connection.size, queued), connection.outgoing
+    # Where the next bytes are not due yet, it is we who keep the reader waiting.
+    if progress != connection.progress or (outgoing and outgoing.pacing and not queued):
+        connection.progress, connection.progressed = progress, now
+    elif outgoing is not None and outgoing.ended and not queued:
+        if now - connection.progressed >= linger:
+            connection.release()
+    elif now - connection.progressed >= idle:
+        connection.fail(PoemTimedOut(idle, connection.size))

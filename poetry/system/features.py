@@ -10,6 +10,8 @@ import select
 import signal
 import socket
 import sys
+from functools import cache
+from typing import Any
 
 try:
     import fcntl
@@ -18,7 +20,7 @@ try:
 except ImportError:  # Windows
     fcntl = resource = termios = None  # type: ignore[assignment]
 
-__all__ = ["EPOLL", "HANGUP", "NOT_BLOCKING", "ONLY_SOCKETS", "SELECTABLE", "UNIX"]
+__all__ = ["EPOLL", "HANGUP", "NOT_BLOCKING", "ONLY_SOCKETS", "SELECTABLE", "UNIX", "c_library"]
 __all__ += ["fcntl", "resource", "termios"]
 
 EPOLL = hasattr(select, "epoll")
@@ -39,3 +41,16 @@ ONLY_SOCKETS = sys.platform.startswith("win")
 SELECTABLE = {"darwin": 1024, "win32": 512}.get(sys.platform, sys.maxsize)
 """Descriptors that the reactor can wait for: Twisted's default there is select, whose FD_SETSIZE
 macOS and Python for Windows set so."""
+
+
+@cache
+def c_library() -> Any:
+    """Load the C library, for calls that Python has no other way to; None where it cannot be
+    loaded: Python may lack ctypes, or be linked statically.
+    """
+    try:
+        import ctypes  # it takes 10 ms to load, and is seldom needed
+
+        return ctypes.CDLL(None)
+    except (ImportError, OSError):
+        return None

@@ -1,17 +1,19 @@
-"""How bytes leave and how a stream ends: one file for each kind of transport.
+"""How the bytes of a poem leave, and how its stream ends: one file for each kind of transport.
 
 The end of a stream says that the poem is whole, so it is sent after the last byte and at no other
 time; whatever else ends a connection resets it. Two things make that hold on every transport:
 
-  - From the first byte that the kernel may not take at once, closing the socket resets it, whoever
-    closes it and why: even a SIGKILL. Once the kernel has the last byte, closing sends again.
-  - Then only the sending half is shut down, and input is discarded until the reader ends: closing a
-    socket with unread input resets it, and destroys what is still on its way.
+  - Abortive close: from the first byte that the kernel may not take at once, closing the socket
+    resets the connection, whichever code closes it and why: even a SIGKILL. Once the kernel has the
+    last byte, a close is graceful again.
+  - Lingering close: then only the sending half is shut down, and input is discarded until the
+    reader ends: closing a socket with unread input resets it, and destroys what is still on its
+    way.
 
-`plain` is a socket, `tls` has close_notify before that, `buffered` is any other transport. `sender`
-is what they share, `poem` what they send (`pages`: a long one), `layers` and `kernel` what they
-know of Twisted's transports and of sockets. `lean` is a transport that is hardly one, for short
-poems on sockets; `drain` waits for their readers to end.
+`outgoing` is one poem on its way to one reader: `plain` on a socket, `tls` with close_notify before
+the end, `buffered` on any other transport. `sealed` keeps everything else from writing beside it.
+`poem` is what is sent (`pages`: a long one), `layers` and `kernel` are what is known of Twisted's
+transports and of sockets. Nothing here knows the protocol that a poem is sent for.
 """
 
 from __future__ import annotations
@@ -20,26 +22,35 @@ from typing import Any
 
 from twisted.internet.abstract import FileDescriptor
 from twisted.internet.interfaces import ISSLTransport
+from twisted.python.failure import Failure
 
-from poetry.serving.fast import Lean
-from poetry.wire.buffered import BUFFERED
-from poetry.wire.plain import LEAN, PLAIN
-from poetry.wire.sender import Wire
+from poetry.wire.buffered import Buffered
+from poetry.wire.layers import innermost, is_closing
+from poetry.wire.outgoing import Sender
+from poetry.wire.plain import Plain
 
-__all__ = ["Wire", "wire_of"]
+__all__ = ["ended_cleanly", "kind_of"]
 
 
-def wire_of(transport: Any) -> Wire:
-    """What a protocol on this transport sends and receives by."""
-    if isinstance(transport, Lean):
-        return LEAN if transport.transport is None else PLAIN
+def kind_of(transport: Any) -> type[Sender]:
+    """Choose how to send on a transport."""
     if isinstance(transport, FileDescriptor):
-        return PLAIN
+        return Plain
     if ISSLTransport.providedBy(transport):
         from twisted.protocols.tls import TLSMemoryBIOProtocol
 
         if isinstance(transport, TLSMemoryBIOProtocol):  # rather than a wrapper around it
-            from poetry.wire.tls import TLS
+            from poetry.wire.tls import Tls
 
-            return TLS
-    return BUFFERED
+            return Tls
+    return Buffered
+
+
+def ended_cleanly(transport: Any, reason: Failure) -> bool:
+    """Tell whether the peer ended its stream: not with a reset, and not because we closed."""
+    kind = kind_of(transport)
+    closing = is_closing(transport) or (
+        # Below TLS it is Twisted that closes, after a clean end too.
+        not ISSLTransport.providedBy(transport) and is_closing(innermost(transport))
+    )
+    return not closing and kind.ends_with(transport, reason)

@@ -3,13 +3,14 @@
 from __future__ import annotations
 
 import errno
+import math
 import socket
 import struct
 import sys
 from contextlib import suppress
 from typing import Any
 
-from poetry.system.features import fcntl, termios
+from poetry.system.features import c_library, fcntl, termios
 
 MORE = getattr(socket, "MSG_MORE", 0)
 """A flag of send(2): the end of the stream follows. Both leave in one packet."""
@@ -19,16 +20,16 @@ NOW = MORE | getattr(socket, "MSG_DONTWAIT", 0)
 which would wait first."""
 
 DISCARDED = bytearray(64 * 1024)
-"""Where input goes that nobody wants: as much of it at a time as Twisted reads."""
+"""Where unwanted input is read to: as much at a time as Twisted reads."""
 
 _MOST_INPUT = 6 * 1024 * 1024
 """Bytes that a receive buffer holds by default: tcp(7), tcp_rmem."""
 
 FULL = frozenset({errno.EAGAIN, errno.EWOULDBLOCK, errno.EINTR, errno.ENOBUFS})
-"""What send(2) fails with where it may be asked again."""
+"""What send(2) fails with where the kernel has no room, and may be asked again."""
 
-_LINGER_NOT = struct.pack("ii", 1, 0)
-_LINGER = struct.pack("ii", 0, 0)
+_ABORTIVE = struct.pack("ii", 1, 0)
+_GRACEFUL = struct.pack("ii", 0, 0)
 
 
 class Listening(socket.socket):
@@ -47,18 +48,26 @@ class Listening(socket.socket):
         self.family, self.type = family, kind
 
 
-def reset_on_close(handle: socket.socket) -> None:
-    """From now on closing the socket resets the connection: socket(7), SO_LINGER.
+def call_failed(error: OSError) -> bool:
+    """Tell whether the calling frame's own system call raised it, rather than a signal's handler
+    just after the call: then the bytes are out, and must not be sent again.
+    """
+    traceback = error.__traceback__
+    return traceback is not None and traceback.tb_next is None
+
+
+def make_close_abortive(handle: socket.socket) -> None:
+    """Have every close of the socket reset the connection from now on: socket(7), SO_LINGER.
 
     What a listening socket accepts inherits that (Linux). A Unix socket has no reset: there its
     reader sees an end all the same.
     """
-    _set_linger(handle, _LINGER_NOT)
+    _set_linger(handle, _ABORTIVE)
 
 
-def send_on_close(handle: socket.socket) -> None:
-    """From now on closing the socket delivers what the kernel has, and ends the stream."""
-    _set_linger(handle, _LINGER)
+def make_close_graceful(handle: socket.socket) -> None:
+    """Have a close of the socket deliver what the kernel has, and end the stream, from now on."""
+    _set_linger(handle, _GRACEFUL)
 
 
 def _set_linger(handle: socket.socket, value: bytes) -> None:
@@ -68,20 +77,23 @@ def _set_linger(handle: socket.socket, value: bytes) -> None:
         return
 
 
-def reset(handle: socket.socket) -> None:
-    """Reset the connection now, whoever else has the socket: connect(2), AF_UNSPEC (Linux).
+def reset(handle: socket.socket) -> bool:
+    """Reset the connection now, whichever process has the socket too: connect(2), AF_UNSPEC.
 
     A close does so only with the last descriptor, of which a forked child may have one.
-    """
-    if handle.family in (socket.AF_INET, socket.AF_INET6) and sys.platform == "linux":
-        import ctypes  # it takes 10 ms to load, and is seldom needed
 
-        # Python's own connect has no such address. What fails here is left to the close.
-        ctypes.CDLL(None).connect(handle.fileno(), bytes(16), 16)
+    @return: whether it is reset: only Linux can, on TCP, and only where Python has ctypes.
+    """
+    if handle.family not in (socket.AF_INET, socket.AF_INET6) or sys.platform != "linux":
+        return False
+    libc = c_library()  # Python's own connect has no such address
+    return libc is not None and libc.connect(handle.fileno(), bytes(16), 16) == 0
 
 
 def unacknowledged(handle: socket.socket) -> int:
-    """Bytes that the peer has not acknowledged (tcp(7), SIOCOUTQ); 0 where nobody can tell."""
+    """Count the bytes that the peer has not acknowledged (tcp(7), SIOCOUTQ); 0 where no kernel
+    tells.
+    """
     with suppress(AttributeError, OSError):  # there may be no fcntl
         answer = fcntl.ioctl(handle.fileno(), termios.TIOCOUTQ, bytes(4))
         return int.from_bytes(answer, sys.byteorder)
@@ -89,24 +101,27 @@ def unacknowledged(handle: socket.socket) -> int:
 
 
 def discard(handle: socket.socket) -> None:
-    """Throw away what the peer has said until now: closing a socket with unread input resets it."""
+    """Discard the input until now: closing a socket with unread input resets the connection."""
     with suppress(OSError):
         for _ in range(_MOST_INPUT // len(DISCARDED)):
             if not handle.recv_into(DISCARDED, 0, NOW):
                 return
 
 
-def queued(listening: socket.socket) -> int:
-    """Connections that wait to be accepted (tcp_info, tcpi_unacked).
+def accept_queue(listening: socket.socket) -> float:
+    """Count the connections that the kernel holds for a listening socket (tcp_info, tcpi_unacked);
+    infinitely many where it does not tell.
 
     To ask accept(2) in vain costs seven times as much: it makes a socket first (measured).
     """
-    info = listening.getsockopt(socket.IPPROTO_TCP, socket.TCP_INFO, 28)
-    return int.from_bytes(info[24:], sys.byteorder)
+    with suppress(AttributeError, OSError):  # only Linux tells, and only of TCP
+        info = listening.getsockopt(socket.IPPROTO_TCP, socket.TCP_INFO, 28)
+        return int.from_bytes(info[24:], sys.byteorder)
+    return math.inf
 
 
 def named(address: tuple[Any, ...]) -> tuple[Any, ...]:
-    """An address with the name of its interface, where it has one (IPv6)."""
+    """Name the interface in an address that has one (IPv6)."""
     if len(address) == 4 and address[3]:
         numeric = socket.NI_NUMERICHOST | socket.NI_NUMERICSERV
         return (socket.getnameinfo(address, numeric)[0], *address[1:])

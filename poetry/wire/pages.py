@@ -8,6 +8,8 @@ from __future__ import annotations
 
 import mmap
 
+from poetry.system.features import c_library
+
 LARGE = 2 * 1024 * 1024
 """Bytes of a large page, on all but a few processors; elsewhere the kernel declines."""
 
@@ -23,9 +25,11 @@ def collapse(descriptor: int, size: int) -> bool:
     whole = size // LARGE * LARGE
     if not whole:
         return False
-    import ctypes  # it takes 10 ms to load
+    libc = c_library()
+    if libc is None:
+        return False
+    import ctypes
 
-    libc = ctypes.CDLL(None)
     address = size_t = ctypes.c_size_t  # as wide as a pointer
     libc.mmap.restype = address
     libc.mmap.argtypes = [address, size_t, ctypes.c_int, ctypes.c_int, ctypes.c_int, ctypes.c_long]

@@ -18,7 +18,7 @@ from poetry.daemon.build import UsageError, build_service, pair, read_poem
 from poetry.limits import Limits
 from poetry.server import PoetryService
 from poetry.serving.poems import PoemFactory
-from poetry.wire.sender import Pace
+from poetry.wire.outgoing import Pace
 from tests.loop import until
 
 SAMPLE = (Path(__file__).parents[2] / "poetry" / "sample.txt").read_bytes()

@@ -2,19 +2,16 @@
 
 from __future__ import annotations
 
-import socket
 from collections.abc import Iterator
-from pathlib import Path
 
 import pytest
 from twisted.internet.address import IPv4Address
-from twisted.internet.endpoints import TCP4ServerEndpoint, UNIXServerEndpoint
+from twisted.internet.endpoints import TCP4ServerEndpoint
 from twisted.internet.error import ConnectionDone
-from twisted.internet.protocol import ServerFactory
 from twisted.internet.testing import StringTransport
 from twisted.python.failure import Failure
 
-from poetry.daemon.metrics import Metrics, accept_queue
+from poetry.daemon.metrics import Metrics
 from poetry.server import PoetryService
 from poetry.serving.poems import PoemFactory
 from tests.loop import reactor, wait
@@ -65,21 +62,3 @@ def test_metrics_page(service: PoetryService) -> None:
     head, _, page = transport.value().partition(b"\r\n\r\n")
     assert b"Content-Type: text/plain; version=" in head
     assert b"poetry_max_connections" in page
-
-
-def test_accept_queue(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
-    """The kernel tells how many wait to be accepted, where it can be asked."""
-    tcp = wait(TCP4ServerEndpoint(reactor, 0, interface="127.0.0.1").listen(ServerFactory()))
-    unix = wait(UNIXServerEndpoint(reactor, str(tmp_path / "poem")).listen(ServerFactory()))
-    tcp.pauseProducing()
-    address = tcp.getHost()
-    with socket.create_connection((address.host, address.port)):
-        assert accept_queue(tcp) == 1
-        assert accept_queue(unix) == 0
-        assert accept_queue(object()) == 0
-        with monkeypatch.context() as patched:
-            patched.delattr(socket, "TCP_INFO")
-            assert accept_queue(tcp) == 0
-    for port in (tcp, unix):
-        wait(port.stopListening())
-    assert accept_queue(tcp) == 0

@@ -20,7 +20,7 @@ from twisted.internet.testing import MemoryReactorClock
 from twisted.python.failure import Failure
 from zope.interface.verify import verifyObject
 
-from poetry.serving.lingering import PAUSE, Drain
+from poetry.serving.lingering import INTERVAL, LingeringClose
 from poetry.system.descriptors import raise_limit
 from poetry.system.features import EPOLL
 
@@ -50,35 +50,35 @@ class Reactor(MemoryReactorClock):
     def settle(self) -> None:
         """Let as many pauses pass as it takes until those who stay are watched."""
         for _ in range(4):
-            self.advance(PAUSE)
+            self.advance(INTERVAL)
 
-    def has(self, drain: Drain) -> tuple[bool, bool, bool]:
-        """Whether a drain has a reader, a timer and a trigger."""
-        return drain in self.readers, bool(self.getDelayedCalls()), bool(self.at_shutdown)
+    def state(self, lingering: LingeringClose) -> str:
+        """What a lingering close goes by: "nothing", its "timer", or its "epoll"."""
+        timer, epoll = bool(self.getDelayedCalls()), lingering in self.readers
+        assert bool(self.at_shutdown) is (timer or epoll), "a trigger goes with them"
+        return {(False, False): "nothing", (True, False): "timer", (False, True): "epoll"}[
+            timer, epoll
+        ]
 
 
 Connect = Callable[[], "Connection"]
 
-NOTHING = (False, False, False)
-LOOKS = (True, False, True)
-PAUSES = (False, True, True)
-
 
 class Connection:
-    """A connection of which only the end is missing."""
+    """A connection that lingers."""
 
-    def __init__(self, drain: Drain) -> None:
+    def __init__(self, lingering: LingeringClose) -> None:
         ours, self.reader = socket.socketpair()
         ours.setblocking(False)
-        self.socket: socket.socket | None = ours
+        self.socket: Any = ours
         self.handle = ours
         self.reasons: list[Any] = []
         self.at_end: Callable[[], object] = lambda: None
-        self._drain = drain
-        drain.add(self)
+        self._lingering = lingering
+        lingering.add(self)
 
-    def lose(self, reason: Failure) -> None:
-        self._drain.remove(self.handle)
+    def connectionLost(self, reason: Failure) -> None:
+        self._lingering.remove(self)
         self.handle.close()
         self.socket = None
         self.reasons.append(reason.value)
@@ -91,21 +91,21 @@ def reactor() -> Reactor:
 
 
 @pytest.fixture
-def drain(reactor: Reactor) -> Iterator[Drain]:
-    drain = Drain(reactor)
-    yield drain
-    drain.connectionLost(Failure(ConnectionLost()))
-    drain.close()
-    assert (drain.fileno(), reactor.has(drain)) == (-1, NOTHING)
+def lingering(reactor: Reactor) -> Iterator[LingeringClose]:
+    lingering = LingeringClose(reactor)
+    yield lingering
+    lingering.connectionLost(Failure(ConnectionLost()))
+    lingering.close()
+    assert (lingering.fileno(), reactor.state(lingering)) == (-1, "nothing")
 
 
 @pytest.fixture
-def connect(drain: Drain) -> Iterator[Connect]:
+def connect(lingering: LingeringClose) -> Iterator[Connect]:
     """A function that connects one more reader."""
     with ExitStack() as stack:
 
         def connect() -> Connection:
-            connection = Connection(drain)
+            connection = Connection(lingering)
             stack.callback(connection.reader.close)
             return connection
 
@@ -116,10 +116,10 @@ def descriptors() -> int:
     return len(list(Path("/proc/self/fd").iterdir()))
 
 
-def test_it_is_a_descriptor(drain: Drain) -> None:
+def test_it_is_a_descriptor(lingering: LingeringClose) -> None:
     """It has all that a reactor asks of one."""
-    verifyObject(IReadDescriptor, drain)
-    assert drain.logPrefix() == "drain"
+    verifyObject(IReadDescriptor, lingering)
+    assert lingering.logPrefix() == "lingering close"
 
 
 def test_each_goes_at_its_end(reactor: Reactor, connect: Connect) -> None:
@@ -137,51 +137,53 @@ def test_each_goes_at_its_end(reactor: Reactor, connect: Connect) -> None:
 
 
 def test_who_ends_soon_is_not_watched(
-    reactor: Reactor, drain: Drain, connect: Connect, monkeypatch: pytest.MonkeyPatch
+    reactor: Reactor, lingering: LingeringClose, connect: Connect, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     """Most have ended when they are looked at first, and cost no place in an epoll."""
-    monkeypatch.setattr(drain, "_arm", None)
+    monkeypatch.setattr(lingering, "_arm", None)
     for _ in range(9):
         connection = connect()
-        assert reactor.has(drain) == PAUSES
-        reactor.advance(PAUSE)
+        assert reactor.state(lingering) == "timer"
+        reactor.advance(INTERVAL)
         connection.reader.close()
-        reactor.advance(PAUSE)
+        reactor.advance(INTERVAL)
         assert [type(reason) for reason in connection.reasons] == [ConnectionDone]
 
 
-def test_who_stays_is_watched(reactor: Reactor, drain: Drain, connect: Connect) -> None:
+def test_who_stays_is_watched(
+    reactor: Reactor, lingering: LingeringClose, connect: Connect
+) -> None:
     """Then no timer goes, until one more comes."""
     connect()
     reactor.settle()
-    assert reactor.has(drain) == LOOKS
+    assert reactor.state(lingering) == "epoll"
     connection = connect()
-    assert reactor.has(drain) == PAUSES
+    assert reactor.state(lingering) == "timer"
     connection.reader.close()
     reactor.settle()
     assert connection.reasons
-    assert reactor.has(drain) == LOOKS
+    assert reactor.state(lingering) == "epoll"
 
 
 def test_all_that_end_meanwhile_are_one_look(
-    reactor: Reactor, drain: Drain, connect: Connect
+    reactor: Reactor, lingering: LingeringClose, connect: Connect
 ) -> None:
     """Once one has ended the reactor is not woken up for a while, and then by a timer."""
     connections = [connect() for _ in range(3)]
     reactor.settle()
     connections[0].reader.close()
     reactor.poll()
-    assert reactor.has(drain) == PAUSES
+    assert reactor.state(lingering) == "timer"
     for connection in connections[1:]:
         connection.reader.close()
     reactor.poll()
     assert [len(each.reasons) for each in connections] == [1, 0, 0]
-    reactor.advance(PAUSE)
+    reactor.advance(INTERVAL)
     assert [len(each.reasons) for each in connections] == [1, 1, 1]
 
 
 def test_one_that_talks_is_heard_now_and_then(
-    reactor: Reactor, drain: Drain, connect: Connect
+    reactor: Reactor, lingering: LingeringClose, connect: Connect
 ) -> None:
     """A flood wakes the reactor up as seldom as ends do."""
     connection = connect()
@@ -189,7 +191,7 @@ def test_one_that_talks_is_heard_now_and_then(
     for _ in range(5):
         connection.reader.sendall(b"GET / HTTP/1.1")
         reactor.poll()
-        assert reactor.has(drain) == PAUSES
+        assert reactor.state(lingering) == "timer"
         reactor.settle()
 
 
@@ -204,7 +206,7 @@ def test_a_reset_is_one(reactor: Reactor, connect: Connect) -> None:
 
 @pytest.mark.parametrize("stays", [False, True])
 def test_nothing_is_left_behind(
-    reactor: Reactor, drain: Drain, connect: Connect, *, stays: bool
+    reactor: Reactor, lingering: LingeringClose, connect: Connect, *, stays: bool
 ) -> None:
     """It is closed when nobody has come or ended for a while, and opens again."""
     before = descriptors()
@@ -216,86 +218,88 @@ def test_nothing_is_left_behind(
         reactor.poll()
         reactor.settle()
         assert connection.reasons
-        assert (drain.fileno(), reactor.has(drain)) == (-1, NOTHING)
+        assert (lingering.fileno(), reactor.state(lingering)) == (-1, "nothing")
         assert descriptors() == before
 
 
 @pytest.mark.parametrize("looks", range(4))
 @pytest.mark.parametrize("ends", [False, True])
 def test_it_closes_behind_the_last(
-    reactor: Reactor, drain: Drain, connect: Connect, looks: int, *, ends: bool
+    reactor: Reactor, lingering: LingeringClose, connect: Connect, looks: int, *, ends: bool
 ) -> None:
     """Where nobody comes any more the last one closes it, and no timer goes until then."""
     connections = [connect() for _ in range(3)]
     for _ in range(looks):
-        reactor.advance(PAUSE)
-    drain.close()
+        reactor.advance(INTERVAL)
+    lingering.close()
     while connections:
-        assert reactor.has(drain) == LOOKS
+        assert reactor.state(lingering) == "epoll"
         connection = connections.pop()
         if ends:
             connection.reader.close()
             reactor.poll()
         else:
-            connection.lose(Failure(ConnectionLost()))
+            connection.connectionLost(Failure(ConnectionLost()))
         assert connection.reasons
-    assert (drain.fileno(), reactor.has(drain)) == (-1, NOTHING)
+    assert (lingering.fileno(), reactor.state(lingering)) == (-1, "nothing")
 
 
 @pytest.mark.parametrize("looks", range(4))
 def test_who_waits_for_a_place(
-    reactor: Reactor, drain: Drain, connect: Connect, looks: int
+    reactor: Reactor, lingering: LingeringClose, connect: Connect, looks: int
 ) -> None:
     """A pause is over when somebody waits, and where there is none nothing happens."""
-    drain.hurry()
-    assert reactor.has(drain) == NOTHING
+    lingering.hurry()
+    assert reactor.state(lingering) == "nothing"
     gone = connect()
-    drain.remove(gone.handle)
-    drain.hurry()
-    assert reactor.has(drain) == PAUSES
+    lingering.remove(gone)
+    lingering.hurry()
+    assert reactor.state(lingering) == "timer"
     connection, gone_too = connect(), connect()
     for _ in range(looks):
-        reactor.advance(PAUSE)
+        reactor.advance(INTERVAL)
     for each in (gone, gone_too):
-        drain.remove(each.handle)
+        lingering.remove(each)
         each.handle.close()
-    drain.hurry()
-    assert reactor.has(drain) == LOOKS
+    lingering.hurry()
+    assert reactor.state(lingering) == "epoll"
     connection.reader.close()
     reactor.poll()
     assert connection.reasons
 
 
-def test_a_number_that_another_has_by_now(reactor: Reactor, drain: Drain, connect: Connect) -> None:
+def test_a_number_that_another_has_by_now(
+    reactor: Reactor, lingering: LingeringClose, connect: Connect
+) -> None:
     """A socket that a forked child keeps open says nothing of the next one with its number."""
     old = connect()
     reactor.settle()
     number = old.handle.fileno()
     kept = os.dup(number)
-    drain.remove(old.handle)
+    lingering.remove(old)
     new = connect()
-    drain.remove(new.handle)
+    lingering.remove(new)
     os.dup2(new.handle.fileno(), number)
     new.handle.close()
     new.handle = new.socket = socket.socket(fileno=number)
     old.handle.detach()
     new.handle.setblocking(False)
-    drain.add(new)
+    lingering.add(new)
     old.reader.close()
     reactor.settle()
     assert not new.reasons
-    assert reactor.has(drain) == LOOKS
+    assert reactor.state(lingering) == "epoll"
     new.reader.close()
     reactor.poll()
     assert [type(reason) for reason in new.reasons] == [ConnectionDone]
     os.close(kept)
 
 
-def test_an_event_of_nobody(reactor: Reactor, drain: Drain, connect: Connect) -> None:
+def test_an_event_of_nobody(reactor: Reactor, lingering: LingeringClose, connect: Connect) -> None:
     """Who is waited for no longer may end as it likes."""
     gone, stays = connect(), connect()
     reactor.settle()
-    drain.remove(gone.handle)
+    lingering.remove(gone)
     gone.reader.close()
     reactor.poll()
     assert (gone.reasons, stays.reasons) == ([], [])
@@ -303,12 +307,12 @@ def test_an_event_of_nobody(reactor: Reactor, drain: Drain, connect: Connect) ->
 
 
 def test_one_whose_hook_takes_another_away(
-    reactor: Reactor, drain: Drain, connect: Connect
+    reactor: Reactor, lingering: LingeringClose, connect: Connect
 ) -> None:
     """Both have ended, and one of them only is told."""
     first, second = connect(), connect()
     for connection, other in ((first, second), (second, first)):
-        connection.at_end = partial(drain.remove, other.handle)
+        connection.at_end = partial(lingering.remove, other)
         connection.reader.close()
     reactor.settle()
     assert sorted(len(each.reasons) for each in (first, second)) == [0, 1]
@@ -316,28 +320,27 @@ def test_one_whose_hook_takes_another_away(
         connection.handle.close()
 
 
-def test_all_that_have_ended_go(reactor: Reactor, drain: Drain) -> None:
+def test_all_that_have_ended_go(reactor: Reactor, lingering: LingeringClose) -> None:
     """More than Python's epoll gives at once, if it is not asked for more."""
     ours, peer = socket.socketpair()
     count = 1_100
 
     class One:
         def __init__(self) -> None:
-            self.socket: socket.socket | None = ours.dup()
+            self.socket: Any = ours.dup()
             self.socket.setblocking(False)
 
-        def lose(self, _: Failure) -> None:
-            assert self.socket is not None
-            drain.remove(self.socket)
+        def connectionLost(self, _: Failure) -> None:
+            lingering.remove(self)
             self.socket.close()
             gone.append(self)
 
     gone: list[One] = []
     raise_limit()
     for _ in range(count):
-        drain.add(One())
+        lingering.add(One())
     reactor.settle()
-    assert reactor.has(drain) == LOOKS
+    assert reactor.state(lingering) == "epoll"
     with ours, peer:
         peer.shutdown(socket.SHUT_WR)
         reactor.poll()
@@ -367,7 +370,7 @@ def refuse(*_: object) -> Any:
 @pytest.mark.parametrize("lacks", ["epoll", "place", "reader"])
 def test_nothing_to_wait_with(
     reactor: Reactor,
-    drain: Drain,
+    lingering: LingeringClose,
     connect: Connect,
     monkeypatch: pytest.MonkeyPatch,
     *,
@@ -385,36 +388,36 @@ def test_nothing_to_wait_with(
     for connection in connections:
         if stay:
             reactor.settle()
-        drain.hurry()
-        assert reactor.has(drain) == PAUSES
+        lingering.hurry()
+        assert reactor.state(lingering) == "timer"
         connection.reader.close()
         reactor.settle()
         assert connection.reasons
-    assert reactor.has(drain) == NOTHING
+    assert reactor.state(lingering) == "nothing"
     last = connect()
     reactor.settle()
     monkeypatch.undo()
     if lacks == "place":
-        drain._epoll = None
+        lingering._epoll = None
     reactor.settle()
-    assert reactor.has(drain) == LOOKS
+    assert reactor.state(lingering) == "epoll"
     last.reader.close()
     reactor.poll()
     assert last.reasons
 
 
 def test_no_place_after_a_hook_has_hurried(
-    reactor: Reactor, drain: Drain, connect: Connect, monkeypatch: pytest.MonkeyPatch
+    reactor: Reactor, lingering: LingeringClose, connect: Connect, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     """Who cannot be watched after that is looked at by a timer."""
     first, *others = [connect() for _ in range(7)]
-    reactor.advance(PAUSE)
-    epoll: Any = drain._epoll
+    reactor.advance(INTERVAL)
+    epoll: Any = lingering._epoll
 
     def at_end() -> None:  # as a hook that stops the service, while the kernel runs out of room
-        drain.close()
+        lingering.close()
         methods = {name: getattr(epoll, name) for name in ("close", "fileno", "poll")}
-        monkeypatch.setattr(drain, "_epoll", SimpleNamespace(register=refuse, **methods))
+        monkeypatch.setattr(lingering, "_epoll", SimpleNamespace(register=refuse, **methods))
 
     first.at_end = at_end
     first.reader.close()
@@ -428,48 +431,52 @@ def test_no_place_after_a_hook_has_hurried(
 
 
 def test_no_epoll_when_a_hook_hurries(
-    reactor: Reactor, drain: Drain, connect: Connect, monkeypatch: pytest.MonkeyPatch
+    reactor: Reactor, lingering: LingeringClose, connect: Connect, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     """A reactor is not asked to wait for nothing: all go by the timer."""
     monkeypatch.setattr("select.epoll", refuse)
     connections = [connect() for _ in range(3)]
     for connection in connections:
-        connection.at_end = drain.close
+        connection.at_end = lingering.close
     connections[0].reader.close()
     reactor.settle()
     assert connections[0].reasons
-    assert reactor.has(drain) == PAUSES
+    assert reactor.state(lingering) == "timer"
     for connection in connections[1:]:
         connection.reader.close()
     reactor.settle()
     assert [len(each.reasons) for each in connections] == [1, 1, 1]
 
 
-def test_the_last_one_that_is_taken_away(reactor: Reactor, drain: Drain, connect: Connect) -> None:
+def test_the_last_one_that_is_taken_away(
+    reactor: Reactor, lingering: LingeringClose, connect: Connect
+) -> None:
     """It leaves nothing behind either."""
     connection = connect()
     reactor.settle()
-    drain.remove(connection.handle)
+    lingering.remove(connection)
     connection.handle.close()
-    assert (drain.fileno(), reactor.has(drain)) == (-1, NOTHING)
+    assert (lingering.fileno(), reactor.state(lingering)) == (-1, "nothing")
 
 
-def test_the_reactor_drops_it(reactor: Reactor, drain: Drain, connect: Connect) -> None:
+def test_the_reactor_drops_it(
+    reactor: Reactor, lingering: LingeringClose, connect: Connect
+) -> None:
     """All are told, and who comes later is waited for as ever."""
     gone, also, lost = connect(), connect(), connect()
     reactor.settle()
     more: list[Connection] = []
 
     def at_end() -> None:  # as its hooks may bring one more, and take one away
-        drain.remove(gone.handle)
+        lingering.remove(gone)
         more.append(connect())
 
     lost.at_end = at_end
-    reactor.readers.remove(drain)
-    drain.connectionLost(Failure(ConnectionLost()))
+    reactor.readers.remove(lingering)
+    lingering.connectionLost(Failure(ConnectionLost()))
     assert [len(each.reasons) for each in (lost, also, gone, *more)] == [1, 1, 0, 1]
     gone.handle.close()
-    assert reactor.has(drain) == NOTHING
+    assert reactor.state(lingering) == "nothing"
     connection = connect()
     connection.reader.close()
     reactor.settle()
@@ -478,15 +485,46 @@ def test_the_reactor_drops_it(reactor: Reactor, drain: Drain, connect: Connect) 
 
 @pytest.mark.parametrize("pauses", [False, True])
 def test_the_reactor_stops(
-    reactor: Reactor, drain: Drain, connect: Connect, *, pauses: bool
+    reactor: Reactor, lingering: LingeringClose, connect: Connect, *, pauses: bool
 ) -> None:
-    """All are told, also where the reactor knows nothing of the drain."""
+    """All are told, also where the reactor knows nothing of the lingering."""
     first, second = connect(), connect()
     reactor.settle()
     if pauses:
         first.reader.close()
         reactor.poll()
-    assert reactor.has(drain) == (PAUSES if pauses else LOOKS)
+    assert reactor.state(lingering) == ("timer" if pauses else "epoll")
     reactor.at_shutdown.pop()()
     assert [type(reason) for reason in second.reasons] == [ConnectionLost]
     assert len(first.reasons) == 1
+
+
+def test_a_connection_that_cannot_be_ended(reactor: Reactor, connect: Connect) -> None:
+    """What goes wrong with one keeps nobody else waiting."""
+    first, second = connect(), connect()
+
+    def fail() -> None:
+        raise OSError(errno.EIO, os.strerror(errno.EIO))
+
+    first.at_end = second.at_end = fail
+    first.reader.close()
+    second.reader.close()
+    reactor.settle()
+    assert first.reasons
+    assert second.reasons
+
+
+def test_an_epoll_that_fails(
+    reactor: Reactor,
+    lingering: LingeringClose,
+    connect: Connect,
+    monkeypatch: pytest.MonkeyPatch,
+) -> None:
+    """Where no event can be asked for, the timer tells of those that are due."""
+    connection = connect()
+    epoll: Any = lingering._epoll
+    methods = {name: getattr(epoll, name) for name in ("close", "fileno", "register")}
+    monkeypatch.setattr(lingering, "_epoll", SimpleNamespace(poll=refuse, **methods))
+    connection.reader.close()
+    reactor.settle()
+    assert connection.reasons

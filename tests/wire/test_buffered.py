@@ -12,7 +12,7 @@ from twisted.protocols.policies import WrappingFactory
 from twisted.python.failure import Failure
 
 from poetry import PoemTruncated, PoetryClientFactory, PoetryProtocol, PoetryServerFactory
-from poetry.wire.buffered import LastBytes
+from poetry.wire.buffered import Buffered
 from tests.certificates import Certificates
 from tests.ends import (
     EACH_POEM,
@@ -106,17 +106,16 @@ def test_a_reader_that_goes_at_the_last_byte() -> None:
     assert server.outcomes == ["truncated"]
 
 
-def test_an_end_that_cannot_be_sent() -> None:
+def test_an_end_that_cannot_be_sent(monkeypatch: pytest.MonkeyPatch) -> None:
     """A reader that has gone since the last write is noticed as the stream is ended."""
     server = Server(LONG)
     with listening(WrappingFactory(server)) as port, reader(port) as connection:
         until(lambda: server.connections)
         (protocol,) = server.connections
+        assert isinstance(protocol.outgoing, Buffered)
         reset(connection)
-        protocol.transport.unregisterProducer()
-        last = LastBytes(protocol)
-        last.start()
-        last.resumeProducing()
+        monkeypatch.setattr(protocol.outgoing, "size", len(LONG))
+        protocol.outgoing.resumeProducing()
         assert [type(error) for error in server.told] == [PoemTruncated]
         until(lambda: server.outcomes)
     assert server.outcomes == ["truncated"]

@@ -11,9 +11,11 @@ from types import SimpleNamespace
 
 import pytest
 
+from poetry.system import features
 from poetry.system.features import EPOLL, fcntl, termios
 from poetry.wire import kernel
 from poetry.wire.kernel import unacknowledged
+from poetry.wire.pages import LARGE, collapse
 from tests.loop import until
 
 
@@ -32,9 +34,9 @@ def test_a_close_resets_or_sends(*, permitted: bool) -> None:
     """Which one it is can be changed until the socket is closed."""
     with connected() as (reader, sender):
         sender.sendall(b"abc")
-        kernel.reset_on_close(sender)
+        kernel.make_close_abortive(sender)
         if permitted:
-            kernel.send_on_close(sender)
+            kernel.make_close_graceful(sender)
         sender.close()
         assert reader.recv(3) == b"abc"
         if permitted:
@@ -80,8 +82,8 @@ def test_a_socket_that_takes_no_option_any_more() -> None:
     """On macOS that is one whose ends are both shut down; here, a closed one."""
     with connected() as (_, sender):
         sender.close()
-        kernel.reset_on_close(sender)
-        kernel.send_on_close(sender)
+        kernel.make_close_abortive(sender)
+        kernel.make_close_graceful(sender)
 
 
 def test_what_was_said_until_now_is_thrown_away() -> None:
@@ -118,10 +120,32 @@ def readable(handle: socket.socket) -> int:
 def test_how_many_wait_to_be_accepted() -> None:
     """As many as are connected and nobody has taken in."""
     with socket.create_server(("127.0.0.1", 0), backlog=5) as server, ExitStack() as stack:
-        assert kernel.queued(server) == 0
+        assert kernel.accept_queue(server) == 0
         for count in range(1, 4):
             stack.enter_context(socket.create_connection(server.getsockname(), 20))
-            while kernel.queued(server) < count:
+            while kernel.accept_queue(server) < count:
                 sleep(0)
         stack.enter_context(server.accept()[0])
-        assert kernel.queued(server) == 2
+        assert kernel.accept_queue(server) == 2
+
+
+def test_an_address_with_its_interface() -> None:
+    """A peer of one link is told with the name of its interface, as Twisted does."""
+    name = socket.if_indextoname(1)
+    assert kernel.named(("fe80::1", 5, 0, 1)) == (f"fe80::1%{name}", 5, 0, 1)
+    assert kernel.named(("::1", 5, 0, 0)) == ("::1", 5, 0, 0)
+
+
+@pytest.mark.parametrize("error", [ImportError, OSError])
+def test_no_c_library(error: type[Exception], monkeypatch: pytest.MonkeyPatch) -> None:
+    """Python without ctypes, or linked statically, has no way to reset but a close."""
+
+    def refuse(_: object) -> None:
+        raise error
+
+    features.c_library.cache_clear()
+    monkeypatch.setattr("ctypes.CDLL", refuse)
+    with connected() as (_, sender):
+        assert not kernel.reset(sender)
+    assert not collapse(-1, 2 * LARGE)
+    features.c_library.cache_clear()

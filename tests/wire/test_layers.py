@@ -2,16 +2,25 @@
 
 from __future__ import annotations
 
+import errno
+import os
+import socket
+from collections.abc import Callable
+from typing import Any
+
 import pytest
 from twisted.internet.endpoints import clientFromString, serverFromString
+from twisted.internet.error import ConnectionDone
+from twisted.internet.protocol import connectionDone
 from twisted.internet.tcp import Connection
 from twisted.internet.testing import StringTransport
 from twisted.protocols.policies import WrappingFactory
 from twisted.protocols.tls import TLSMemoryBIOProtocol
+from twisted.python.failure import Failure
 
 from poetry import PoetryClientFactory, PoetryProtocol
-from poetry.wire import layers, wire_of
-from poetry.wire.buffered import BUFFERED
+from poetry.wire import kernel, kind_of, layers
+from poetry.wire.buffered import Buffered
 from poetry.wire.layers import handle_of, is_closing
 from tests.certificates import Certificates
 from tests.ends import (
@@ -20,17 +29,18 @@ from tests.ends import (
     listening,
     reader,
 )
-from tests.loop import reactor, until, wait
+from tests.loop import drain, reactor, until, wait
+from tests.transfers import Log
 
 
-def test_each_transport_has_its_wire(certificates: Certificates) -> None:
+def test_each_transport_has_its_sender(certificates: Certificates) -> None:
     """A socket, TLS itself, and anything else, such as memory or a wrapper around either."""
     kinds: list[str] = []
 
     class Tells(PoetryProtocol):
         def connectionMade(self) -> None:
             super().connectionMade()
-            kinds.append(type(self.wire).__name__)
+            kinds.append(type(self.outgoing).__name__)
 
     for secure in (False, True):
         for wrap in (lambda factory: factory, WrappingFactory):
@@ -44,38 +54,93 @@ def test_each_transport_has_its_wire(certificates: Certificates) -> None:
             assert wait(client.received) == b"poem"
             wait(port.stopListening())
     assert kinds == ["Plain", "Buffered", "Tls", "Buffered"]
-    assert wire_of(StringTransport()) is BUFFERED
+    assert kind_of(StringTransport()) is Buffered
 
 
 def test_in_memory_there_is_no_socket() -> None:
     """What is done to a socket is not done where there is none."""
     transport = StringTransport()
     assert handle_of(transport) is None
-    layers.forbid_end(transport)
-    layers.permit_end(transport)
-    layers.discard_input(transport)
-    assert not is_closing(transport)
+    assert not layers.reset(transport)
+    layers.reset_before_close(transport)
+    layers.close(transport)
+    assert transport.disconnecting
+    assert not is_closing(StringTransport())
     assert not is_closing(object())
 
 
 def test_the_names_of_twisted() -> None:
     """What is no part of an interface of Twisted's is there, and starts as we take it to."""
-    assert Connection._shouldShutdown is True
     assert not Connection.disconnecting
+    assert Connection.bufferSize == 64 * 1024
     assert not TLSMemoryBIOProtocol.disconnecting
     assert callable(TLSMemoryBIOProtocol.write)
 
 
-@pytest.mark.parametrize("permitted", [False, True])
-def test_a_forbidden_end(*, permitted: bool) -> None:
-    """Once forbidden, no close of Twisted's ends the stream, until it is permitted."""
+@pytest.mark.parametrize("ctypes", [True, False])
+def test_a_reset_before_a_close_of_twisted(
+    monkeypatch: pytest.MonkeyPatch, *, ctypes: bool
+) -> None:
+    """A close that Twisted begins with shutdown(2) is a reset all the same, with ctypes or not."""
+    if not ctypes:
+        monkeypatch.setattr(kernel, "c_library", lambda: None)
     server = Server()
     with listening(server) as port, reader(port) as connection:
         until(lambda: server.connections)
         (protocol,) = server.connections
         protocol.transport.write(b"some")
-        layers.forbid_end(protocol.transport)
-        if permitted:
-            layers.permit_end(protocol.transport)
-        protocol.transport.loseConnection()
-        assert ended_with_reset(connection) is not permitted
+        layers.reset_before_close(protocol.transport)
+        protocol.transport.connectionLost(Failure(ConnectionDone()))
+        assert ended_with_reset(connection)
+
+
+@pytest.mark.parametrize("end", [layers.close, layers.abort])
+def test_a_close_that_the_reactor_refuses(end: Callable[[Any], None], log: Log) -> None:
+    """Where it cannot let a descriptor go, the socket is closed, and the protocol told."""
+    server = Server()
+    with listening(server) as port, reader(port) as connection:
+        until(lambda: server.connections)
+        (protocol,) = server.connections
+
+        remove = reactor.removeReader
+
+        def refuse(each: object) -> None:
+            remove(each)  # else the reactor would keep the number of the descriptor
+            raise OSError(errno.ENOMEM, os.strerror(errno.ENOMEM))
+
+        with pytest.MonkeyPatch.context() as patch:
+            patch.setattr(reactor, "removeReader", refuse)
+            end(protocol.transport)
+        assert server.outcomes
+        assert ended_with_reset(connection) is (end is layers.abort)
+    log.clear()
+
+
+def test_what_a_close_tells_may_fail(log: Log) -> None:
+    """An error of the protocol is logged, and the connection is closed all the same."""
+
+    class Fails(PoetryProtocol):
+        def connectionLost(self, reason: Failure = connectionDone) -> None:
+            super().connectionLost(reason)
+            raise RuntimeError
+
+    server = Server()
+    server.protocol = Fails
+    with listening(server) as port, reader(port) as connection:
+        until(lambda: server.connections)
+        (protocol,) = server.connections
+        layers.close(protocol.transport)
+        assert server.outcomes
+        assert drain(connection) == b""
+    log.clear()
+
+
+def test_a_reset_by_hand_needs_a_family_that_has_one() -> None:
+    """Only a socket of TCP can be reset, and only with ctypes."""
+    with (
+        socket.create_server(("127.0.0.1", 0)) as listener,
+        socket.create_connection(listener.getsockname()) as connection,
+    ):
+        assert kernel.reset(connection)
+    with socket.socket(socket.AF_UNIX) as unix:
+        assert not kernel.reset(unix)

@@ -11,9 +11,8 @@ from contextlib import ExitStack, suppress
 
 import pytest
 
-from poetry.protocol import State
 from poetry.wire.layers import handle_of
-from poetry.wire.sender import SHORT
+from poetry.wire.outgoing import SHORT
 from tests.ends import (
     LONG,
     Server,
@@ -26,15 +25,17 @@ from tests.loop import drain, turn_until_still, until
 
 
 @pytest.mark.parametrize(
-    ("size", "sender"), [(1, False), (SHORT, False), (SHORT + 1, False), (len(LONG), True)]
+    ("size", "ended"), [(1, True), (SHORT, True), (SHORT + 1, True), (len(LONG), False)]
 )
-def test_only_what_is_left_has_a_sender(size: int, *, sender: bool) -> None:
-    """A poem that the kernel takes at once is ended at once, without an object for it."""
+def test_only_what_is_left_has_a_producer(size: int, *, ended: bool) -> None:
+    """A poem that the kernel takes at once is ended at once, without a producer for the rest."""
     server = Server(LONG[:size])
     with listening(server) as port, reader(port) as connection:
         until(lambda: server.connections)
         (protocol,) = server.connections
-        assert (protocol.sender is not None, protocol.state is State.ENDED) == (sender, not sender)
+        assert protocol.outgoing is not None
+        assert protocol.outgoing.ended is ended
+        assert (protocol.transport.producer is None) is ended
         assert drain(connection) == LONG[:size]
 
 
@@ -55,21 +56,18 @@ import os, signal, sys
 from twisted.internet import reactor
 from twisted.internet.endpoints import TCP4ServerEndpoint
 from poetry import PoetryServerFactory, PoetryService
-from poetry.wire.plain import LeanWire
+from poetry.serving import accepting
 from poetry.wire.poem import Poem
 
-def send(self, to, offset, limit, flags=0, full=[sys.argv[1] == "full"]):
-    if full.pop():
-        full.append(False)
-        raise BlockingIOError(11, "Resource temporarily unavailable")
+def send(self, to, offset, limit, flags=0):
     to.send(self.view[offset : offset + int(sys.argv[2])])
     os.kill(os.getpid(), signal.SIGKILL)
 
-def hand_over(wire, protocol, poem, limit):
-    return send(poem, protocol.transport.getHandle(), 0, limit)
+def send_at_once(handle, poem):
+    return 0 if sys.argv[1] == "full" else send(poem, handle, 0, len(poem.data))
 
 Poem.send = send
-LeanWire.handOver = hand_over
+accepting.send_at_once = send_at_once
 factory = PoetryServerFactory(bytes(int(sys.argv[3])))
 if sys.argv[1] != "bare factory":
     service = PoetryService([(TCP4ServerEndpoint(reactor, 0, interface="127.0.0.1"), factory)])

@@ -14,9 +14,9 @@ from twisted.internet.task import Clock
 
 from poetry import PoetryClientFactory, PoetryProtocol
 from poetry.errors import EmptyPoem, PoemTruncated
-from poetry.serving.idle import Sweeper
+from poetry.serving.idle import sweep
 from poetry.wire.layers import innermost
-from poetry.wire.sender import Pace
+from poetry.wire.outgoing import Pace
 from poetry.wire.tls import write_now
 from tests.certificates import Certificates
 from tests.ends import (
@@ -73,7 +73,7 @@ CLOSE_WAIT = 8  # linux/tcp_states.h
 
 def test_a_reader_that_waits_for_both_ends(certificates: Certificates) -> None:
     """A reader that does not answer a close_notify sees the FIN too, and is let go in the end."""
-    server, sweeper = Server(b"short"), Sweeper()
+    server = Server(b"short")
     with listening_tls(server, certificates) as port, reader(port) as connection:
         context = certificates.context()
         connection.setblocking(False)
@@ -87,9 +87,9 @@ def test_a_reader_that_waits_for_both_ends(certificates: Certificates) -> None:
             (protocol,) = server.connections
             until(lambda: not queued(protocol))
             for now in (0, 29):
-                sweeper.sweep([protocol], now, 5.0, 30.0)
+                sweep([protocol], now, 5.0, 30.0)
             assert not server.outcomes
-            sweeper.sweep([protocol], 30, 5.0, 30.0)
+            sweep([protocol], 30, 5.0, 30.0)
             until(lambda: server.outcomes)
     assert server.outcomes == ["sent"]
 

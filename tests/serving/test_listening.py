@@ -1,24 +1,23 @@
-"""Ports that open together, sooner or later, and close whatever they were doing."""
+"""Listeners that open together, sooner or later, and the life of a service."""
 
 from __future__ import annotations
 
 import errno
 import os
 import socket
-from collections.abc import Callable
 from typing import Any
 
 import pytest
-from twisted.internet.defer import CancelledError, Deferred
+from twisted.internet.defer import CancelledError, Deferred, succeed
 from twisted.internet.endpoints import TCP4ServerEndpoint
 from twisted.internet.error import CannotListenError
 from twisted.internet.interfaces import IListeningPort, IStreamServerEndpoint
 from twisted.internet.protocol import Factory
-from twisted.internet.tcp import Port
 from zope.interface import implementer
 
 from poetry import PoetryServerFactory, PoetryService, serve_poem
-from poetry.serving.listener import Listeners, is_cancellable
+from poetry.serving.accepting import Listener
+from poetry.serving.listening import Listening
 from tests.ends import reader
 from tests.loop import drain, reactor, until, wait, wait_error
 from tests.transfers import Log
@@ -28,8 +27,8 @@ from tests.transfers import Log
 class Later:
     """An endpoint that listens when it is told to, as Tor's does."""
 
-    def __init__(self, canceller: Callable[[Any], None] | None = None) -> None:
-        self.listening: Deferred[IListeningPort] = Deferred(canceller)
+    def __init__(self) -> None:
+        self.listening: Deferred[IListeningPort] = Deferred()
         self.port: Any = None
 
     def listen(self, factory: Factory) -> Deferred[IListeningPort]:  # type: ignore[override]
@@ -53,7 +52,7 @@ def test_an_endpoint_may_listen_later() -> None:
     assert not serving.called
     later.open()
     port: Any = wait(serving)
-    assert port is later.port
+    assert isinstance(port, Listener)
     with reader(port.getHost().port) as connection:
         assert drain(connection) == b"poem"
     wait(port.stopListening())
@@ -69,7 +68,7 @@ class Full:
         monkeypatch.setattr(reactor, "addReader", self.add)
 
     def add(self, reader: Any) -> None:
-        if self.is_full and isinstance(reader, Port):
+        if self.is_full and isinstance(reader, Listener):
             self.refused += 1
             raise OSError(errno.ENOSPC, os.strerror(errno.ENOSPC))
         self._add(reader)
@@ -82,7 +81,7 @@ def test_no_room_to_accept_again(monkeypatch: pytest.MonkeyPatch, log: Log) -> N
     service.startService()
     ports = [port.getHost().port for port in service.ports]  # type: ignore[attr-defined]
     with reader(ports[0]) as first:
-        until(lambda: service.waiting)
+        until(lambda: service.full)
         full = Full(monkeypatch)
         assert drain(first) == b"one"
     until(lambda: full.refused > 3)
@@ -105,14 +104,15 @@ def test_no_room_to_accept_again_and_no_need(how: str, monkeypatch: pytest.Monke
     timers = len(reactor.getDelayedCalls())
     port: int = service.ports[0].getHost().port  # type: ignore[attr-defined]
     with reader(port) as connection:
-        until(lambda: service.waiting)
+        until(lambda: service.full)
         full = Full(monkeypatch)
         drain(connection)
     until(lambda: full.refused > 1)
     if how == "limit":
-        for listener in service._gate._listeners:
-            listener.pause()
-        assert not [each for each in reactor.getDelayedCalls() if "resume" in str(each)]
+        service._limiter.enter()
+        service._limiter.pause_if_full()
+        assert not [each for each in reactor.getDelayedCalls() if "_try_again" in str(each)]
+        service._limiter.count -= 1
     wait(service.stopService())
     until(lambda: len(reactor.getDelayedCalls()) == timers)
 
@@ -143,20 +143,16 @@ def test_one_that_fails_later_closes_the_others(log: Log) -> None:
     assert "cannot_listen" in [event.get("event") for event in log]
 
 
-@pytest.mark.parametrize("cancellable", [False, True])
-def test_a_stop_before_it_listens(*, cancellable: bool) -> None:
-    """It is cancelled where that can be; where it cannot, what opens later is closed at once."""
-    cancelled: list[object] = []
-    later = Later(cancelled.append if cancellable else None)
+def test_a_stop_before_it_listens() -> None:
+    """What opens after a stop is closed at once."""
+    later = Later()
     service = PoetryService([(later, PoetryServerFactory(b"poem"))], clock=reactor)
     service.startService()
     listening = service.whenListening()
     wait(service.stopService())
     assert isinstance(wait_error(listening), CancelledError)
-    assert cancelled == [later.listening] * cancellable
-    if not cancellable:
-        later.open()
-        until(lambda: not later.port.connected)
+    later.open()
+    until(lambda: not later.port.connected)
     assert isinstance(wait_error(service.whenListening()), CancelledError)
 
 
@@ -168,12 +164,6 @@ def test_serve_poem_can_be_cancelled() -> None:
     assert isinstance(wait_error(serving), CancelledError)
     later.open()
     until(lambda: not later.port.connected)
-
-
-def test_the_name_of_twisted() -> None:
-    """A Deferred's canceller is where we look for it."""
-    assert is_cancellable(Deferred(lambda _: None))
-    assert not is_cancellable(Deferred())
 
 
 def test_a_port_that_was_closed_by_hand() -> None:
@@ -188,7 +178,7 @@ def test_a_port_that_was_closed_by_hand() -> None:
 def test_nothing_is_left_when_the_port_is_closed(*, port_first: bool) -> None:
     """After the last connection and the port, no timer runs on, whichever goes first."""
     port: Any = wait(serve_poem(here(), b"poem"))
-    service = port.factory.service
+    service = port._factory.service
     with reader(port.getHost().port) as connection:
         assert drain(connection) == b"poem"
         assert reactor.getDelayedCalls()
@@ -265,11 +255,11 @@ def test_the_limit_holds_after_another_start() -> None:
     for _ in range(2):
         service.startService()
         with flying(service) as connection:
-            assert service.waiting
+            assert service.full
             stopped = service.stopService()
             assert drain(connection) == LONG
         wait(stopped)
-        assert not service.waiting
+        assert not service.full
 
 
 def test_a_factory_is_one_service_s() -> None:
@@ -302,7 +292,7 @@ def test_who_asks_after_it_failed_is_told_too() -> None:
             tried.append("here")
             raise CannotListenError("127.0.0.1", 1, OSError(98, "taken"))
 
-    listeners = Listeners(lambda _index, port: port.stopListening)
+    listeners = Listening(lambda _index, port: port)
     listeners.listen([(Taken(), Factory()), (Taken(), Factory())])
     assert isinstance(wait_error(listeners.whenListening()), CannotListenError)
     assert tried == ["here"]
@@ -325,7 +315,36 @@ def test_a_drain_knows_its_own() -> None:
         with flying(service) as served:
             assert drain(served) == LONG
         until(lambda: len(service.connections) == 1)
-        assert not service._drains[0].done.called
+        assert not service._stops[0].done.called
         assert drain(stalled) == LONG
     wait(stopped)
     wait(service.stopService())
+
+
+def test_a_port_that_cannot_be_closed(log: Log) -> None:
+    """It is logged, and keeps neither the others nor the stop."""
+
+    class Stuck:
+        def stopListening(self) -> None:
+            raise OSError(errno.EIO, os.strerror(errno.EIO))
+
+    @implementer(IStreamServerEndpoint)
+    class Opens:
+        def listen(self, _: Any) -> Any:
+            return succeed(Stuck())
+
+    closed: list[str] = []
+    listening = Listening(lambda _index, port: port)
+    listening.listen([(Opens(), Factory()), (Opens(), Factory())])
+    wait(listening.close().addCallback(closed.append))
+    assert [event["event"] for event in log if "event" in event] == ["cannot_close"] * 2
+    log.clear()
+
+
+def test_one_that_fails_after_a_stop() -> None:
+    """Nothing is said of an endpoint that fails when it is wanted no longer."""
+    later = Later()
+    service = PoetryService([(later, PoetryServerFactory(b"poem"))], clock=reactor)
+    service.startService()
+    wait(service.stopService())
+    later.listening.errback(CannotListenError("127.0.0.1", 1, OSError(98, "taken")))

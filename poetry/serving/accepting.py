@@ -1,0 +1,397 @@
+"""One listener: accepts connections for a port of Twisted's, within the limit of its service."""
+
+from __future__ import annotations
+
+import errno
+import math
+import os
+import socket
+import sys
+from collections.abc import Callable
+from typing import Any
+
+from twisted.internet.defer import Deferred, succeed
+from twisted.internet.interfaces import (
+    IHalfCloseableProtocol,
+    IListeningPort,
+    IReadDescriptor,
+)
+from twisted.internet.protocol import connectionDone
+from twisted.internet.tcp import Port
+from twisted.logger import Logger
+from twisted.python.failure import Failure
+from zope.interface import implementer
+
+from poetry.protocol import PoetryProtocol, PoetryServerFactory
+from poetry.serving.fast import Sent, end_at_once, poem_for_all, send_at_once
+from poetry.serving.limiter import ConnectionLimiter
+from poetry.serving.lingering import LingeringClose
+from poetry.system.features import ONLY_SOCKETS, UNIX
+from poetry.wire.kernel import (
+    Listening,
+    accept_queue,
+    make_close_abortive,
+    make_close_graceful,
+    named,
+)
+from poetry.wire.layers import as_address
+from poetry.wire.sealed import WriteRefused
+
+AT_ONCE = 1 if ONLY_SOCKETS else 100
+"""Most connections accepted in a reactor turn, as Twisted's own ports begin with (on Windows, stay
+at)."""
+
+AGAIN = 0.1
+"""Seconds until a listener asks again that the system had no descriptor or memory for."""
+
+_NEXT = frozenset({errno.ECONNABORTED, errno.EPERM, errno.EPROTO})
+"""What accept(2) fails with for one connection: the next one may be fine."""
+
+_log = Logger()
+
+
+@implementer(IHalfCloseableProtocol)
+class Accepted:
+    """What Twisted's transport of an accepted connection talks to: it keeps the books.
+
+    A subclass of `PoetryProtocol` may leave out or fail in whatever it overrides, and TLS or a
+    wrapper may be around it: the connection is counted until its transport is lost, and its end is
+    told all the same.
+    """
+
+    transport: Any
+
+    def __init__(self, protocol: Any, limiter: ConnectionLimiter) -> None:
+        """@param protocol: what the port's factory built."""
+        self._protocol = protocol
+        self._limiter = limiter
+        self._conversation: PoetryProtocol | None = conversation_of(protocol)
+
+    @property
+    def sends(self) -> bool:
+        """Whether a poem is sent, so that a close resets the connection until that is out."""
+        return self._conversation is not None and self._conversation.outgoing is not None
+
+    def makeConnection(self, transport: Any) -> None:
+        """Begin, or abort the connection."""
+        self.transport = transport
+        self._limiter.enter()
+        try:
+            self._protocol.makeConnection(transport)
+            if self._conversation is not None and self._conversation.transport is None:
+                raise RuntimeError("a makeConnection did not call that of its base class")
+        except BaseException as error:
+            if self._conversation is None or not self._conversation.survives(error):
+                transport.abortConnection()
+                raise
+            _log.failure("a protocol failed beside its poem", event="hook_failed")
+
+    def dataReceived(self, data: bytes) -> None:
+        """Pass data on; a write beside a poem, which is refused, ends nothing.
+
+        What a reader makes TLS answer is held back while it does not read.
+        """
+        try:
+            self._protocol.dataReceived(data)
+        except WriteRefused:
+            _log.failure("a protocol wrote beside its poem", event="write_refused")
+        outgoing = self._conversation and self._conversation.outgoing
+        if outgoing and outgoing.paused:
+            self.transport.pauseProducing()
+
+    def readConnectionLost(self) -> None:
+        """Pass a half-close on; what does not know it takes it for the end."""
+        if IHalfCloseableProtocol.providedBy(self._protocol):
+            self._protocol.readConnectionLost()
+        else:
+            self.transport.connectionLost(connectionDone)
+
+    def writeConnectionLost(self) -> None:
+        """Do nothing: no stream is ended by its transport."""
+
+    def connectionLost(self, reason: Failure = connectionDone) -> None:
+        """Tell the end of the connection, whatever a subclass leaves out."""
+        protocol, conversation = self._protocol, self._conversation
+        del self._protocol, self._conversation
+        try:
+            try:
+                protocol.connectionLost(reason)
+            finally:
+                if conversation is not None:
+                    PoetryProtocol.connectionLost(conversation, reason)
+        except BaseException:
+            _log.failure("connectionLost failed", event="hook_failed")
+        finally:
+            self._limiter.leave()
+
+
+def conversation_of(protocol: Any) -> PoetryProtocol | None:
+    """Find our protocol below TLS and other wrappers; None: there is none."""
+    while protocol is not None and not isinstance(protocol, PoetryProtocol):
+        protocol = getattr(protocol, "wrappedProtocol", None)
+    return protocol
+
+
+@implementer(IListeningPort, IReadDescriptor)
+class Listener:
+    """Accepts connections in the place of one of Twisted's ports.
+
+    It reads a duplicate of the port's socket: reactors know a reader by its descriptor, and the
+    port's own is the port's to stop. Twisted's transports are made as the port would make them.
+
+    Without descriptors or memory it pauses, says so once, and asks again: readers wait in the
+    kernel's queue. Whatever goes wrong with one connection resets that one.
+    """
+
+    def __init__(
+        self,
+        port: Port,
+        factory: PoetryServerFactory,
+        limiter: ConnectionLimiter,
+        *,
+        adopted: bool,
+        changed: Callable[[], None],
+    ) -> None:
+        """@param factory: whose poem it serves; the port has it, or a wrapper around it.
+
+        @param adopted: whether the socket was passed in: other processes may share it.
+        @param changed: called after each accepting, and when it is closed.
+        @raise OSError: where there is no descriptor for it.
+        """
+        self._port = port
+        self._reactor: Any = port.reactor
+        self._factory = factory
+        self._limiter = limiter
+        self._adopted = adopted
+        self._changed = changed
+        self._plain = port.factory is factory and port.addressFamily != UNIX
+        self._sessions = 0
+        self._starved = False
+        self._again: Any = None
+        self._lingering = LingeringClose(self._reactor)
+        self.connected = False
+        self._listen()
+
+    def _listen(self) -> None:
+        port = self._port
+        self._socket = duplicate(port.socket)
+        port.stopReading()
+        self._host = as_address(self._socket.getsockname())
+        self._unarmed = self._arm()
+        self.connected = True
+        self._limiter.add(self)
+        self.resume()
+
+    def _arm(self) -> float:
+        """Have every connection reset on close from its first moment, by inheritance (Linux).
+
+        @return: how many of the next ones do not: those that were there before. Of a passed-in
+            socket none does: it is left as the processes that share it need it.
+        """
+        if self._adopted or sys.platform != "linux":
+            return math.inf
+        make_close_abortive(self._socket)
+        return accept_queue(self._socket)
+
+    @property
+    def accept_queue(self) -> int:
+        """Connections that the kernel holds until they are accepted; 0 where it does not tell."""
+        queue = accept_queue(self._socket) if self.connected else 0
+        return 0 if queue == math.inf else int(queue)
+
+    # IListeningPort
+
+    def startListening(self) -> None:
+        """Listen again, after a stop.
+
+        @raise CannotListenError: where the address is taken.
+        """
+        self._port.startListening()
+        self._listen()
+
+    def stopListening(self) -> Deferred[None]:
+        """Close, and accept first the connections that the kernel has made: it would reset them.
+
+        All in one reactor turn, in which no more can come. Readers in flight are left alone.
+
+        @return: has fired with None.
+        """
+        if self.connected:
+            self._reactor.removeReader(self)
+            while self._limiter.room > 0 and self._accept():
+                pass
+            self.connectionLost(connectionDone)
+        return succeed(None)
+
+    def getHost(self) -> Any:
+        """Give the address: an IPv4Address, an IPv6Address or a UNIXAddress."""
+        return self._host
+
+    # IReadDescriptor
+
+    def fileno(self) -> int:
+        """Give the descriptor; -1: it is closed."""
+        return self._socket.fileno()
+
+    def logPrefix(self) -> str:
+        """Name this to the reactor."""
+        return "poetry listener"
+
+    def doRead(self) -> None:
+        """Accept as many connections as there is room for."""
+        self._accept()
+        self._limiter.pause_if_full()
+        self._changed()
+
+    def connectionLost(self, reason: Failure) -> None:
+        """Close, as a stop, the reactor or the port has it."""
+        if not self.connected:
+            return
+        self.connected = False
+        self._limiter.remove(self)
+        self.pause()
+        self._socket.close()
+        self._lingering.close()
+        try:
+            close_port(self._port, reason, adopted=self._adopted)
+        except Exception:
+            _log.failure("cannot close {port} properly", event="cannot_close", port=str(self._host))
+        self._changed()
+
+    # The limit
+
+    def pause(self) -> None:
+        """Leave new connections in the kernel's queue."""
+        self._cancel()
+        self._reactor.removeReader(self)
+        self._lingering.hurry()
+
+    def resume(self) -> None:
+        """Accept connections, as soon as the reactor can wait for them (epoll_ctl(2): ENOSPC)."""
+        self._cancel()
+        try:
+            self._reactor.addReader(self)
+        except OSError as error:
+            self._starve(error)
+
+    def _starve(self, error: OSError) -> None:
+        """Pause: the system has no room for more. Ask again later."""
+        if not self._starved:
+            self._starved = True
+            _log.error(
+                "cannot accept on {address}: {reason}; readers wait",
+                event="cannot_accept",
+                address=str(self._host),
+                reason=error.strerror or str(error),
+            )
+        self.pause()
+        self._again = self._reactor.callLater(AGAIN, self._try_again)
+
+    def _try_again(self) -> None:
+        self._again = None
+        if not self._limiter.full:
+            self.resume()
+
+    def _cancel(self) -> None:
+        if self._again is not None:
+            self._again.cancel()
+            self._again = None
+
+    # Accepting
+
+    def _accept(self) -> bool:
+        """Accept connections, also those that come meanwhile; return whether there were any."""
+        if not self._port.connected:  # nothing else says so of a passed-in socket
+            self.connectionLost(connectionDone)
+            return False
+        most = min(self._limiter.room, AT_ONCE)
+        taken, there = 0, accept_queue(self._socket)
+        while taken < most and taken != there:
+            try:
+                handle, peer = self._socket.accept()
+            except OSError as error:
+                if error.errno not in _NEXT:
+                    if self.connected and not isinstance(error, BlockingIOError):
+                        self._starve(error)
+                    break
+            else:
+                self._starved = False
+                self._connect(handle, peer)
+            taken += 1
+            if taken == there:
+                there += accept_queue(self._socket)
+        return taken > 0
+
+    def _connect(self, handle: socket.socket, peer: Any) -> None:
+        try:
+            self._begin(handle, peer)
+        except BaseException:
+            make_close_abortive(handle)
+            handle.close()
+            _log.failure("a connection could not be made", event="connection_failed")
+
+    def _begin(self, handle: socket.socket, peer: Any) -> None:
+        """Begin a connection the fast way, or else with a transport of Twisted's, which goes on."""
+        if self._unarmed:
+            self._unarmed -= 1
+            make_close_abortive(handle)
+        poem = poem_for_all(self._factory) if self._plain else None
+        size = 0
+        if poem is not None:
+            if handle.gettimeout() is not None:  # the application has set a default one
+                handle.settimeout(None)
+            size = send_at_once(handle, poem)
+            if size == len(poem.data) and end_at_once(handle):
+                protocol: Any = self._factory.buildProtocol(None)
+                self._limiter.enter()
+                Sent(handle, peer, poem, self._limiter, self._lingering).linger(protocol)
+                return
+        self._make_transport(handle, peer, size)
+
+    def _make_transport(self, handle: socket.socket, peer: Any, size: int) -> None:
+        port, factory = self._port, self._port.factory
+        assert factory is not None
+        protocol: Any = factory.buildProtocol(as_address(peer))
+        if protocol is None:
+            handle.close()
+            return
+        if size:
+            protocol.begun = size
+        accepted = Accepted(protocol, self._limiter)
+        self._sessions += 1
+        make: Any = port.transport
+        peer = named(peer)
+        accepted.makeConnection(make(handle, accepted, peer, port, self._sessions, self._reactor))
+        if not accepted.sends:
+            make_close_graceful(handle)
+
+    def __repr__(self) -> str:
+        return f"<Listener on {self._host} of {self._factory!r}>"
+
+
+def duplicate(listening: socket.socket) -> socket.socket:
+    """Duplicate a listening socket, with the family that the kernel has of it: a passed-in one may
+    be called another.
+    """
+    own = socket.socket(fileno=os.dup(listening.fileno()))
+    return Listening(own.family, own.type, own.proto, own.detach())
+
+
+def close_port(port: Port, reason: Failure, *, adopted: bool) -> None:
+    """Close a port of Twisted's, now.
+
+    A Unix socket may be gone already, or be ours to remove no longer (after a change of user, say):
+    the port is closed all the same. The path of a passed-in one is not ours.
+
+    @raise OSError: where it could not be removed.
+    """
+    if not port.connected:
+        return
+    if adopted:
+        Port.connectionLost(port, reason)
+        return
+    try:
+        port.connectionLost(reason)
+    finally:
+        if port.connected:
+            Port.connectionLost(port, reason)

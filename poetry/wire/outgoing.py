@@ -1,0 +1,201 @@
+"""One outgoing poem: its bytes go piece by piece, and its stream ends after the last of them.
+
+`Sender` has a subclass for each kind of transport (`plain`, `tls`, `buffered`). While there is more
+to send it is the transport's producer, so that whatever closes the connection tells it, and a poem
+that is not out ends in a reset.
+"""
+
+from __future__ import annotations
+
+from abc import ABC, abstractmethod
+from typing import Any, ClassVar, NamedTuple, Protocol
+
+from twisted.internet.error import ConnectionClosed, ConnectionDone
+from twisted.internet.interfaces import IPullProducer, IPushProducer
+from twisted.python.failure import Failure
+from zope.interface import implementer
+
+from poetry.errors import PoemTruncated
+from poetry.wire.layers import reset_before_close
+from poetry.wire.poem import Poem
+
+SHORT = 16 * 1024
+"""Bytes that a fresh socket takes at once: Linux's default send buffer (tcp(7), tcp_wmem)."""
+
+
+class Pace(NamedTuple):
+    """A rate limit: `num_bytes` at a time, `delay` seconds apart on `clock` (an IReactorTime)."""
+
+    num_bytes: int
+    delay: float
+    clock: Any
+
+
+class Owner(Protocol):
+    """The conversation that a poem belongs to."""
+
+    def fail(self, error: BaseException) -> None:
+        """Give the transfer up: the poem cannot be sent."""
+
+
+class Outgoing:
+    """A poem for one reader, and how far it is: what a conversation knows of it.
+
+    @cvar after_handshake: whether the poem waits for the transport's handshake.
+    @cvar reader_ends: what a connection is lost with whose reader ended properly.
+    @ivar poem: deleted at the end of the connection: connections are in reference cycles, which may
+        wait long for the collector, and a poem must not.
+    @ivar size: bytes handed over so far.
+    @ivar ended: whether the kernel has the last byte and the end of the stream.
+    @ivar paused: whether its transport owes more than its buffer takes.
+    """
+
+    after_handshake: ClassVar[bool] = False
+    reader_ends: ClassVar[tuple[type[Exception], ...]] = (ConnectionDone,)
+    ended = False
+    paused = False
+
+    def __init__(self, poem: Poem, size: int) -> None:
+        self.poem = poem
+        self.size = size
+
+    def start(self) -> None:
+        """Begin to send, once."""
+
+    @property
+    def pacing(self) -> bool:
+        """Whether the next bytes are not due yet, so that the reader cannot be blamed."""
+        return False
+
+    def was_delivered(self, reason: Failure) -> bool:
+        """Tell whether the reader ended after our end of the stream, for which the connection is
+        lost: not with a reset. What our own code fails with afterwards changes nothing.
+        """
+        value = reason.value
+        return self.ended and (
+            isinstance(value, self.reader_ends) or not isinstance(value, ConnectionClosed)
+        )
+
+
+@implementer(IPushProducer, IPullProducer)
+class Sender(Outgoing, ABC):
+    """Sends a poem: one subclass for each kind of transport.
+
+    @cvar turn: most bytes to hand over at a time.
+    @cvar pushes: whether it is an IPushProducer, which sends until its transport pauses it, rather
+        than an IPullProducer. One with a pace is.
+    """
+
+    turn: ClassVar[int]
+    pushes: ClassVar[bool] = False
+
+    _started = False
+    _consumer: Any = None
+    _timer: Any = None
+
+    def __init__(
+        self, transport: Any, poem: Poem, pace: Pace | None, owner: Owner, size: int = 0
+    ) -> None:
+        """@param transport: the connection's own, without a `Sealed` around it.
+
+        @param pace: None: as fast as the reader reads.
+        @param size: bytes of the poem that the kernel has already.
+        """
+        super().__init__(poem, size)
+        self._transport = transport
+        self._pace = pace
+        self._owner = owner
+
+    def start(self) -> None:
+        """Begin to send, once."""
+        if not self._started:
+            self._started = True
+            self._start()
+
+    @property
+    def pacing(self) -> bool:
+        """Whether the next bytes are not due yet."""
+        return self._timer is not None
+
+    @classmethod
+    def ends_with(cls, transport: Any, reason: Failure) -> bool:  # noqa: ARG003
+        """Tell whether a stream that we receive ended whole."""
+        return isinstance(reason.value, ConnectionDone)
+
+    @abstractmethod
+    def _start(self) -> None:
+        """Send what goes at once, and register for the rest."""
+
+    @abstractmethod
+    def _hand_over(self, limit: int) -> int:
+        """Give the kernel or the transport up to `limit` bytes; return how many it took.
+
+        @raise OSError: where the connection is broken.
+        """
+
+    @abstractmethod
+    def _end(self) -> None:
+        """End the stream: all is handed over."""
+
+    def send(self, limit: int) -> bool:
+        """Hand over up to `limit` bytes, and end the stream after the last one.
+
+        @return: whether there is more to send.
+        """
+        try:
+            self.size += self._hand_over(limit)
+            if self.size < len(self.poem.data):
+                return True
+            self._end()
+        except OSError as error:
+            self.broken(error)
+        return False
+
+    def broken(self, error: OSError) -> None:
+        """Give up: what failed with `error` leaves nothing to be sent on."""
+        self._owner.fail(PoemTruncated(self.size, Failure(error)))
+
+    def register(self) -> None:
+        """Become the producer of the transport, and send what it takes."""
+        self._consumer = self._transport
+        streaming = self.pushes or self._pace is not None
+        self._transport.registerProducer(self, streaming)
+        if streaming:
+            self.resumeProducing()
+
+    def unregister(self) -> None:
+        """Be the producer of a transport no longer; in memory only a registered one can."""
+        if self._consumer is not None:
+            consumer, self._consumer = self._consumer, None
+            consumer.unregisterProducer()
+
+    # What transports call
+
+    def resumeProducing(self) -> None:
+        """Send the next bytes, where they are due: the transport has room."""
+        self.paused = False
+        if self._pace is None:
+            while self.send(self.turn) and self.pushes and not self.paused:
+                pass
+        elif self._timer is None:
+            self._send_paced(self._pace)
+
+    def _send_paced(self, pace: Pace) -> None:
+        if self.send(pace.num_bytes):
+            self._timer = pace.clock.callLater(pace.delay, self._due)
+
+    def _due(self) -> None:
+        self._timer = None
+        if not self.paused:
+            self.resumeProducing()
+
+    def pauseProducing(self) -> None:
+        """Wait: the transport's buffer is full."""
+        self.paused = True
+
+    def stopProducing(self) -> None:
+        """Reset the connection: the transport is going, and the poem is not out."""
+        if self._timer is not None:
+            self._timer.cancel()
+            self._timer = None
+        reset_before_close(self._transport)

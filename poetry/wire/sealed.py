@@ -1,0 +1,47 @@
+"""A transport whose write side belongs to the poem that is sent on it."""
+
+from __future__ import annotations
+
+from typing import Any, NoReturn
+
+
+class WriteRefused(RuntimeError):
+    """A protocol that sends a poem was made to write beside it."""
+
+    def __init__(self) -> None:
+        super().__init__(
+            "the write side of this connection is its poem's: another byte would spoil it. To send"
+            " each reader something else, override PoetryServerFactory.getPoem"
+        )
+
+
+def _refuse(*_: object) -> NoReturn:
+    raise WriteRefused
+
+
+class ReadOnly:
+    """What writes on a transport, refused."""
+
+    __slots__ = ()
+
+    write = writeSequence = loseWriteConnection = staticmethod(_refuse)
+    registerProducer = unregisterProducer = stopConsuming = staticmethod(_refuse)
+    startTLS = sendFileDescriptor = staticmethod(_refuse)
+
+
+class Sealed(ReadOnly):
+    """The transport of a protocol that sends: all that it provides, but for writing.
+
+    What is written beside a poem lands inside it wherever the kernel did not take the poem at once.
+    """
+
+    __slots__ = ("_sealed",)
+
+    def __init__(self, transport: Any) -> None:
+        self._sealed = transport
+
+    def __getattr__(self, name: str) -> Any:
+        return getattr(self._sealed, name)
+
+    def __repr__(self) -> str:
+        return f"<Sealed {self._sealed!r}>"

@@ -1,0 +1,223 @@
+"""An outgoing poem: its pace, and what it is begun and interrupted by."""
+
+from __future__ import annotations
+
+import errno
+import os
+import signal
+import socket
+from collections.abc import Callable
+from contextlib import suppress
+from typing import Any
+
+import pytest
+from twisted.internet.defer import Deferred
+from twisted.internet.endpoints import clientFromString, serverFromString
+from twisted.internet.task import Clock
+from twisted.internet.testing import StringTransport
+from twisted.protocols.policies import WrappingFactory
+
+from poetry import PoetryClientFactory, PoetryProtocol
+from poetry.serving.idle import sweep
+from poetry.wire.buffered import Buffered
+from poetry.wire.outgoing import Pace
+from poetry.wire.poem import Poem
+from tests.certificates import Certificates
+from tests.ends import (
+    LONG,
+    Server,
+    listening,
+    queued,
+    reader,
+)
+from tests.loop import drain, reactor, until, wait
+from tests.transfers import Log
+
+
+def slow(poem: bytes, clock: Clock) -> Server:
+    server = Server(poem)
+    server.pace = Pace(2, 1.5, clock)
+    return server
+
+
+def test_a_few_bytes_at_a_time() -> None:
+    """It sends its first bytes at once, and some more after each delay."""
+    clock = Clock()
+    protocol = slow(b"12345", clock).buildProtocol(None)
+    assert protocol is not None
+    transport = StringTransport()
+    protocol.makeConnection(transport)
+    seen = [transport.value()]
+    for _ in range(2):
+        clock.advance(1.5)
+        seen.append(transport.value())
+    assert seen == [b"12", b"1234", b"12345"]
+    assert (transport.disconnecting, clock.getDelayedCalls()) == (True, [])
+
+
+def test_paused() -> None:
+    """A full transport pauses it, and a lost one leaves no timer behind."""
+    clock = Clock()
+    protocol = slow(b"12345", clock).buildProtocol(None)
+    assert protocol is not None
+    transport = StringTransport()
+    protocol.makeConnection(transport)
+    producer: Any = transport.producer
+    producer.pauseProducing()
+    producer.pauseProducing()
+    clock.advance(10)
+    assert transport.value() == b"12"
+    producer.resumeProducing()
+    assert transport.value() == b"1234"
+    producer.stopProducing()
+    assert not clock.getDelayedCalls()
+
+
+@pytest.mark.parametrize(
+    "wrap", [lambda factory: factory, WrappingFactory], ids=["plain", "wrapped"]
+)
+def test_on_a_socket(wrap: Callable[[Any], Any]) -> None:
+    """On a real socket the slow poem arrives whole, and its reader is not blamed for the wait."""
+    clock = Clock()
+    server = slow(b"12345", clock)
+    with listening(wrap(server)) as port, reader(port) as connection:
+        until(clock.getDelayedCalls)
+        (protocol,) = server.connections
+        until(lambda: not queued(protocol))
+        for now in (0.0, 100.0, 200.0):
+            sweep([protocol], now, 1.0, 1.0)
+        assert protocol.outcome is None
+        clock.advance(1.5)
+        clock.advance(1.5)
+        assert drain(connection) == b"12345"
+        connection.close()
+        until(lambda: server.outcomes)
+    assert server.outcomes == ["sent"]
+
+
+def test_a_lost_connection_leaves_no_timer() -> None:
+    """However a slow transfer ends, its timer goes with it."""
+    clock = Clock()
+    server = slow(b"12345", clock)
+    with listening(server) as port, reader(port):
+        until(lambda: server.connections)
+        (protocol,) = server.connections
+        protocol.stop()
+        until(lambda: server.outcomes)
+    assert (server.outcomes, clock.getDelayedCalls()) == (["stopped"], [])
+
+
+def test_pieces_that_do_not_fit(certificates: Certificates) -> None:
+    """Where a piece fills its transport, the next one waits for the delay and for room."""
+    clock = Clock()
+    server, client = Server(LONG), PoetryClientFactory()
+    server.pace = Pace(len(LONG) // 2, 2.0, clock)
+    port = wait(serverFromString(reactor, certificates.listen("good")).listen(server))
+    clientFromString(reactor, certificates.trusting(port.getHost().port)).connect(client)
+    until(lambda: server.connections and clock.getDelayedCalls())
+    (protocol,) = server.connections
+    clock.advance(2.0)
+    assert protocol.size in (len(LONG) // 2, len(LONG))
+    assert wait(client.received) == LONG
+    wait(port.stopListening())
+
+
+def test_room_before_the_next_bytes_are_due() -> None:
+    """A transport that has room again gets no bytes before their time."""
+    clock = Clock()
+    protocol = slow(b"12345", clock).buildProtocol(None)
+    assert protocol is not None
+    transport = StringTransport()
+    protocol.makeConnection(transport)
+    producer: Any = transport.producer
+    producer.pauseProducing()
+    producer.resumeProducing()
+    assert transport.value() == b"12"
+    clock.pump([1.5, 1.5])
+    assert transport.value() == b"12345"
+
+
+def test_a_transport_that_never_pauses() -> None:
+    """A push producer sends until it is paused, and all of it where it is not."""
+
+    class Pushes(Buffered):
+        pushes = True
+
+    transport = StringTransport()
+    Pushes(transport, Poem(LONG), None, PoetryProtocol()).start()
+    assert transport.value() == LONG
+
+
+def test_begun_twice() -> None:
+    """A poem is sent once, however often its protocol begins."""
+    transport = StringTransport()
+    protocol = Server(b"poem").buildProtocol(None)
+    assert protocol is not None
+    protocol.makeConnection(transport)
+    protocol.connectionMade()
+    assert transport.value() == b"poem"
+
+
+def handler(*_: object) -> None:
+    """Fail as the kernel does where it has no room."""
+    raise BlockingIOError(errno.EAGAIN, os.strerror(errno.EAGAIN))
+
+
+@pytest.mark.parametrize("times", [1, 2], ids=["copied", "from a file"])
+def test_the_handler_of_a_signal_that_raises(times: int) -> None:
+    """What it raises just after bytes have gone sends none of them twice: the reader sees a reset.
+
+    The handler runs as soon as the interpreter is asked, which is as the call returns.
+    """
+    server = Server(LONG)
+    before = signal.signal(signal.SIGUSR1, handler)
+    try:
+        with listening(server) as port:
+            for _ in range(times - 1):
+                with reader(port) as connection:
+                    assert drain(connection) == LONG
+            with reader(port) as connection:
+                received = bytearray()
+                until(lambda: server.connections)
+                connection.setblocking(False)
+                with suppress(ConnectionResetError):
+                    interrupt_until(connection, received)
+            assert LONG.startswith(bytes(received))
+    finally:
+        signal.signal(signal.SIGUSR1, before)
+
+
+def interrupt_until(connection: socket.socket, received: bytearray) -> None:
+    """Read to the end or a reset, while signals come at any moment of the reactor's turns."""
+    while True:
+        with suppress(BlockingIOError):
+            signal.setitimer(signal.ITIMER_REAL, 0)
+            data = connection.recv(1 << 18)
+            if not data:
+                return
+            received += data
+        with suppress(BlockingIOError):  # raised outside of any call that matters
+            os.kill(os.getpid(), signal.SIGUSR1)
+        with suppress(BlockingIOError):
+            reactor.iterate(0)
+
+
+def test_what_a_hook_of_its_own_fails_with(log: Log) -> None:
+    """A hook may be a coroutine or return a Deferred; what that fails with is logged."""
+
+    class Hooks(Server):
+        async def poemSent(self, poem: bytes) -> None:  # type: ignore[override]
+            del poem
+            raise RuntimeError("in a coroutine")
+
+    server = Hooks(b"poem")
+    failed: Deferred[None] = Deferred()
+    server.observers = (*server.observers, lambda _: failed, lambda _: "neither")
+    with listening(server) as port, reader(port) as connection:
+        assert drain(connection) == b"poem"
+        connection.close()
+        until(lambda: server.outcomes)
+    failed.errback(RuntimeError("in a Deferred"))
+    said = [str(event["log_failure"].value) for event in log if "log_failure" in event]
+    assert said == ["in a coroutine", "in a Deferred"]
+    log.clear()
