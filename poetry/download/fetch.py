@@ -16,7 +16,7 @@ from twisted.internet.task import deferLater
 
 from poetry.client import ConsumerGone, download, in_time
 from poetry.download.files import Spool, Unwritten
-from poetry.download.output import STANDARD_OUTPUT, Sink, open_sink
+from poetry.download.output import STANDARD_OUTPUT, Destination, Sink, open_sink
 from poetry.errors import EmptyPoem, PoemMismatch, PoemTimedOut, PoemTruncated
 
 TRANSIENT = (PoemTruncated, EmptyPoem, PoemTimedOut, ConnectError, DNSLookupError)
@@ -81,7 +81,8 @@ class Fetcher:
             return all([await job for job in started])
 
     async def _write(self, sources: Sequence[Source], path: str | None) -> bool:
-        opened = open_sink(self._reactor, path, self._note, self._wanted.max_time)
+        wanted = self._wanted
+        opened = open_sink(self._reactor, path, self._note, wanted.max_time, terminal=wanted.text)
         with closing(opened) as sink:
             if len(sources) == 1:
                 whole = await self._attempt(sources[0], sink)
@@ -90,7 +91,7 @@ class Fetcher:
             await sink.finish(whole=whole)
             return whole
 
-    async def _in_order(self, sources: Sequence[Source], sink: Sink) -> bool:
+    async def _in_order(self, sources: Sequence[Source], sink: Destination) -> bool:
         with ExitStack() as stack:
             spools = [stack.enter_context(closing(Spool())) for _ in sources]
             jobs = [
@@ -101,7 +102,8 @@ class Fetcher:
             whole = True
             for job, spool in zip(started, spools, strict=True):
                 if await job:
-                    await sink.copy(spool.file)
+                    await sink.copy(spool)
+                    spool.check()
                 else:
                     whole = False
                 spool.close()

@@ -5,15 +5,22 @@ from __future__ import annotations
 import errno
 import os
 import shutil
+import stat
 from collections.abc import Callable, Iterator
 from contextlib import contextmanager, suppress
-from pathlib import Path
 from secrets import token_hex
 from tempfile import SpooledTemporaryFile
 from typing import IO
 
+from poetry.download.access import Access
+from poetry.download.location import Location
+from poetry.system.features import NOT_BLOCKING
+
 SPOOL_BYTES = 1024 * 1024
 """Bytes of a poem that is not yet due that stay in memory; the rest goes to a temporary file."""
+
+NOT_SYNCED = frozenset({errno.EINVAL, errno.ENOSYS, errno.ENOTSUP, errno.EOPNOTSUPP, errno.EROFS})
+"""What fsync(2) fails with where a file system has none; of all else the disk lost something."""
 
 
 class Unwritten(Exception):
@@ -34,14 +41,6 @@ def blaming(place: str) -> Iterator[None]:
         raise Unwritten(place, reason) from reason
 
 
-def status_of(path: str) -> os.stat_result | None:
-    """Of the file, or of what a link points to; None: there is none yet."""
-    try:
-        return Path(path).stat()
-    except FileNotFoundError:
-        return None
-
-
 class _File:
     """A sink that can start again, and that holds nobody back."""
 
@@ -57,11 +56,6 @@ class _File:
         self.size += len(data)
         with blaming(self._place):
             self.file.write(data)
-
-    async def copy(self, file: IO[bytes]) -> None:
-        """Take all that is left in a file."""
-        with blaming(self._place):
-            shutil.copyfileobj(file, self.file)
 
     def restart(self) -> bool:
         """Empty the file."""
@@ -83,11 +77,34 @@ class Spool(_File):
     def __init__(self) -> None:
         file = SpooledTemporaryFile(SPOOL_BYTES)  # noqa: SIM115 (`close` does)
         super().__init__(file, "temporary file")
+        self._read = 0
+        self._error: OSError | None = None
 
     async def finish(self, *, whole: bool) -> None:  # noqa: ARG002
         """Go to the start."""
         with blaming(self._place):
             self.file.seek(0)
+
+    def read(self, size: int = -1) -> bytes:
+        """Give some of the poem, as a file does; nothing where it cannot be read any more."""
+        try:
+            data = self.file.read(size)
+        except OSError as error:
+            self._error = error
+            return b""
+        self._read += len(data)
+        return data
+
+    def check(self) -> None:
+        """See that what was read is all that was written: a refused read looks like an end.
+
+        @raise Unwritten: where it is not.
+        """
+        with blaming(self._place):
+            if self._error is not None:
+                raise self._error
+            if self._read != self.size:
+                raise OSError(errno.EIO, f"it gave {self._read:,} bytes of {self.size:,}")
 
 
 class AtomicFile(_File):
@@ -96,16 +113,38 @@ class AtomicFile(_File):
     @raise OSError: where it cannot be made.
     """
 
-    def __init__(self, path: str, note: Callable[[str], object]) -> None:
-        if path.rpartition("/")[2] in ("", ".", ".."):  # `name/` is not `name`
-            raise IsADirectoryError(errno.EISDIR, os.strerror(errno.EISDIR))
+    def __init__(self, path: str, location: Location, note: Callable[[str], object]) -> None:
+        """@param path: what errors call it.
+
+        @param location: is closed in the end.
+        @param note: is told, in one line, what cannot be kept of an old file.
+        """
         self._note = note
-        self._target = os.path.realpath(path)
-        self._part = Path(self._target).with_name(f".poetry-{token_hex(6)}.part")
-        old = status_of(self._target)
-        mode = 0o666 if old is None else _permissions(old)
-        descriptor = os.open(self._part, os.O_WRONLY | os.O_CREAT | os.O_EXCL, mode)
+        self._location = location
+        self._part: str | None = location.beside(f".poetry-{token_hex(6)}.part")
+        old = self._old_access()
+        mode = 0o666 if old is None else old.mode_to_begin_with
+        descriptor = location.open(self._part, os.O_WRONLY | os.O_CREAT | os.O_EXCL, mode)
         super().__init__(os.fdopen(descriptor, "wb"), path)
+
+    def _old_access(self) -> Access | None:
+        """What holds for the file that has the name now; None: there is none."""
+        status = self._location.status()
+        if status is None or not stat.S_ISREG(status.st_mode):
+            return None
+        try:
+            descriptor = self._location.open(self._location.name, os.O_RDONLY | NOT_BLOCKING)
+        except OSError:  # it may not be read, but replaced
+            return Access(status, None)
+        try:
+            return Access.of(descriptor)
+        finally:
+            os.close(descriptor)
+
+    async def copy(self, spool: Spool) -> None:
+        """Take all of a spool."""
+        with blaming(self._place):
+            shutil.copyfileobj(spool, self.file)
 
     async def finish(self, *, whole: bool) -> None:
         """Give the file its name, if it is whole: only when the disk has it."""
@@ -113,32 +152,29 @@ class AtomicFile(_File):
             return
         with blaming(self._place):
             self.file.flush()
-            if (old := status_of(self._target)) is not None:
-                self._belong_as(old)
-            os.fsync(self.file.fileno())
+            old = self._old_access()
+            if old is not None and (lost := old.give_to(self.file.fileno())):
+                self._note(f"{self._place}: {lost}")
+            self._sync()
             self.file.close()
-            self._part.replace(self._target)
+            assert self._part is not None
+            self._location.replace(self._part)
+            self._part = None
 
-    def _belong_as(self, old: os.stat_result) -> None:
-        """Keep whose the file was, where that can be, and what they may do with it."""
-        descriptor = self.file.fileno()
-        new = os.fstat(descriptor)
-        if (new.st_uid, new.st_gid) != (old.st_uid, old.st_gid):
-            try:
-                os.fchown(descriptor, old.st_uid, old.st_gid)
-            except OSError as error:
-                with suppress(OSError):
-                    os.fchown(descriptor, -1, old.st_gid)
-                self._note(f"{self._place}: its owner cannot be kept: {error.strerror}")
-        if hasattr(os, "fchmod"):  # Windows has no such permissions
-            os.fchmod(descriptor, _permissions(old))
+    def _sync(self) -> None:
+        try:
+            os.fsync(self.file.fileno())
+        except OSError as error:
+            if error.errno not in NOT_SYNCED:
+                raise
 
     def close(self) -> None:
         """Leave no file that is not finished."""
         super().close()
-        self._part.unlink(missing_ok=True)
-
-
-def _permissions(status: os.stat_result) -> int:
-    """What may be done with a file; never as whom (setuid): what comes from a network stays it."""
-    return status.st_mode & 0o777
+        if self._part is not None:
+            try:
+                self._location.remove(self._part)
+            except OSError as error:
+                self._note(f"{self._place}: {self._part} is left there: {error.strerror}")
+            self._part = None
+        self._location.close()

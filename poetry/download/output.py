@@ -7,9 +7,10 @@ import os
 import select
 import stat
 import sys
-from collections.abc import Awaitable, Callable
+from collections.abc import Awaitable, Callable, Iterator
+from contextlib import ExitStack, contextmanager
 from pathlib import Path
-from typing import IO, Any, Protocol, TextIO
+from typing import Any, Protocol, TextIO
 
 from twisted.internet.abstract import FileDescriptor
 from twisted.internet.defer import CancelledError, Deferred
@@ -18,9 +19,11 @@ from twisted.internet.main import CONNECTION_DONE, CONNECTION_LOST
 from twisted.protocols.basic import FileSender
 from twisted.python.failure import Failure
 
-from poetry.download.files import AtomicFile, Unwritten, blaming, status_of
+from poetry.download.files import AtomicFile, Spool, Unwritten, blaming
+from poetry.download.location import Location
+from poetry.download.visible import VisibleControls
 from poetry.system.features import NOT_BLOCKING, ONLY_SOCKETS
-from poetry.system.streams import own_description
+from poetry.system.streams import reopened
 
 STANDARD_OUTPUT = "standard output"
 
@@ -46,9 +49,6 @@ class Sink(Protocol):
     def write(self, data: bytes) -> object:
         """Take some more."""
 
-    def copy(self, file: IO[bytes]) -> Awaitable[None]:
-        """Take all that is left in a file."""
-
     def restart(self) -> bool:
         """Take back what was written; whether that can be."""
 
@@ -59,8 +59,15 @@ class Sink(Protocol):
         """Give up what is not finished, and keep nothing open."""
 
 
+class Destination(Sink, Protocol):
+    """A sink that spooled poems end up in."""
+
+    def copy(self, spool: Spool) -> Awaitable[None]:
+        """Take all of a spool."""
+
+
 def is_standard_output(path: str) -> bool:
-    """Whether who writes there writes to standard output, by whatever name."""
+    """Whether a path is standard output, by whatever name."""
     return path == "-" or _is_open_as(path, sys.__stdout__)
 
 
@@ -72,33 +79,72 @@ def _is_open_as(path: str, stream: TextIO | None) -> bool:
 
 
 def open_sink(
-    reactor: Any, path: str | None, note: Callable[[str], object], max_time: float | None = None
-) -> Sink:
+    reactor: Any,
+    path: str | None,
+    note: Callable[[str], object],
+    max_time: float | None = None,
+    *,
+    terminal: bool = False,
+) -> Destination:
     """Standard output (None), a file that appears when it is whole, or what is no regular file.
 
     @param note: is told, in one line, what cannot be kept of an old file.
     @param max_time: seconds after which what is not taken is given up; None: any. A regular file
         takes all at once.
+    @param terminal: control characters are made visible.
     @raise Unwritten: where it cannot be written.
     """
     if path is None:
         with blaming(STANDARD_OUTPUT):
-            descriptor = own_description(sys.stdout.fileno())
-            return Output(reactor, descriptor, STANDARD_OUTPUT, max_time)
-    with blaming(path):
+            out = sys.stdout
+            controls = VisibleControls(out.encoding) if terminal else None
+            return output_to(reactor, out.fileno(), STANDARD_OUTPUT, max_time, controls)
+    with blaming(path), ExitStack() as stack:
         if _is_open_as(path, sys.stderr):
-            return Output(reactor, own_description(sys.stderr.fileno()), path, max_time)
-        old = status_of(path)
-        if old is None or stat.S_ISREG(old.st_mode):
-            return AtomicFile(path, note)
+            return output_to(reactor, sys.stderr.fileno(), path, max_time)
+        location = Location(path)
+        stack.callback(location.close)
+        if location.descriptor is not None:
+            return output_to(reactor, location.descriptor, path, max_time)
+        found = location.found
+        if found is None or stat.S_ISREG(found.st_mode):
+            file = AtomicFile(path, location, note)
+            stack.pop_all()
+            return file
         # Not blocking: nobody may ever read a FIFO.
-        descriptor = os.open(path, os.O_WRONLY | NOT_BLOCKING)
-        return Output(reactor, descriptor, path, max_time)
+        descriptor = location.open(location.name, os.O_WRONLY | NOT_BLOCKING)
+        kind = ThreadedOutput if ONLY_SOCKETS else Output
+        output = kind(reactor, descriptor, path, max_time)
+        if not os.path.samestat(found, os.fstat(descriptor)):
+            output.close()
+            raise FileExistsError(errno.EEXIST, "something else was put there meanwhile")
+        return output
+
+
+def output_to(
+    reactor: Any,
+    descriptor: int,
+    place: str,
+    max_time: float | None = None,
+    controls: VisibleControls | None = None,
+) -> Output:
+    """Write to what is open already, which others may share; see `Output`.
+
+    @raise OSError: where the descriptor is not open.
+    """
+    own = reopened(descriptor)
+    regular = stat.S_ISREG(os.fstat(descriptor).st_mode)
+    kind = Output if not ONLY_SOCKETS and (own is not None or regular) else ThreadedOutput
+    return kind(reactor, os.dup(descriptor) if own is None else own, place, max_time, controls)
 
 
 class Output(FileDescriptor):
-    """A Sink for a pipe, a terminal, a device or an open file. A full pipe blocks no reactor.
+    """A Sink for what takes a poem as it comes: a pipe, a terminal, a device, an open file.
 
+    No write blocks: the description is our own, and the reactor tells when there is room; or it is
+    of a regular file.
+
+    @ivar size: bytes given to it.
     @ivar closed: fires with None when all is written and `loseConnection` was called, or fails with
         `Unwritten`, for a BrokenPipeError where the reader went away.
     """
@@ -107,12 +153,18 @@ class Output(FileDescriptor):
     size = 0
 
     def __init__(
-        self, reactor: Any, descriptor: int, place: str, max_time: float | None = None
+        self,
+        reactor: Any,
+        descriptor: int,
+        place: str,
+        max_time: float | None = None,
+        controls: VisibleControls | None = None,
     ) -> None:
         """@param descriptor: is closed in the end.
 
         @param place: what errors call it.
         @param max_time: seconds after which it is given up if it is stuck; None: any.
+        @param controls: makes control characters visible.
         """
         super().__init__(reactor)
         self.closed: Deferred[None] = Deferred()
@@ -120,6 +172,7 @@ class Output(FileDescriptor):
         self._place = place
         self._error: OSError | None = None
         self._clock = reactor
+        self._controls = controls
         self._timer: Any = None
         if max_time is not None:
             late = f"timed out: not all was taken within {max_time:g} s"
@@ -127,7 +180,7 @@ class Output(FileDescriptor):
 
     @property
     def consumer(self) -> IConsumer:
-        """Itself: it pauses who writes more than it has room for."""
+        """Itself: it pauses a producer that writes more than it has room for."""
         return self
 
     def fileno(self) -> int:
@@ -135,25 +188,16 @@ class Output(FileDescriptor):
         return self._descriptor
 
     def write(self, data: bytes) -> None:
-        """Take some more: IConsumer."""
+        """Take some more: IConsumer.
+
+        @raise Unwritten: where the reactor cannot wait for room.
+        """
         self.size += len(data)
-        super().write(data)
+        self._write(data if self._controls is None else self._controls.part(data))
 
-    def startWriting(self) -> None:
-        """Have the reactor tell when there is room. Where it cannot, each write waits for some."""
-        if ONLY_SOCKETS:
-            self._clock.callLater(0, self._writeWaiting)
-        else:
-            super().startWriting()  # type: ignore[no-untyped-call]
-
-    def _writeWaiting(self) -> None:
-        if not self.connected:
-            return
-        gone = self.doWrite()
-        if gone is not None:
-            self.connectionLost(Failure(gone))
-        elif self.dataBuffer:
-            self.startWriting()
+    def _write(self, data: bytes) -> None:
+        with blaming(self._place):
+            super().write(data)
 
     def writeSomeData(self, data: bytes) -> int | BaseException:
         """Write what there is room for."""
@@ -165,14 +209,19 @@ class Output(FileDescriptor):
             self._error = error
             return CONNECTION_LOST
 
-    async def copy(self, file: IO[bytes]) -> None:
-        """Take all that is left in a file, as there is room."""
+    async def copy(self, spool: Spool) -> None:
+        """Take all of a spool, as there is room."""
         try:
-            await FileSender().beginFileTransfer(file, self)
+            await FileSender().beginFileTransfer(spool, self)
         except CancelledError:
             raise
         except Exception:  # all that a FileSender says is that the output is gone
             await self.closed
+        self._end_of_poem()
+
+    def _end_of_poem(self) -> None:
+        if self._controls is not None:
+            self._write(self._controls.part(b"", last=True))
 
     def restart(self) -> bool:
         """What is out is out."""
@@ -180,15 +229,21 @@ class Output(FileDescriptor):
 
     async def finish(self, *, whole: bool) -> None:  # noqa: ARG002
         """Wait until all is out, which what is not whole is as well."""
-        self.loseConnection()
+        self._end_of_poem()
+        with blaming(self._place):
+            self.loseConnection()
         await self.closed
 
     def _look(self, late: TimeoutError) -> None:
         """Time is up: give up what nobody takes; what is taken has a moment for the rest."""
-        if self in self._clock.getWriters() and not _has_room(self._descriptor):
+        if self._waits() and not _has_room(self._descriptor):
             self._give_up(late)
         else:
             self._timer = self._clock.callLater(MOMENT, self._give_up, late)
+
+    def _waits(self) -> bool:
+        """Whether something is to be written that was not taken yet."""
+        return self in self._clock.getWriters()
 
     def _give_up(self, late: TimeoutError) -> None:
         self._error = late
@@ -201,21 +256,110 @@ class Output(FileDescriptor):
             self.connectionLost(Failure(CONNECTION_DONE))
 
     def connectionLost(self, reason: Failure) -> None:
-        """All is written, or no more can be."""
+        """All is written, or no more can be: whatever fails now, `closed` fires."""
         if self._timer is not None and self._timer.active():
             self._timer.cancel()
-        unwritten = self._error is not None or not self.disconnecting or self.producer is not None
-        super().connectionLost(reason)  # type: ignore[no-untyped-call]
-        os.close(self._descriptor)
-        if unwritten:
-            broken = BrokenPipeError(errno.EPIPE, os.strerror(errno.EPIPE))
-            self.closed.errback(Unwritten(self._place, self._error or broken))
+        if self._error is None and (not self.disconnecting or self.producer is not None):
+            self._error = BrokenPipeError(errno.EPIPE, os.strerror(errno.EPIPE))
+        with self._noting_errors():
+            super().connectionLost(reason)  # type: ignore[no-untyped-call]
+        self._close_descriptor()
+        if self._error is not None:
+            self.closed.errback(Unwritten(self._place, self._error))
         else:
             self.closed.callback(None)
 
+    def _close_descriptor(self) -> None:
+        with self._noting_errors():  # what was written may be refused now: EDQUOT, EIO (close(2))
+            os.close(self._descriptor)
+
+    @contextmanager
+    def _noting_errors(self) -> Iterator[None]:
+        try:
+            yield
+        except OSError as error:
+            self._error = self._error or error
+
+
+class ThreadedOutput(Output):
+    """An Output to what others share, and may block: a thread does each write.
+
+    To keep it from blocking would keep it from blocking for them as well. So it is for a socket, a
+    pipe or terminal of another user, and for whatever a reactor cannot wait for (Windows).
+    """
+
+    _busy = False
+    _in_thread = False
+    _result: int | BaseException | None = None
+
+    def startWriting(self) -> None:
+        """Begin in the reactor's next turn, unless it has begun."""
+        if not self._busy:
+            self._busy = True
+            self._clock.callLater(0, self._turn)
+
+    def stopWriting(self) -> None:
+        """There is nothing to stop."""
+
+    def writeSomeData(self, data: bytes) -> int | BaseException:
+        """Give the result of the write that a thread has done; or have one begin, and give 0."""
+        result, self._result = self._result, None
+        if result is not None:
+            return result
+        self._busy = self._in_thread = True
+        try:
+            self._clock.callInThread(self._writeInThread, data)
+        except RuntimeError as error:  # no thread can be started
+            self._in_thread = False
+            self._error = OSError(errno.EAGAIN, str(error))
+            return CONNECTION_LOST
+        return 0
+
+    def _writeInThread(self, data: bytes) -> None:
+        result = super().writeSomeData(data)
+        if result == 0:  # others who share it have made it not block
+            _wait_for_room(self._descriptor)
+        self._clock.callFromThread(self._written, result)
+
+    def _written(self, result: int | BaseException) -> None:
+        self._in_thread = False
+        if self.connected:
+            self._result = result
+            self._turn()
+        else:
+            self._close_descriptor()
+
+    def _turn(self) -> None:
+        """Write some more, if there is more."""
+        self._busy = False
+        gone = self.doWrite() if self.connected else None
+        if gone is not None:
+            self.connectionLost(Failure(gone))
+        elif self.dataBuffer:
+            self.startWriting()
+
+    def _waits(self) -> bool:
+        return self._in_thread
+
+    def _close_descriptor(self) -> None:
+        if not self._in_thread:  # else the number could become another file's meanwhile
+            super()._close_descriptor()
+
 
 def _has_room(descriptor: int) -> bool:
-    """Whether the next write takes something."""
-    writable = select.poll()
-    writable.register(descriptor, select.POLLOUT)
-    return bool(writable.poll(0))
+    """Whether the next write takes something; yes, where nobody can tell."""
+    return _poll(descriptor, 0)
+
+
+def _wait_for_room(descriptor: int) -> None:
+    """Wait until the next write takes something."""
+    _poll(descriptor, None)
+
+
+def _poll(descriptor: int, milliseconds: int | None) -> bool:
+    try:
+        writable = select.poll()
+        writable.register(descriptor, select.POLLOUT)
+        return bool(writable.poll(milliseconds))
+    except (AttributeError, OSError):  # Windows has no poll
+        return True

@@ -14,16 +14,21 @@ PIECE = getattr(select, "PIPE_BUF", 4096)
 """Bytes at a time: what a pipe that polls as writable takes at once (pipe(7)); on Windows any."""
 
 
-def own_description(descriptor: int) -> int:
-    """A descriptor that need not block, without making another process's share of it non-blocking.
+def reopened(descriptor: int) -> int | None:
+    """Open a pipe, a terminal or a device once more, as a description that never blocks.
 
-    A regular file is shared instead, for its position, and so is what cannot be opened once more.
+    The flag that keeps writes from blocking belongs to the open file description, which other
+    processes share: to set it there would be an error of theirs.
+
+    @return: a descriptor; None: there is none to be had. A regular file is shared for its position;
+        a socket, and a pipe or terminal of another user, cannot be opened again; nor can anything
+        where there is no /dev/fd.
     """
     mode = os.fstat(descriptor).st_mode
     if stat.S_ISFIFO(mode) or stat.S_ISCHR(mode):
         with suppress(OSError):
             return os.open(f"/dev/fd/{descriptor}", os.O_WRONLY | NOT_BLOCKING)
-    return os.dup(descriptor)
+    return None
 
 
 class LossyStream:
@@ -41,7 +46,10 @@ class LossyStream:
         @raise OSError: where it is not open.
         """
         self.dropped = 0
-        self._descriptor = own_description(descriptor)
+        own = reopened(descriptor)
+        self._descriptor = os.dup(descriptor) if own is None else own
+        # A shared terminal with room for one byte blocks a write of two.
+        self._piece = 1 if own is None and os.isatty(descriptor) else PIECE
         self._rest = b""
         self._poll: select.poll | None = None
         if hasattr(select, "poll"):
@@ -65,7 +73,7 @@ class LossyStream:
             try:
                 if self._poll is not None and not self._poll.poll(0):
                     return False
-                written = os.write(self._descriptor, self._rest[:PIECE])
+                written = os.write(self._descriptor, self._rest[: self._piece])
             except BlockingIOError:
                 return False
             except OSError as error:  # nobody will ever read it

@@ -248,6 +248,16 @@ def test_what_came_in_time_is_written(fifo: tuple[Path, int], *, read: bool) -> 
     assert not fetching.clock.getDelayedCalls()
 
 
+def test_a_spool_that_gives_less(path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    """Where a poem cannot be read from its temporary file, there is no file, and it is said."""
+    monkeypatch.setattr("poetry.download.files.Spool.read", lambda *_: b"")
+    fetching = Fetching()
+    endpoints = [Scripted((poem, CLEAN)) for poem in (b"a poem", b"another")]
+    assert fetching.fetch(path, endpoints=endpoints) == [False]
+    assert fetching.complaints == ["temporary file: it gave 0 bytes of 6"]
+    assert not path.exists()
+
+
 def test_whose_fault_it_is(path: Path) -> None:
     """What connecting raises is the address's, of whatever type; what writing raises the file's."""
     fetching = Fetching()

@@ -1,30 +1,38 @@
-"""What takes a poem as it comes without blocking, files that appear when whole, and spools."""
+"""What takes a poem as it comes without blocking: pipes, terminals, devices, open files."""
 
 from __future__ import annotations
 
 import errno
 import os
-import stat
+import select
+import socket
 from collections.abc import Callable, Iterator
 from contextlib import suppress
-from functools import partial
-from operator import methodcaller
 from pathlib import Path
+from typing import Any
 
 import pytest
 from twisted.internet.defer import Deferred
+from twisted.internet.error import ConnectionDone
+from twisted.python.failure import Failure
 
-from poetry.download.files import Spool, Unwritten
-from poetry.download.output import STANDARD_OUTPUT, Output, Sink, is_standard_output, open_sink
-from poetry.system.streams import own_description
+from poetry.download.files import Unwritten
+from poetry.download.output import (
+    STANDARD_OUTPUT,
+    Output,
+    is_standard_output,
+    open_sink,
+    output_to,
+)
+from tests.download.test_files import save
 from tests.loop import reactor, until, wait, wait_error
 
 LONG = bytes(range(256)) * 4_000
 
 
-def output_to(descriptor: int) -> Output:
+def open_output(descriptor: int) -> Output:
     """An output to what is open there."""
-    return Output(reactor, own_description(descriptor), "the place")
+    return output_to(reactor, descriptor, "the place")
 
 
 def reason_of(error: BaseException) -> Exception:
@@ -34,32 +42,25 @@ def reason_of(error: BaseException) -> Exception:
     return error.reason
 
 
-def finish(sink: Sink, *, whole: bool = True) -> None:
-    """Finish a sink while the reactor turns, and close it."""
+def refuse(number: int) -> Callable[..., Any]:
+    """A system call that always fails."""
 
-    async def finished() -> None:
-        await sink.finish(whole=whole)
+    def refused(*_: object, **__: object) -> None:
+        raise OSError(number, os.strerror(number))
 
-    wait(Deferred.fromCoroutine(finished()))
-    sink.close()
-
-
-def save(path: Path, poem: bytes = b"a poem") -> list[str]:
-    """Write a file as a poem is written; give what the user was told."""
-    notes: list[str] = []
-    sink = open_sink(reactor, str(path), notes.append)
-    sink.write(poem)
-    finish(sink)
-    return notes
+    return refused
 
 
-@pytest.fixture(params=[False, True], ids=["", "only sockets"])
+@pytest.fixture(params=["own", "shared", "shared and not blocking", "only sockets"])
 def pipe(
     request: pytest.FixtureRequest, monkeypatch: pytest.MonkeyPatch
 ) -> Iterator[tuple[int, int]]:
-    """Both ends of a pipe, to read and to write, for a reactor that can wait for it or cannot."""
-    monkeypatch.setattr("poetry.download.output.ONLY_SOCKETS", request.param)
+    """Both ends of a pipe, to read and to write; it can be opened again, or be waited for."""
+    if request.param.startswith("shared"):
+        monkeypatch.setattr("poetry.download.output.reopened", lambda _: None)
+    monkeypatch.setattr("poetry.download.output.ONLY_SOCKETS", request.param == "only sockets")
     ends = os.pipe()
+    os.set_blocking(ends[1], "not blocking" not in request.param)
     yield ends
     for end in ends:
         try:
@@ -68,17 +69,8 @@ def pipe(
             assert end == ends[0], "only its reader is closed by a test"
 
 
-def test_a_full_pipe_blocks_nobody(pipe: tuple[int, int]) -> None:
-    """What the pipe has no room for waits, and the pipe blocks for those who share it."""
-    reader, writer = pipe
-    output = output_to(writer)
-    assert output.restart()
-    output.write(LONG)
-    assert not output.restart()
-    output.loseConnection()
-    reactor.iterate(0)
-    assert not output.closed.called
-    assert os.get_blocking(writer)
+def read_all(reader: int, output: Output) -> bytes:
+    """Read a pipe until an output to it is closed."""
     received = bytearray()
     os.set_blocking(reader, False)
 
@@ -90,22 +82,174 @@ def test_a_full_pipe_blocks_nobody(pipe: tuple[int, int]) -> None:
     until(read)
     read()
     assert wait(output.closed) is None
-    assert received == LONG
+    return bytes(received)
+
+
+def test_a_full_pipe_blocks_nobody(pipe: tuple[int, int]) -> None:
+    """What the pipe has no room for waits, and for others who share it nothing changes."""
+    reader, writer = pipe
+    blocking = os.get_blocking(writer)
+    output = open_output(writer)
+    assert output.restart()
+    output.write(LONG)
+    assert not output.restart()
+    output.loseConnection()
+    reactor.iterate(0)
+    assert not output.closed.called
+    assert os.get_blocking(writer) == blocking
+    assert read_all(reader, output) == LONG
 
 
 def test_a_pipe_that_another_process_filled(pipe: tuple[int, int]) -> None:
-    """A pipe that has no room after all takes nothing, and that is no error."""
-    output = output_to(pipe[1])
+    """A pipe in which others left no room takes nothing until it is read, and that is no error."""
+    reader, writer = pipe
+    other = os.open(f"/dev/fd/{writer}", os.O_WRONLY | os.O_NONBLOCK)
+    with suppress(BlockingIOError):
+        while os.write(other, bytes(select.PIPE_BUF)):
+            pass
+    os.close(other)
+    output = open_output(writer)
+    output.write(b"a poem")
+    output.loseConnection()
+    for _ in range(3):
+        reactor.iterate(0)
+    assert not output.closed.called
+    assert read_all(reader, output).strip(b"\0") == b"a poem"
+
+
+def test_a_pipe_that_polls_as_writable_and_is_not() -> None:
+    """Room that is gone by the time of the write is waited for again."""
+    reader, writer = os.pipe()
+    output = open_output(writer)
     while output.writeSomeData(bytes(65536)):
         pass
-    os.read(pipe[0], 65536)
+    output.close()
+    os.close(reader)
+    os.close(writer)
+
+
+def test_a_socket() -> None:
+    """A socket, which cannot be opened again, blocks nobody either."""
+    ours, theirs = socket.socketpair()
+    with ours, theirs:
+        output = open_output(ours.fileno())
+        output.write(LONG)
+        output.loseConnection()
+        reactor.iterate(0)
+        assert ours.getblocking()
+        assert read_all(theirs.fileno(), output) == LONG
+
+
+def test_no_thread_for_a_shared_pipe(
+    pipe: tuple[int, int], monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """Where no thread can be started, an output that needs one fails."""
+
+    def refuse(*_: object) -> None:
+        raise RuntimeError("can't start new thread")
+
+    monkeypatch.setattr(reactor, "callInThread", refuse)
+    output = open_output(pipe[1])
+    output.write(b"a poem")
     output.loseConnection()
-    assert wait(output.closed) is None
+    if type(output) is Output:
+        assert wait(output.closed) is None
+    else:
+        assert str(reason_of(wait_error(output.closed))).endswith("can't start new thread")
+
+
+def test_closed_while_a_thread_writes(
+    pipe: tuple[int, int], monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """A descriptor is closed only when no write is under way: its number may be another's then."""
+    output = open_output(pipe[1])
+    output.write(LONG)
+    descriptor = output.fileno()
+    until(lambda: select.select([pipe[0]], [], [], 0)[0])
+    closed: list[int] = []
+    real = os.close
+
+    def close(descriptor: int) -> None:
+        closed.append(descriptor)
+        real(descriptor)
+
+    monkeypatch.setattr(os, "close", close)
+    output.close()
+    assert closed == ([descriptor] if type(output) is Output else [])
+    os.set_blocking(pipe[0], False)
+
+    def emptied() -> bool:
+        with suppress(BlockingIOError):
+            os.read(pipe[0], 1 << 20)
+        return bool(closed)
+
+    until(emptied)
+    assert closed == [descriptor]
+
+
+@pytest.mark.parametrize("call", ["addWriter", "removeWriter"])
+def test_the_reactor_cannot_wait(call: str, monkeypatch: pytest.MonkeyPatch) -> None:
+    """Where epoll_ctl(2) is refused the output is at fault, and no wait is for ever."""
+    reader, writer = os.pipe()
+    output = open_output(writer)
+    with monkeypatch.context() as patch:
+        patch.setattr(reactor, call, refuse(errno.ENOSPC))
+        if call == "addWriter":
+            for begin in (output.write, lambda _: wait(Deferred.fromCoroutine(ending(output)))):
+                with pytest.raises(Unwritten) as failed:
+                    begin(b"a poem")
+                assert failed.value.place == "the place"
+        output.connectionLost(Failure(ConnectionDone()))
+        assert isinstance(reason_of(wait_error(output.closed)), OSError)
+    reactor.removeWriter(output)
+    os.close(reader)
+    os.close(writer)
+
+
+async def ending(output: Output) -> None:
+    """Finish an output."""
+    await output.finish(whole=True)
+
+
+@pytest.mark.parametrize("open_again", [True, False])
+def test_an_error_of_the_close(monkeypatch: pytest.MonkeyPatch, *, open_again: bool) -> None:
+    """What a file system says only at close(2), as of a quota, is the output's error."""
+    if not open_again:
+        monkeypatch.setattr("poetry.download.output.reopened", lambda _: None)
+    reader, writer = os.pipe()
+    output = open_output(writer)
+    real = os.close
+
+    def close(descriptor: int) -> None:
+        real(descriptor)
+        if descriptor == output.fileno():
+            refuse(errno.EDQUOT)()
+
+    monkeypatch.setattr(os, "close", close)
+    output.write(b"a poem")
+    output.loseConnection()
+    error = reason_of(wait_error(output.closed))
+    assert isinstance(error, OSError)
+    assert error.errno == errno.EDQUOT
+    assert os.read(reader, 100) == b"a poem"
+    real(reader)
+    real(writer)
+
+
+def test_time_is_up_where_nobody_can_tell_of_room(
+    pipe: tuple[int, int], monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """Without poll(2) an output that is stuck has a moment more, and is given up then."""
+    monkeypatch.delattr(select, "poll")
+    monkeypatch.setattr("poetry.download.output.MOMENT", 0.01)
+    output = output_to(reactor, pipe[1], "the place", 0.01)
+    output.write(LONG)
+    assert isinstance(reason_of(wait_error(output.closed)), TimeoutError)
 
 
 def test_a_closed_pipe(pipe: tuple[int, int]) -> None:
     """When the reader goes away, it says so."""
-    output = output_to(pipe[1])
+    output = open_output(pipe[1])
     os.close(pipe[0])
     output.write(LONG)
     assert isinstance(reason_of(wait_error(output.closed)), BrokenPipeError)
@@ -113,7 +257,7 @@ def test_a_closed_pipe(pipe: tuple[int, int]) -> None:
 
 def test_a_reader_that_leaves_before_the_rest(pipe: tuple[int, int]) -> None:
     """The reactor's word that nobody reads any more is a broken pipe, too."""
-    output = output_to(pipe[1])
+    output = open_output(pipe[1])
     output.write(LONG)
     reactor.iterate(0)
     os.close(pipe[0])
@@ -123,7 +267,7 @@ def test_a_reader_that_leaves_before_the_rest(pipe: tuple[int, int]) -> None:
 def test_full() -> None:
     """A disk that is full is its own error."""
     with Path("/dev/full").open("wb") as full:
-        output = output_to(full.fileno())
+        output = open_output(full.fileno())
     output.write(b"a poem")
     error = reason_of(wait_error(output.closed))
     assert isinstance(error, OSError)
@@ -135,7 +279,7 @@ def test_an_open_file_keeps_its_place(tmp_path: Path) -> None:
     path = tmp_path / "poem.txt"
     with path.open("wb", buffering=0) as file:
         file.write(b"title\n")
-        output = output_to(file.fileno())
+        output = open_output(file.fileno())
         output.write(b"poem\n")
         output.loseConnection()
         wait(output.closed)
@@ -153,8 +297,8 @@ def test_standard_output_that_is_not_open(monkeypatch: pytest.MonkeyPatch) -> No
 
 
 def test_closing_gives_up_what_is_not_out(pipe: tuple[int, int]) -> None:
-    """An output that is closed keeps nothing open, writes no more, and says nothing."""
-    output = output_to(pipe[1])
+    """An output that is closed before the reactor turns writes nothing, and says nothing."""
+    output = open_output(pipe[1])
     output.write(LONG)
     descriptor = output.fileno()
     output.close()
@@ -166,64 +310,6 @@ def test_closing_gives_up_what_is_not_out(pipe: tuple[int, int]) -> None:
         os.fstat(descriptor)
     assert output not in reactor.getWriters()
     output.close()
-
-
-def test_a_spool_is_read_from_its_start() -> None:
-    """A spool that was started again has what was written since, and is copied whole."""
-    spool = Spool()
-    spool.write(b"half")
-    assert spool.size == 4
-    assert spool.restart()
-    spool.write(b"all")
-    wait(Deferred.fromCoroutine(spool.finish(whole=True)))
-    assert spool.file.read() == b"all"
-    spool.close()
-
-
-def test_a_file_appears_when_it_is_whole(tmp_path: Path) -> None:
-    """A file has its name only when all is written; an old one keeps its mode, not its text."""
-    path = tmp_path / "poem.txt"
-    sink = open_sink(reactor, str(path), print)
-    sink.write(b"half")
-    assert sink.restart()
-    sink.write(b"a poem")
-    assert not path.exists()
-    finish(sink)
-    assert path.read_bytes() == b"a poem"
-    path.chmod(0o640)
-    sink = open_sink(reactor, str(path), print)
-    sink.write(b"another")
-    assert path.read_bytes() == b"a poem"
-    finish(sink)
-    assert path.read_bytes() == b"another"
-    assert stat.S_IMODE(path.stat().st_mode) == 0o640
-    assert list(tmp_path.iterdir()) == [path]
-
-
-@pytest.mark.parametrize("old", [None, b"old"])
-@pytest.mark.parametrize("end", [methodcaller("close"), partial(finish, whole=False)])
-def test_a_failure_leaves_no_file(
-    tmp_path: Path, old: bytes | None, end: Callable[[Sink], object]
-) -> None:
-    """A failure leaves no file, and an old one as it was."""
-    path = tmp_path / "poem.txt"
-    if old is not None:
-        path.write_bytes(old)
-    sink = open_sink(reactor, str(path), print)
-    sink.write(b"half")
-    end(sink)
-    assert [each.read_bytes() for each in tmp_path.iterdir()] == ([] if old is None else [old])
-
-
-def test_a_symbolic_link_stays(tmp_path: Path) -> None:
-    """What a link points to is replaced, and not the link."""
-    link, target = tmp_path / "link", tmp_path / "there" / "poem.txt"
-    target.parent.mkdir()
-    link.symlink_to(target)
-    for poem in (b"a poem", b"another"):
-        save(link, poem)
-        assert link.is_symlink()
-        assert target.read_bytes() == poem
 
 
 def test_what_is_no_file_is_written_as_it_is(tmp_path: Path, pipe: tuple[int, int]) -> None:
@@ -239,67 +325,6 @@ def test_what_is_no_file_is_written_as_it_is(tmp_path: Path, pipe: tuple[int, in
     os.close(reader)
     assert fifo.is_fifo()
     assert os.read(pipe[0], 100) == b"a poem"
-
-
-def test_the_disk_has_it_before_it_has_its_name(
-    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
-) -> None:
-    """A crash of the machine leaves the old file, or all of the new one."""
-    path, synced = tmp_path / "poem.txt", []
-
-    def fsync(descriptor: int) -> None:
-        synced.append((os.fstat(descriptor).st_size, path.exists()))
-
-    monkeypatch.setattr(os, "fsync", fsync)
-    save(path, b"a poem")
-    assert synced == [(len(b"a poem"), False)]
-    assert path.exists()
-
-
-def test_no_more_than_permissions_are_kept(tmp_path: Path) -> None:
-    """What comes from a network never runs as somebody else."""
-    path = tmp_path / "poem.txt"
-    path.touch()
-    path.chmod(0o7751)
-    assert save(path) == []
-    assert stat.S_IMODE(path.stat().st_mode) == 0o751
-
-
-@pytest.mark.skipif(os.geteuid() != 0, reason="only root can give a file away")
-def test_the_owner_is_kept(tmp_path: Path) -> None:
-    """Root who writes somebody's file leaves it theirs."""
-    path = tmp_path / "poem.txt"
-    path.touch()
-    os.chown(path, 4711, 4712)
-    assert save(path) == []
-    assert (path.stat().st_uid, path.stat().st_gid) == (4711, 4712)
-
-
-def test_an_owner_who_cannot_be_kept(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
-    """Where a file cannot stay somebody's, its group is still tried, and the user is told."""
-    path = tmp_path / "poem.txt"
-    path.touch()
-    asked = []
-
-    def fchown(_: int, user: int, group: int) -> None:
-        asked.append((user, group))
-        raise PermissionError(errno.EPERM, "Operation not permitted")
-
-    theirs = os.stat_result((*path.stat()[:4], 4711, 4712, *path.stat()[6:]))
-    monkeypatch.setattr(os, "fchown", fchown)
-    monkeypatch.setattr("poetry.download.files.status_of", lambda _: theirs)
-    assert save(path) == [f"{path}: its owner cannot be kept: Operation not permitted"]
-    assert asked == [(4711, 4712), (-1, 4712)]
-    assert path.read_bytes() == b"a poem"
-
-
-def test_links_in_a_circle(tmp_path: Path) -> None:
-    """A link that leads nowhere but to itself is an error, and stays."""
-    link = tmp_path / "link"
-    link.symlink_to(link)
-    with pytest.raises(Unwritten, match="Too many levels of symbolic links"):
-        open_sink(reactor, str(link), print)
-    assert [path.is_symlink() for path in tmp_path.iterdir()] == [True]
 
 
 def test_standard_output_by_another_name(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
@@ -329,11 +354,3 @@ def test_standard_error_is_written_as_it_is(
         save(path, b"a poem")
     monkeypatch.setattr("sys.stderr", None)
     assert path.read_bytes() == b"what the shell wrote\na poem"
-
-
-@pytest.mark.parametrize("name", [".", "no/such/directory", "poem.txt/", "poem.txt/.", "new/.."])
-def test_where_no_file_can_be(tmp_path: Path, name: str) -> None:
-    """A directory and what is not there cannot be written."""
-    with pytest.raises(Unwritten, match=r"directory") as failed:
-        open_sink(reactor, f"{tmp_path}/{name}", print)
-    assert failed.value.place == f"{tmp_path}/{name}"

@@ -3,13 +3,15 @@
 from __future__ import annotations
 
 import os
+import pty
 import select
 import socket
 from collections.abc import Iterator
+from pathlib import Path
 
 import pytest
 
-from poetry.system.streams import LossyStream, say
+from poetry.system.streams import LossyStream, reopened, say
 
 
 @pytest.fixture
@@ -56,6 +58,34 @@ def test_a_socket() -> None:
         stream.write("dropped")
         assert stream.dropped == 1
         stream.close()
+
+
+def test_a_terminal_of_another_user(monkeypatch: pytest.MonkeyPatch) -> None:
+    """One that cannot be opened again, and that nobody reads, blocks nobody."""
+    ours, theirs = pty.openpty()
+    monkeypatch.setattr("poetry.system.streams.reopened", lambda _: None)
+    stream = LossyStream(theirs)
+    while not stream.dropped:
+        stream.write(f"{'x' * 1_000}\n")
+    assert os.get_blocking(theirs)
+    stream.close()
+    os.close(theirs)
+    os.close(ours)
+
+
+def test_what_cannot_be_opened_again(pipe: tuple[int, int]) -> None:
+    """A file is shared for its position, a socket has no name, and /dev/fd may be missing."""
+    ours, theirs = socket.socketpair()
+    with ours, theirs, Path(__file__).open() as file:
+        assert reopened(ours.fileno()) is None
+        assert reopened(file.fileno()) is None
+    own = reopened(pipe[1])
+    assert own is not None
+    assert not os.get_blocking(own)
+    os.close(own)
+    with pytest.MonkeyPatch.context() as patch:
+        patch.setattr(os, "open", lambda *_: Path("/no/such/file").stat())
+        assert reopened(pipe[1]) is None
 
 
 def test_say(pipe: tuple[int, int]) -> None:

@@ -1,0 +1,124 @@
+"""Where a file is: a name in a directory that stays the same whatever others do there meanwhile."""
+
+from __future__ import annotations
+
+import errno
+import os
+import re
+import stat
+
+MOST_LINKS = 40
+"""Symbolic links that are followed for one name: as many as Linux does (path_resolution(7))."""
+
+_DESCRIPTOR = re.compile(
+    r"/dev/(?:(?P<name>stdin|stdout|stderr)|fd/(?P<fd>\d+))"
+    r"|/proc/(?:self|thread-self|(?P<process>\d+))/fd/(?P<number>\d+)"
+)
+_STANDARD = {"stdin": 0, "stdout": 1, "stderr": 2}
+
+
+def descriptor_of(path: str) -> int | None:
+    """The descriptor of this process that a path names, such as /dev/fd/3; None: it is a file."""
+    named = _DESCRIPTOR.fullmatch(path)
+    if named is None or named["process"] not in (None, str(os.getpid())):
+        return None
+    return _STANDARD[named["name"]] if named["name"] else int(named["fd"] or named["number"])
+
+
+class Location:
+    """A name in a directory that is held open: openat(2).
+
+    Whatever is renamed or linked meanwhile, all that is done there is done in that directory, and
+    the last part of the path is looked up once.
+
+    @ivar directory: a descriptor, or None where the system has no openat(2), as Windows.
+    @ivar name: the name there, or else the whole path.
+    @ivar found: what has the name, when it was looked up.
+    @ivar descriptor: the descriptor of this process that the path leads to, if it does.
+    """
+
+    directory: int | None = None
+    found: os.stat_result | None = None
+    descriptor: int | None = None
+
+    def __init__(self, path: str) -> None:
+        """Follow symbolic links.
+
+        @raise OSError: where there is no such directory, or where a link is not to be trusted.
+        """
+        if os.open not in os.supports_dir_fd:
+            self.name = os.path.realpath(path)
+            self.found = self.status()
+            return
+        try:
+            for _ in range(MOST_LINKS):
+                target = self._look_up(path)
+                if target is None:
+                    return
+                path = target
+            raise OSError(errno.ELOOP, os.strerror(errno.ELOOP))
+        except BaseException:
+            self.close()
+            raise
+
+    def _look_up(self, path: str) -> str | None:
+        """Go to a path, from here if it is relative; give what the link there points to, if any."""
+        self.descriptor = descriptor_of(path)
+        parent, self.name = os.path.split(path)
+        if self.descriptor is not None:
+            return None
+        if self.name in ("", ".", ".."):  # `name/` is not `name`
+            raise IsADirectoryError(errno.EISDIR, os.strerror(errno.EISDIR))
+        # O_PATH (Linux) asks for no permission to list it.
+        only_to_go_there = getattr(os, "O_PATH", os.O_RDONLY) | os.O_DIRECTORY
+        parent_directory = os.open(parent or ".", only_to_go_there, dir_fd=self.directory)
+        self.close()
+        self.directory = parent_directory
+        self.found = self.status()
+        if self.found is None or not stat.S_ISLNK(self.found.st_mode):
+            return None
+        self._check_link(self.found)
+        return os.readlink(self.name, dir_fd=self.directory)
+
+    def _check_link(self, link: os.stat_result) -> None:
+        """Refuse what somebody else may have put there, to have a file elsewhere overwritten.
+
+        Linux does so itself for sticky directories, where fs.protected_symlinks is set (proc(5)).
+        """
+        assert self.directory is not None
+        directory = os.fstat(self.directory)
+        ours = link.st_uid in (os.geteuid(), directory.st_uid)
+        if directory.st_mode & stat.S_IWOTH or (directory.st_mode & stat.S_IWGRP and not ours):
+            why = "a symbolic link, in a directory that others may write to, is not followed"
+            raise PermissionError(errno.EACCES, why)
+
+    def status(self) -> os.stat_result | None:
+        """Of what has the name now, a link being a link; None: nothing has."""
+        try:
+            return os.stat(self.name, dir_fd=self.directory, follow_symlinks=False)
+        except FileNotFoundError:
+            return None
+
+    def beside(self, name: str) -> str:
+        """Another name in the same directory."""
+        return os.path.join(os.path.dirname(self.name), name)  # noqa: PTH118, PTH120
+
+    def open(self, name: str, flags: int, mode: int = 0o666) -> int:
+        """Open what has a name there, unless it is a link."""
+        flags |= getattr(os, "O_NOFOLLOW", 0)
+        return os.open(name, flags, mode, dir_fd=self.directory)
+
+    def replace(self, name: str) -> None:
+        """Give what has another name there this one: rename(2)."""
+        here = self.directory
+        os.replace(name, self.name, src_dir_fd=here, dst_dir_fd=here)
+
+    def remove(self, name: str) -> None:
+        """Remove a name there."""
+        os.unlink(name, dir_fd=self.directory)
+
+    def close(self) -> None:
+        """Let the directory go."""
+        if self.directory is not None:
+            os.close(self.directory)
+            self.directory = None

@@ -1,0 +1,45 @@
+"""Text as a terminal may show it: control characters are made visible."""
+
+from __future__ import annotations
+
+import re
+from codecs import getincrementaldecoder
+
+_CONTROLS = re.compile(r"\r(?!\n)|[\x00-\x08\x0b\x0c\x0e-\x1f\x7f-\x9f\udc80-\udcff]")
+"""All control characters (C0, DEL, C1) but newline, tab, and a carriage return before a newline;
+and bytes that are no text, as the error handler `surrogateescape` gives them."""
+
+_CONTROL_KEY = 0x40
+"""What a control character differs in from the key that is pressed with Ctrl for it."""
+
+
+def visible(text: str) -> str:
+    """Show control characters as less(1) and git do: `^[` for ESC, `<U+009B>` for CSI."""
+    return _CONTROLS.sub(_shown, text)
+
+
+def _shown(control: re.Match[str]) -> str:
+    code = ord(control[0])
+    if code < 0x80:
+        return f"^{chr(code ^ _CONTROL_KEY)}"
+    return f"<U+{code:04X}>" if code < 0x100 else f"<{code & 0xFF:02X}>"
+
+
+class VisibleControls:
+    """Makes the control characters of a text visible that comes in parts.
+
+    A terminal obeys them: they set its title, write its clipboard, or overwrite what it shows. Part
+    of a character, or a carriage return, at the end of a part is kept until the next one.
+    """
+
+    def __init__(self, encoding: str) -> None:
+        """@param encoding: the terminal's."""
+        self._encoding = encoding
+        self._decoder = getincrementaldecoder(encoding)("surrogateescape")
+        self._kept = ""
+
+    def part(self, data: bytes, *, last: bool = False) -> bytes:
+        """Give a part to show; the `last` one keeps nothing back."""
+        text = self._kept + self._decoder.decode(data, last)
+        self._kept = "\r" if text.endswith("\r") and not last else ""
+        return visible(text.removesuffix(self._kept)).encode(self._encoding)

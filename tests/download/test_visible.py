@@ -1,0 +1,54 @@
+"""Control characters that are made visible, wherever a text is cut."""
+
+from __future__ import annotations
+
+import pytest
+
+from poetry.download.visible import VisibleControls, visible
+
+PAIRS = [
+    (b"a poem\n\tof two lines\r\n", b"a poem\n\tof two lines\r\n"),
+    (b"\x1b]0;title\x07\x1b[2J", b"^[]0;title^G^[[2J"),
+    (b"over\rwritten\r", b"over^Mwritten^M"),
+    (b"\r\r\n", b"^M\r\n"),
+    (b"\0\x0b\x0c\x7f", b"^@^K^L^?"),
+    ("CSI in UTF-8: \x9b2J".encode(), b"CSI in UTF-8: <U+009B>2J"),
+    (b"CSI in one byte: \x9b2J", b"CSI in one byte: <9B>2J"),
+    ("é — 詩 🪶".encode(), "é — 詩 🪶".encode()),
+    ("詩".encode()[:2], b"<E8><A9>"),
+    (b"caf\xe9!", b"caf<E9>!"),
+]
+
+
+@pytest.mark.parametrize(("given", "shown"), PAIRS)
+def test_whole(given: bytes, shown: bytes) -> None:
+    """All but newlines, tabs and the ends of lines are shown as less and git do."""
+    assert VisibleControls("utf-8").part(given, last=True) == shown
+
+
+@pytest.mark.parametrize(("given", "shown"), PAIRS)
+def test_in_parts(given: bytes, shown: bytes) -> None:
+    """It is the same wherever a part ends, also in the middle of a character."""
+    for size in range(1, len(given)):
+        controls = VisibleControls("utf-8")
+        parts = [given[at : at + size] for at in range(0, len(given), size)]
+        seen = b"".join(map(controls.part, parts)) + controls.part(b"", last=True)
+        assert seen == shown
+
+
+def test_the_end_of_a_poem() -> None:
+    """What one poem leaves unfinished is no part of the next one."""
+    controls = VisibleControls("utf-8")
+    seen = [controls.part("é".encode()[:1], last=True), controls.part(b"\xa9!", last=True)]
+    assert seen == [b"<C3>", b"<A9>!"]
+
+
+def test_another_encoding() -> None:
+    """On a terminal of Latin-1 its letters are letters, and C1 controls are controls."""
+    controls = VisibleControls("latin-1")
+    assert controls.part(b"caf\xe9 \x9b2J", last=True) == b"caf\xe9 <U+009B>2J"
+
+
+def test_a_line() -> None:
+    """A text is shown in the same way."""
+    assert visible("a\x1b[2J") == "a^[[2J"
