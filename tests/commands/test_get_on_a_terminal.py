@@ -1,0 +1,148 @@
+"""`poetry get` on a terminal: progress, and what would spoil the terminal."""
+
+from __future__ import annotations
+
+import itertools
+import socket
+import time
+
+import pytest
+
+from tests.commands.tools import (
+    HASTY,
+    RESET,
+    SHORT,
+    accept,
+    eventually,
+    port_of,
+    started,
+    terminal,
+)
+from tests.processes import PATIENCE, Server
+
+
+@pytest.mark.parametrize(
+    ("words", "terminals", "shown"),
+    [
+        ("-o /dev/null", {"stderr"}, True),
+        ("", {"stderr"}, True),
+        ("", {"stdout", "stderr"}, False),
+        ("--progress", {"stdout", "stderr"}, True),
+        ("-q", {"stderr"}, False),
+        ("--no-progress", {"stderr"}, False),
+        ("", {"stdout"}, False),
+    ],
+)
+def test_progress(peer: socket.socket, words: str, terminals: set[str], *, shown: bool) -> None:
+    """Progress is shown on a terminal's standard error, unless the poem goes to that terminal."""
+    with terminal() as (device, seen):
+        outputs = dict.fromkeys(terminals, device)
+        given = ("get", *words.split(), port_of(peer))
+        with started(*given, command=HASTY, **outputs) as process:
+            with accept(peer) as connection:
+                for count in itertools.count():
+                    connection.sendall(SHORT)
+                    time.sleep(0.01)
+                    if b"B/s" in seen if shown else count > 20:
+                        break
+            stdout, _ = process.communicate(timeout=PATIENCE)
+    assert process.returncode == 0
+    assert (b"B/s" in seen) is shown
+    if not words and "stdout" not in terminals:
+        assert stdout == SHORT * (count + 1)
+
+
+@pytest.mark.parametrize("progress", [[], ["--progress"]])
+def test_a_short_download_shows_no_progress(served: Server, progress: list[str]) -> None:
+    """What is over at once draws nothing, and an error then has its line to itself."""
+    with terminal() as (device, seen):
+        words = ("get", *progress, served.addresses[0], "unix:/no/such/socket")
+        with started(*words, stderr=device) as process:
+            stdout, _ = process.communicate(timeout=PATIENCE)
+    assert (process.returncode, stdout) == (1, SHORT)
+    assert seen.startswith(b"Error: unix:/no/such/socket: ")
+    assert seen.count(b"\r") == seen.count(b"\r\n") == 1
+
+
+def test_progress_and_errors(peer: socket.socket) -> None:
+    """An error beside a progress bar has a line of its own, and no bar is left."""
+    words = ("get", "-o", "/dev/null", "--retries", "1", port_of(peer))
+    with terminal() as (device, seen), started(*words, command=HASTY, stderr=device) as process:
+        with accept(peer):
+            pass
+        with accept(peer) as connection:
+            while b"B/s" not in seen:
+                connection.sendall(SHORT)
+                time.sleep(0.01)
+            connection.setsockopt(socket.SOL_SOCKET, socket.SO_LINGER, RESET)
+        assert process.wait(PATIENCE) == 1
+    lines = [line.rpartition(b"\r")[2] for line in bytes(seen).split(b"\r\n")]
+    assert b"; retry 1 of 1 in " in lines[0]
+    assert lines[-2].startswith(f"Error: {port_of(peer)}: truncated after ".encode())
+    assert b"B/s" not in lines[-1]
+
+
+@pytest.mark.parametrize(
+    ("words", "shown"), [("", 0), ("{short}", 0), ("-o -", 1), ("-o /dev/stdout", 1)]
+)
+def test_what_would_spoil_a_terminal(
+    served: Server, peer: socket.socket, words: str, shown: int
+) -> None:
+    """NUL bytes are not shown on a terminal, unless asked for; the other poems are."""
+    given = words.format(short=served.addresses[0]).split()
+    given.append(port_of(peer))
+    with terminal() as (device, seen), started("get", *given, stdout=device) as process:
+        connection = accept(peer)
+        connection.sendall(b"\x7fELF\0spoiled")
+        connection.close()
+        _, stderr = process.communicate(timeout=PATIENCE)
+    assert process.returncode == 1 - shown
+    assert seen.count(b"ELF") == shown
+    assert seen.count(SHORT[:9]) == words.count("short")
+    if not shown:
+        assert stderr.startswith(f"Error: {port_of(peer)}: not shown: it is no text".encode())
+        assert stderr.count(b"\n") == 1
+
+
+def test_what_turns_out_to_spoil_a_terminal(peer: socket.socket) -> None:
+    """Where NUL bytes follow what is shown already, no more of it is, and the line says so."""
+    with terminal() as (device, seen), started("get", port_of(peer), stdout=device) as process:
+        with accept(peer) as connection:
+            connection.sendall(b"PDF")
+            eventually(lambda: seen == b"PDF")
+            connection.sendall(b"\0spoiled")
+        _, stderr = process.communicate(timeout=PATIENCE)
+    assert process.returncode == 1
+    assert seen == b"PDF"
+    assert stderr.startswith(f"Error: {port_of(peer)}: shown no further: it is no text".encode())
+    assert stderr.count(b"\n") == 1
+
+
+CONTROLS = b"\x1b]0;title\x07 over\rwritten\n\xc2\x9b2J \xe2\x80"
+VISIBLE = b"^[]0;title^G over^Mwritten\r\n<U+009B>2J <E2><80>"
+
+
+@pytest.mark.parametrize(
+    ("words", "shown"), [("", VISIBLE), ("{short}", VISIBLE), ("-o -", CONTROLS)]
+)
+def test_control_characters(served: Server, peer: socket.socket, words: str, shown: bytes) -> None:
+    """On a terminal they are made visible, wherever a part of the poem ends; not with `-o -`."""
+    given = [*words.format(short=served.addresses[0]).split(), port_of(peer)]
+    with terminal() as (device, seen), started("get", *given, stdout=device) as process:
+        with accept(peer) as connection:
+            connection.setsockopt(socket.IPPROTO_TCP, socket.TCP_NODELAY, 1)
+            for byte in CONTROLS:
+                connection.sendall(bytes([byte]))
+        _, stderr = process.communicate(timeout=PATIENCE)
+    assert (process.returncode, stderr) == (0, b"")
+    shown = shown if shown == VISIBLE else shown.replace(b"\n", b"\r\n")
+    assert bytes(seen) == (SHORT.replace(b"\n", b"\r\n") if "short" in words else b"") + shown
+
+
+def test_control_characters_in_a_pipe(peer: socket.socket) -> None:
+    """What is no terminal gets each byte as it is."""
+    with started("get", port_of(peer)) as process:
+        with accept(peer) as connection:
+            connection.sendall(CONTROLS)
+        stdout, _ = process.communicate(timeout=PATIENCE)
+    assert stdout == CONTROLS

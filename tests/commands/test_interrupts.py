@@ -1,0 +1,134 @@
+"""Signals, whenever they come: 130 without a word, and nothing left behind."""
+
+from __future__ import annotations
+
+import os
+import signal
+import socket
+import subprocess
+import sys
+from pathlib import Path
+from typing import Any
+
+import pytest
+
+from tests.commands.tools import (
+    LONG,
+    RUN,
+    SHORT,
+    accept,
+    black_hole,
+    error_of,
+    eventually,
+    port_of,
+    started,
+    written,
+)
+from tests.faults.conftest import Command
+from tests.processes import PATIENCE, POETRY, Server
+
+LATE = f"import atexit, os, signal; atexit.register(os.kill, os.getpid(), signal.SIGINT); {RUN}"
+
+
+@pytest.mark.parametrize("number", [signal.SIGINT, signal.SIGTERM, signal.SIGHUP])
+def test_interrupted(peer: socket.socket, tmp_path: Path, number: int) -> None:
+    """INT, TERM and HUP end it with 130, and leave no file."""
+    with (
+        started("get", "-o", tmp_path / "poem.txt", port_of(peer)) as process,
+        accept(peer) as connection,
+    ):
+        connection.sendall(LONG)
+        eventually(lambda: written(tmp_path))
+        process.send_signal(number)
+        _, stderr = process.communicate(timeout=PATIENCE)
+    assert (process.returncode, stderr) == (130, b"")
+    assert not list(tmp_path.iterdir())
+
+
+@pytest.mark.parametrize("number", [signal.SIGHUP, signal.SIGINT])
+def test_a_signal_that_is_ignored(peer: socket.socket, number: signal.Signals) -> None:
+    """Under nohup a HUP is nothing, and in the background of a shell script an interrupt."""
+    options: Any = {"preexec_fn": lambda: signal.signal(number, signal.SIG_IGN)}
+    with started("get", port_of(peer), **options) as process, accept(peer) as connection:
+        process.send_signal(number)
+        connection.sendall(SHORT)
+        connection.close()
+        stdout, stderr = process.communicate(timeout=PATIENCE)
+    assert (process.returncode, stdout, stderr) == (0, SHORT, b"")
+
+
+@pytest.mark.parametrize("count", [1, 2])
+def test_interrupted_while_nobody_reads(served: Server, count: int) -> None:
+    """An interrupt is heard while standard output is stuck."""
+    with started("get", *[served.addresses[1]] * count) as process:
+        assert process.stdout is not None
+        assert process.stdout.read(1) == LONG[:1]
+        process.send_signal(signal.SIGINT)
+        assert process.wait(PATIENCE) == 130
+        _, stderr = process.communicate(timeout=PATIENCE)
+    assert stderr == b""
+
+
+@pytest.mark.parametrize("count", [1, 2])
+def test_interrupted_while_it_connects(tmp_path: Path, count: int) -> None:
+    """An interrupt before there is a connection is no failure, either."""
+    with black_hole() as address:
+        words = ("get", "--directory", tmp_path / "d", *(address, f"tcp:127.0.0.1:{address}"))
+        with started(*words[: 3 + count]) as process:
+            eventually(lambda: len(list(tmp_path.glob("d/.poetry-*.part"))) == count)
+            process.send_signal(signal.SIGINT)
+            _, stderr = process.communicate(timeout=PATIENCE)
+    assert (process.returncode, stderr) == (130, b"")
+    assert not list(tmp_path.glob("d/*"))
+
+
+@pytest.mark.parametrize("command", [POETRY, (Path(sys.executable).with_name("poetry"),)])
+@pytest.mark.parametrize(
+    ("loading", "words"),
+    [
+        ("click", ("get", "1")),
+        ("twisted", ("get", "1")),
+        ("tqdm", ("get", "--progress", "1")),
+        ("twisted", ("serve",)),
+    ],
+)
+def test_interrupted_while_it_is_loaded(
+    tmp_path: Path, loading: str, command: Command, words: Command
+) -> None:
+    """An interrupt before all is imported is no traceback, wherever it comes."""
+    interrupting = "import os, signal, time\nos.kill(os.getpid(), signal.SIGINT)\ntime.sleep(60)\n"
+    (tmp_path / f"{loading}.py").write_text(interrupting)
+    done = subprocess.run(
+        [*command, *words],
+        env={**os.environ, "PYTHONPATH": str(tmp_path)},
+        capture_output=True,
+        timeout=PATIENCE,
+        check=False,
+    )
+    assert (done.returncode, done.stdout, done.stderr) == (130, b"", b"")
+
+
+def test_interrupted_when_it_is_done() -> None:
+    """An interrupt while Python ends does not change how it went."""
+    words = [sys.executable, "-c", LATE, "get", "unix:/no/such/socket"]
+    result = subprocess.run(words, capture_output=True, timeout=PATIENCE, check=False)
+    assert error_of(result, 1).startswith("unix:/no/such/socket: ")
+
+
+def test_interrupted_before_it_runs() -> None:
+    """An interrupt while the poem is read from standard input is no traceback, either."""
+    with started("serve", "-", stdin=subprocess.PIPE) as process:
+        reading = Path(f"/proc/{process.pid}/wchan")
+        eventually(lambda: "pipe" in reading.read_text(encoding="ascii"))
+        process.send_signal(signal.SIGINT)
+        stdout, stderr = process.communicate(timeout=PATIENCE)
+    assert (process.returncode, stdout, stderr.strip()) == (130, b"", b"")
+
+
+def test_get_without_hangups(served: Server) -> None:
+    """Where there is no SIGHUP, as on Windows, a poem is got all the same."""
+    words = [sys.executable, "-c", f"import signal; del signal.SIGHUP; {RUN}", "get"]
+    result = subprocess.run(
+        [*words, served.addresses[0]], capture_output=True, timeout=PATIENCE, check=False
+    )
+    assert (result.returncode, result.stdout, result.stderr) == (0, SHORT, b"")

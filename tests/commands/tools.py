@@ -1,0 +1,129 @@
+"""What the tests of the commands share: poems, processes, terminals, peers."""
+
+from __future__ import annotations
+
+import fcntl
+import json
+import os
+import pty
+import socket
+import struct
+import subprocess
+import sys
+import termios
+import threading
+import time
+from collections.abc import Callable, Iterator, Sequence
+from contextlib import contextmanager, suppress
+from pathlib import Path
+from typing import Any
+
+from tests.processes import PATIENCE, POETRY, Server
+
+SHORT = "Said the river: I bring what I have to the sea. — envoi\n".encode()
+LONG = bytes(range(256)) * 12_000
+SAMPLE = (Path(__file__).parents[2] / "poetry" / "sample.txt").read_bytes()
+NO_PATH = f"/{'x' * 119}"
+"""A path that no Unix socket can have."""
+
+RESET = struct.pack("ii", 1, 0)
+SERVE = (*POETRY, "serve")
+QUICK = (*SERVE, "--grace", "0", "--log-level", "error")
+RUN = "from poetry.__main__ import main; main()"
+HASTE = """
+import time
+real, start = time.time, time.time()
+time.time = lambda: start + 100 * (real() - start)
+from poetry.cli import main
+main()
+"""
+HASTY = (sys.executable, "-c", HASTE)
+"""The command, with a time of day that runs a hundred times as fast, so that it soon takes long."""
+
+Run = Callable[..., subprocess.CompletedProcess[bytes]]
+"""Runs a command to its end."""
+
+
+@contextmanager
+def terminal() -> Iterator[tuple[int, bytearray]]:
+    """A terminal to write to, and what was shown on it when the block has ended."""
+    master, slave = pty.openpty()
+    fcntl.ioctl(slave, termios.TIOCSWINSZ, struct.pack("4H", 24, 80, 0, 0))
+    seen = bytearray()
+
+    def watch() -> None:
+        with suppress(OSError):  # EIO: nobody has the terminal open any more
+            while data := os.read(master, 65536):
+                seen.extend(data)
+
+    watcher = threading.Thread(target=watch, daemon=True)
+    watcher.start()
+    try:
+        yield slave, seen
+    finally:
+        os.close(slave)
+        watcher.join(PATIENCE)
+        os.close(master)
+
+
+def port_of(listener: socket.socket) -> str:
+    return str(listener.getsockname()[1])
+
+
+def accept(listener: socket.socket) -> socket.socket:
+    """The next connection; nothing that it does takes for ever."""
+    connection, _ = listener.accept()
+    connection.settimeout(PATIENCE)
+    return connection
+
+
+@contextmanager
+def started(
+    *words: str | Path, command: Sequence[str] = POETRY, **options: Any
+) -> Iterator[subprocess.Popen[bytes]]:
+    """A `poetry` command that runs until the block ends; its outputs are pipes."""
+    options = {"stdout": subprocess.PIPE, "stderr": subprocess.PIPE, **options}
+    with subprocess.Popen([*command, *map(str, words)], **options) as process:
+        try:
+            yield process
+        finally:
+            process.kill()
+
+
+def eventually(condition: Callable[[], object]) -> None:
+    """Wait until something holds."""
+    give_up = time.monotonic() + PATIENCE
+    while not condition():
+        assert time.monotonic() < give_up, "it never came true"
+        time.sleep(0.01)
+
+
+def written(directory: Path) -> bool:
+    """Whether a file there has something in it."""
+    return any(path.stat().st_size for path in directory.iterdir())
+
+
+def error_of(result: subprocess.CompletedProcess[bytes], code: int) -> str:
+    """The one line on standard error of a command that has failed with `code`."""
+    lines = result.stderr.decode().splitlines()
+    assert (result.returncode, len(lines)) == (code, 1), result
+    assert lines[0].startswith("Error: ")
+    return lines[0].removeprefix("Error: ")
+
+
+@contextmanager
+def black_hole() -> Iterator[str]:
+    """An address that answers nothing: a listener whose queue is full."""
+    with socket.socket() as listener, socket.socket() as first, socket.socket() as second:
+        listener.bind(("127.0.0.1", 0))
+        listener.listen(0)
+        for other in (first, second):
+            other.setblocking(False)
+            other.connect_ex(listener.getsockname())
+        yield port_of(listener)
+
+
+def logged(server: Server, event: str) -> list[dict[str, Any]]:
+    """The log lines of one kind, of a server with `--log-format json`."""
+    lines = [json.loads(line) for line in server.stderr.splitlines(keepends=True) if "\n" in line]
+    return [line for line in lines if line["event"] == event]
