@@ -7,6 +7,7 @@ from __future__ import annotations
 
 import os
 import re
+from pathlib import Path
 from typing import Any, NamedTuple
 
 from twisted.internet.abstract import isIPAddress, isIPv6Address
@@ -49,7 +50,13 @@ _NEARLY = re.compile(  # a URL, HOST PORT, HOST:SERVICE, HOST:PORT:MORE, :PORT, 
     r"\[?(?P<host>[0-9A-Fa-f:]*::[\w:.%]*?|[^:/?#\s\[\]]*)\]?"
     r"(?:\s*[:\s]\s*(?P<port>\d+))?(?:[:/?#].*)?\s*"
 )
+_FILE = re.compile(r"[\w./-]*\.(?:txt|text|md|rst)")  # and, of a poem, whatever is a file
+_CERTIFICATE = re.compile("-----BEGIN CERTIFICATE-----.*?-----END CERTIFICATE-----", re.DOTALL)
 _MANY_WORDS = re.compile(r"(?!.*::)\w+:.*:")  # as an endpoint string has, of an unknown type
+_LABEL = r"(?!(?!xn)..--)(?!-)[a-z0-9-]{1,63}(?<!-)"
+_LDH_NAME = re.compile(rf"(?:{_LABEL}\.)*{_LABEL}\.?", re.IGNORECASE | re.ASCII)
+"""Letters, digits and hyphens, as IDNA has them (RFC 5891, 4.2.3.1)."""
+
 _ASCII_NAME = re.compile(r"(?:[\w-]{1,63}\.)*[\w-]{1,63}\.?", re.ASCII)
 
 
@@ -107,9 +114,12 @@ def server_endpoint(reactor: Any, text: str) -> IStreamServerEndpoint:
     return server if path is None else TakingOver(server, path)
 
 
-def client_endpoint(reactor: Any, text: str, timeout: float = 30.0) -> IStreamClientEndpoint:
+def client_endpoint(
+    reactor: Any, text: str, timeout: float = 30.0, trust: Any = None
+) -> IStreamClientEndpoint:
     """Where to connect to, `timeout` seconds an attempt for a plain address.
 
+    @param trust: who signs certificates, as `authorities` gives it; None: the system's.
     @raise BadAddress: where the text makes no sense.
     """
     plain = split(text)
@@ -118,7 +128,9 @@ def client_endpoint(reactor: Any, text: str, timeout: float = 30.0) -> IStreamCl
     scheme, _, rest = text.partition(":")
     plain = split(rest) if scheme == "tls" and ":" in rest else None
     if plain is not None:
-        return _over_tls(_plain_client(reactor, plain, text, timeout), plain.host, text)
+        return _over_tls(_plain_client(reactor, plain, text, timeout), plain.host, text, trust)
+    if trust is not None and scheme in ("ssl", "tls"):
+        raise BadAddress(f"{text!r}: with --cacert, write tls:HOST:PORT")
     host = rest.partition(":")[0]
     _check_unix(scheme, text)
     full = text
@@ -140,17 +152,39 @@ def _plain_client(
         kind = TCP4ClientEndpoint
     elif isIPv6Address(plain.host):
         kind = TCP6ClientEndpoint
-    endpoint: Any = kind(reactor, plain.host, plain.port, timeout)
-    if getattr(endpoint, "_badHostname", False):
+    elif plain.host.isascii() and not _LDH_NAME.fullmatch(plain.host):
         if not _ASCII_NAME.fullmatch(plain.host):
             raise BadAddress(f"{text!r}: {plain.host!r} is no host name")
-        # IDNA has no `_`; names of Docker Compose have, and the resolver knows them.
-        endpoint._badHostname = False
-    client: IStreamClientEndpoint = endpoint
+        # HostnameEndpoint refuses it, for IDNA's rules; the resolver may know it, by IPv4.
+        kind = TCP4ClientEndpoint
+    client: IStreamClientEndpoint = kind(reactor, plain.host, plain.port, timeout)
     return client
 
 
-def _over_tls(endpoint: IStreamClientEndpoint, host: str, text: str) -> IStreamClientEndpoint:
+def authorities(path: str) -> Any:
+    """Who signs certificates: an IOpenSSLTrustRoot of those in a PEM file.
+
+    @raise BadAddress: where it has none.
+    """
+    try:
+        from OpenSSL.crypto import Error
+        from twisted.internet.ssl import Certificate, trustRootFromCertificates
+
+        found = _CERTIFICATE.findall(Path(path).read_text(encoding="latin-1"))
+        if not found:
+            raise BadAddress(f"{path}: no certificate is in it (PEM)")
+        return trustRootFromCertificates(map(Certificate.loadPEM, found))
+    except ImportError as error:
+        raise _needs_tls(path, error) from error
+    except OSError as error:
+        raise BadAddress(f"{path}: {error.strerror}") from error
+    except Error as error:
+        raise BadAddress(f"{path}: a certificate in it is damaged") from error
+
+
+def _over_tls(
+    endpoint: IStreamClientEndpoint, host: str, text: str, trust: Any
+) -> IStreamClientEndpoint:
     """What Twisted's `tls:` is, which cannot read IPv6.
 
     @param host: whose the certificate has to be.
@@ -160,7 +194,7 @@ def _over_tls(endpoint: IStreamClientEndpoint, host: str, text: str) -> IStreamC
     except ImportError as error:
         raise _needs_tls(text, error) from error
     try:
-        options = optionsForClientTLS(host.partition("%")[0])
+        options = optionsForClientTLS(host.partition("%")[0], trust)
     except UnicodeError as error:
         raise BadAddress(f"{text!r}: no certificate can be for {host!r}: {error}") from error
     return wrapClientTLS(options, endpoint)
@@ -217,8 +251,13 @@ def _without_tcp(text: str) -> str:
 
 def _instead(text: str, *, listening: bool) -> str:
     """What to write instead of a text that is nearly an address, as far as that can be told."""
+    if _FILE.fullmatch(text) or (":" not in text and Path(text).is_file()):
+        to_write = "" if listening else f", `get -o {text} ADDRESS` writes it"
+        return f"it looks like a file: `serve {text}` sends it{to_write}"
     nearly = _NEARLY.fullmatch(text)
-    told = nearly is not None and (nearly["port"] or ":" in text or "." in nearly["host"])
+    told = nearly is not None and (
+        nearly["port"] or ":" in text or "." in nearly["host"] or nearly["host"] == "localhost"
+    )
     if nearly is None or not told or nearly["host"].isdigit():
         return "use PORT, HOST:PORT or an endpoint string"
     host, port = nearly["host"], nearly["port"] or "PORT"

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import os
+import re
 import sys
 from pathlib import Path
 
@@ -12,16 +13,26 @@ from poetry.commands.console import USAGE, cannot_print, complain
 from poetry.commands.get import get
 from poetry.commands.serve import serve
 
+INSTEAD = {
+    "--bind": "Where to listen is -i ADDR.",
+    "--host": "Where to listen is -i ADDR.",
+    "--reload": "A running server reads its poems again at HUP: kill -HUP PID.",
+}
+"""Options that `serve` does not have and other servers do: what it has instead."""
+
 
 def main() -> None:
     """The commands `poetry` and `twisted-poetry`: each error is one line on standard error."""
     if sys.stdout is None:  # it is closed, and its descriptor free for whatever is opened next
         sys.stdout = Path(os.devnull).open("w", encoding="utf-8")  # noqa: SIM115 (for good)
+    if Path(sys.argv[0]).name == "twisted-poetry":
+        for command in (cli, serve, get):
+            command.epilog = re.sub("poetry (?=serve|get)", "twisted-poetry ", str(command.epilog))
     try:
         code = cli.main(standalone_mode=False)
     except click.UsageError as error:
-        command = error.ctx.command_path if error.ctx else "poetry"
-        code = complain(f"{error.format_message()} (see '{command} --help')", USAGE)
+        called = error.ctx.command_path if error.ctx else "poetry"
+        code = complain(f"{error.format_message()}{hint(error)} (see '{called} --help')", USAGE)
     except click.ClickException as error:
         code = complain(error.format_message(), error.exit_code)
     except OSError as error:  # what click prints itself: help, for one
@@ -29,7 +40,30 @@ def main() -> None:
     sys.exit(code)
 
 
+def hint(error: click.UsageError) -> str:
+    """What `serve` has instead of an option that other servers have."""
+    if not isinstance(error, click.NoSuchOption) or error.option_name not in INSTEAD:
+        return ""
+    serving = error.ctx is not None and error.ctx.command is serve
+    return f" {INSTEAD[error.option_name]}" if serving else ""
+
+
+class Commands(click.Group):
+    """The commands, and what becomes of those of the other program that is called poetry."""
+
+    def resolve_command(
+        self, ctx: click.Context, args: list[str]
+    ) -> tuple[str | None, click.Command | None, list[str]]:
+        """Find one."""
+        try:
+            return super().resolve_command(ctx, args)
+        except click.UsageError as error:
+            which = "This is twisted-poetry, which serves poems, and not Python Poetry."
+            ctx.fail(f"{error.format_message()} {which}")
+
+
 @click.group(
+    cls=Commands,
     context_settings={"help_option_names": ["-h", "--help"], "max_content_width": 100},
     epilog="Examples:\n\n\b\npoetry serve -p 10000 poem.txt\npoetry get 10000",
     invoke_without_command=True,

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Callable, Coroutine
+from time import monotonic
 from typing import Any, NoReturn, TypeVar
 
 from twisted.internet import error
@@ -16,9 +17,14 @@ from twisted.internet.protocol import connectionDone
 from twisted.python.failure import Failure
 from zope.interface import implementer
 
+from poetry.addresses import peer_address
 from poetry.errors import PoemTimedOut
 from poetry.protocol import PoetryClientFactory, PoetryProtocol
-from poetry.system.unix import check_path
+from poetry.system.unix import check_path, path_of
+from poetry.wire.layers import innermost
+
+TLS_READ = 32 * 1024
+"""Bytes a read under TLS: what it answers to more, Twisted would leave in OpenSSL for good."""
 
 _T = TypeVar("_T")
 
@@ -120,6 +126,7 @@ async def download(
     max_bytes: int | None,
     consumer: IConsumer | None,
     clock: Any,
+    tell: Callable[[str], object] | None = None,
 ) -> None:
     """Fetch a poem and `write` each part of it as it comes; memory stays flat.
 
@@ -127,8 +134,11 @@ async def download(
     with `ConsumerGone`.
 
     @param consumer: what `write` fills; the sender is held back while it is full.
+    @param tell: is told what happens, a line at a time.
     """
     factory = _DownloadFactory(write, timeout, consumer, clock)
+    if tell is not None:
+        factory.tell = tell
     factory.max_bytes = max_bytes
     await _connect(endpoint, factory)
     try:
@@ -159,6 +169,9 @@ async def _connect(endpoint: IStreamClientEndpoint, factory: _DownloadFactory) -
         if late:
             reason = f"no connection within {factory.timeout:g} s"
             raise error.TimeoutError(string=reason) from failed
+        if path_of(endpoint) is not None and isinstance(failed.args[0], Failure):
+            # connect(2) to a Unix socket does not wait for room: all that comes is a hang-up.
+            raise error.ConnectError(string="the server's queue is full") from failed
         raise
     finally:
         patience.stop()
@@ -176,6 +189,8 @@ class _DownloadProtocol(PoetryProtocol):
 
     def connectionMade(self) -> None:
         factory = self.factory
+        factory.tell(f"connected to {peer_address(self.transport)}")
+        self._held_back: set[object] = set()
         self._patience = _Patience(factory.clock, factory.timeout, self._timedOut)
         super().connectionMade()
         if factory.consumer is not None:
@@ -183,6 +198,7 @@ class _DownloadProtocol(PoetryProtocol):
 
     def handshakeCompleted(self) -> None:
         # Twisted compares the names, but only logs what it cannot compare: none, or nonsense.
+        from cryptography.x509 import SubjectAlternativeName
         from service_identity.cryptography import extract_patterns
 
         certificate = self.transport.getPeerCertificate().to_cryptography()
@@ -191,31 +207,53 @@ class _DownloadProtocol(PoetryProtocol):
                 raise ValueError("it names no host (subjectAltName)")
         except Exception as unusable:
             self.fail(error.CertificateError(f"the server's certificate is unusable: {unusable}"))
+            return
+        names = certificate.extensions.get_extension_for_class(SubjectAlternativeName).value
+        version = self.transport.getHandle().get_protocol_version_name()
+        named = ", ".join(str(name.value) for name in names)
+        self.factory.tell(f"{version}; the certificate is for {named}")
+        # A server that does not read what TLS answers by itself, as to each KeyUpdate, is not read
+        # either: the answers would fill the memory.
+        innermost(self.transport).bufferSize = TLS_READ
+        self.transport.registerProducer(_Answers(self), True)
 
     def chunkReceived(self, data: bytes) -> None:
         self._patience.restart()
+        if self.size == len(data):
+            self.factory.tell(f"first byte after {monotonic() - self.started:.3f} s")
         try:
             self.factory.write(data)
         except Exception as unwritten:
             self.fail(unwritten)
 
-    def pause(self) -> None:
-        """The consumer is full: let the kernel hold the sender back, and do not blame it."""
-        self._patience.stop()
+    def pause(self, throttle: _Throttle) -> None:
+        """Let the kernel hold the sender back."""
+        if throttle.patient:
+            self._patience.stop()
+        self._held_back.add(throttle)
         self.transport.pauseProducing()
 
-    def resume(self) -> None:
-        """The consumer has room."""
-        self._patience.restart()
-        self.transport.resumeProducing()
+    def resume(self, throttle: _Throttle) -> None:
+        """Go on, unless something else holds the sender back."""
+        if throttle.patient:
+            self._patience.restart()
+        self._held_back.discard(throttle)
+        if not self._held_back:
+            self.transport.resumeProducing()
 
     def _timedOut(self) -> None:
         self.fail(PoemTimedOut(self.factory.timeout, self.size))
 
     def connectionLost(self, reason: Failure = connectionDone) -> None:
+        if reason.check(IndexError):  # of Twisted's own, for a close_notify during the handshake
+            reason = Failure(error.SSLError(string="the server ended TLS before it was up"))
         self._patience.stop()
         if self.factory.consumer is not None:
             self.factory.consumer.unregisterProducer()
+        self.factory.tell(
+            f"ended after {self.size:,} bytes and {monotonic() - self.started:.3f} s:"
+            f" {reason.getErrorMessage()}"
+        )
         super().connectionLost(reason)
 
 
@@ -234,20 +272,35 @@ class _DownloadFactory(PoetryClientFactory):
         self.timeout = timeout
         self.consumer = consumer
         self.clock = clock
+        self.tell: Callable[[str], object] = lambda _: None
 
 
 @implementer(IPushProducer)
 class _Throttle:
-    """A download as the producer of its consumer."""
+    """A download as the producer of its consumer.
+
+    @cvar patient: whether the sender is not to blame for its silence while it is held back.
+    """
+
+    patient = True
 
     def __init__(self, download: _DownloadProtocol) -> None:
         self._download = download
 
     def pauseProducing(self) -> None:
-        self._download.pause()
+        self._download.pause(self)
 
     def resumeProducing(self) -> None:
-        self._download.resume()
+        self._download.resume(self)
 
     def stopProducing(self) -> None:
         self._download.fail(ConsumerGone())
+
+
+class _Answers(_Throttle):
+    """A download as the producer of what TLS answers to it."""
+
+    patient = False
+
+    def stopProducing(self) -> None:
+        """Do nothing: the connection is lost, and its protocol is told."""

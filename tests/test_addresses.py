@@ -20,6 +20,7 @@ from zope.interface import implementer
 from poetry.addresses import (
     BACKLOG,
     BadAddress,
+    authorities,
     client_endpoint,
     listening_address,
     peer_address,
@@ -161,6 +162,14 @@ def test_without_tls(command: str, address: str) -> None:
     assert result.stderr.count("\n") == 1
 
 
+def test_authorities_without_tls(monkeypatch: pytest.MonkeyPatch) -> None:
+    """Where TLS is not installed, a file of authorities says what to install."""
+    monkeypatch.setitem(sys.modules, "OpenSSL", None)
+    monkeypatch.setitem(sys.modules, "OpenSSL.crypto", None)
+    with pytest.raises(BadAddress, match="needs TLS: install twisted-poetry"):
+        authorities("ca.pem")
+
+
 @pytest.mark.parametrize(
     ("text", "port", "host", "backlog"),
     [
@@ -230,7 +239,9 @@ def one_host() -> Iterator[OneHost]:
     reactor.installNameResolver(before)
 
 
-@pytest.mark.parametrize("host", ["poem_server", "r3---sn-x", "poems.example."])
+@pytest.mark.parametrize(
+    "host", ["poem_server", "r3---sn-x", "-x-", "poems.example.", "xn--gedicht-0za.example"]
+)
 def test_the_resolver_decides(one_host: OneHost, host: str) -> None:
     """A name of ASCII is for the resolver to know, IDNA's rules or not."""
     port = wait(server_endpoint(reactor, "0").listen(PoetryServerFactory(b"a poem")))

@@ -19,9 +19,13 @@ from twisted.internet.task import Clock
 from twisted.internet.testing import StringTransport
 from twisted.python.failure import Failure
 
+from poetry.addresses import authorities, client_endpoint
 from poetry.client import ConsumerGone, download, get_poem
 from poetry.errors import EmptyPoem, PoemTimedOut, PoemTooLong, PoemTruncated
 from poetry.protocol import PoetryServerFactory
+from poetry.wire.layers import innermost
+from tests.certificates import Certificates
+from tests.faults.bad import serving, stall
 from tests.loop import reactor, until, wait, wait_error
 
 LONG = bytes(range(256)) * 40_000
@@ -263,6 +267,59 @@ def test_a_full_output_holds_the_server_back() -> None:
     wait(done)
     assert (output.value(), output.producer) == (b"half a poem", None)
     assert not clock.getDelayedCalls()
+
+
+def test_a_server_that_reads_no_answers_is_not_read(certificates: Certificates) -> None:
+    """What TLS answers by itself is held back with its questions, and time counts meanwhile."""
+    context = certificates.server_context("good")
+    output = StringTransport()
+    clock = Clock()
+    with serving(stall, context) as port:
+        connected: list[Any] = []
+        trust = authorities(str(certificates.authority))
+        endpoint = client_endpoint(reactor, f"tls:127.0.0.1:{port}", 30, trust)
+        done = downloading(Watching(endpoint, connected), output.write, output, clock)
+        until(lambda: connected and innermost(connected[0].transport).producer)
+        transport = innermost(connected[0].transport)
+        producer: Any = output.producer
+
+        def reads() -> bool:
+            return transport in reactor.getReaders()
+
+        states = []
+        for step in (
+            transport.producer.pauseProducing,
+            producer.pauseProducing,
+            producer.resumeProducing,
+            transport.producer.resumeProducing,
+            transport.producer.pauseProducing,
+        ):
+            step()
+            states.append(reads())
+        assert states == [False, False, False, True, False]
+        clock.advance(5)
+        clock.advance(0)
+        assert isinstance(wait_error(done), PoemTimedOut)
+
+
+class Watching:
+    """An endpoint whose protocols are noted."""
+
+    def __init__(self, endpoint: Any, connected: list[Any]) -> None:
+        self.endpoint = endpoint
+        self.connected = connected
+
+    def connect(self, factory: Any) -> Deferred[Any]:
+        """Connect, and note."""
+        build = factory.buildProtocol
+
+        def note(address: Any) -> Any:
+            self.connected.append(build(address))
+            return self.connected[-1]
+
+        factory.buildProtocol = note
+        connecting: Deferred[Any] = self.endpoint.connect(factory)
+        return connecting
 
 
 def test_an_output_that_goes_away_ends_the_download() -> None:

@@ -6,13 +6,14 @@ import math
 import re
 import sys
 from collections.abc import Sequence
+from contextlib import suppress
 from pathlib import Path
-from typing import TYPE_CHECKING
+from typing import TYPE_CHECKING, Any
 
 import click
 
 from poetry.commands.console import Count, Seconds
-from poetry.commands.progress import is_terminal, progress_bar
+from poetry.commands.progress import Say, is_terminal, progress_bar
 
 if TYPE_CHECKING:
     from poetry.download.fetch import Source
@@ -27,6 +28,7 @@ if TYPE_CHECKING:
     poetry get -o poem.txt host:10000        all or nothing
     poetry get -d poems a:10000 b:10000      a file for each
     poetry get --retries 5 host:10000        try again
+    poetry get -v host:10000                 say what happens
     poetry get unix:/run/poem                a Unix socket
     poetry get tls:poems.example.org:10000   over TLS
     """,
@@ -36,6 +38,8 @@ if TYPE_CHECKING:
 @click.option(
     "-o",
     "--output",
+    "outputs",
+    multiple=True,
     type=click.Path(readable=False, allow_dash=True),
     metavar="FILE",
     help="Write here instead, atomically: a failure leaves no file, and an old one as it was;"
@@ -44,6 +48,8 @@ if TYPE_CHECKING:
 @click.option(
     "-d",
     "--directory",
+    "directories",
+    multiple=True,
     type=click.Path(readable=False, path_type=Path),
     metavar="DIR",
     help="One file an address.",
@@ -77,22 +83,46 @@ if TYPE_CHECKING:
     default=None,
     help="Show progress.  [default: on a terminal's standard error, if it takes long]",
 )
+@click.option(
+    "--cacert",
+    type=click.Path(readable=False),
+    metavar="FILE",
+    help="Who signs the server's certificate (PEM), instead of the system's authorities (TLS).",
+)
+@click.option(
+    "-v",
+    "--verbose",
+    is_flag=True,
+    help="Say what happens: names, attempts, TLS, the first byte, how it ended.",
+)
 @click.option("-q", "--quiet", is_flag=True, help="Errors only.")
 def get(
     addresses: tuple[str, ...],
-    output: str | None,
-    directory: Path | None,
+    outputs: tuple[str, ...],
+    directories: tuple[Path, ...],
     timeout: float,
     max_time: float | None,
     max_bytes: int | None,
     retries: int,
     sha256: str | None,
     progress: bool | None,
+    cacert: str | None,
+    verbose: bool,
     quiet: bool,
 ) -> int:
-    """Fetch poems at the same time, and print them in the order asked for."""
-    if output is not None and directory is not None:
+    """Fetch poems at the same time, and print them in the order asked for.
+
+    ADDRESS is PORT (on this machine), HOST:PORT, [IPV6]:PORT, tls:HOST:PORT, unix:PATH, or another
+    Twisted endpoint string: what follows `on` where `serve` says where it serves.
+    """
+    if outputs and directories:
         raise click.UsageError("give --output or --directory, not both")
+    if len(outputs + directories) > 1:
+        raise click.UsageError("give --output or --directory once: -d DIR has a file an address")
+    if verbose and quiet:
+        raise click.UsageError("give --verbose or --quiet, not both")
+    output = outputs[0] if outputs else None
+    directory = directories[0] if directories else None
     if output == "":
         raise click.UsageError("--output: it names no file")
     digest = digest_wanted(sha256)
@@ -104,9 +134,12 @@ def get(
     from poetry.commands.run import run_to_end
     from poetry.download.fetch import Fetcher, Wanted
     from poetry.download.output import is_standard_output
+    from poetry.system.descriptors import raise_limit
 
     globalLogBeginner.beginLoggingTo([], discardBuffer=True, redirectStandardIO=False)
-    sources = sources_at(addresses)
+    trust = None if cacert is None else authorities_in(cacert)
+    with suppress(OSError, ValueError):  # then the limit stays, and may do
+        raise_limit()
     path = None if output is None or is_standard_output(output) else output
     printed = path is None and not paths
     if printed and sys.__stdout__ is None:
@@ -115,29 +148,56 @@ def get(
     if progress is None:
         # On the terminal that shows the poem, a bar would be in its way.
         progress = is_terminal(sys.stderr) and not quiet and not shown
-    with progress_bar(shown=progress) as (advance, say):
+    with progress_bar(reactor, shown=progress) as (advance, say):
+        sources = sources_at(addresses, trust, say if verbose else None)
         fetcher = Fetcher(
             reactor,
             Wanted(timeout, max_time, max_bytes, retries, digest, text=shown and output is None),
             advance,
             note=(lambda _: None) if quiet else say,
             complain=lambda message: say(f"Error: {message}"),
+            wrote=say if is_terminal(sys.stderr) and not quiet else None,
         )
         work = fetcher.fetch_each(sources, paths) if paths else fetcher.fetch(sources, path)
         return run_to_end(reactor, work)
 
 
-def sources_at(addresses: Sequence[str]) -> list[Source]:
-    """Where to fetch from; for how long to try, the download knows."""
+def sources_at(addresses: Sequence[str], trust: Any, say: Say | None) -> list[Source]:
+    """Where to fetch from; for how long to try, the download knows.
+
+    @param trust: who signs certificates; None: the system's authorities.
+    @param say: is told what happens; None: nobody wants to know.
+    """
     from twisted.internet import reactor
 
     from poetry.addresses import BadAddress, client_endpoint
     from poetry.download.fetch import Source
 
+    def source(address: str) -> Source:
+        if say is None:
+            return Source(address, client_endpoint(reactor, address, math.inf, trust))
+        from poetry.download.verbose import VerboseReactor
+
+        def tell(line: str) -> None:
+            say(f"{address}: {line}")
+
+        telling: Any = VerboseReactor(reactor, tell)
+        return Source(address, client_endpoint(telling, address, math.inf, trust), tell)
+
     try:
-        return [Source(each, client_endpoint(reactor, each, math.inf)) for each in addresses]
+        return [source(address) for address in addresses]
     except BadAddress as error:
         raise click.UsageError(str(error)) from error
+
+
+def authorities_in(path: str) -> Any:
+    """Who signs certificates: those in a file."""
+    from poetry.addresses import BadAddress, authorities
+
+    try:
+        return authorities(path)
+    except BadAddress as error:
+        raise click.UsageError(f"--cacert {error}") from error
 
 
 def digest_wanted(text: str | None) -> str | None:

@@ -144,7 +144,9 @@ def serve(
             log_level=log_level,
         )
     except BadPoem as error:
-        return complain(str(error), USAGE)
+        name = str(error).partition(":")[0]
+        hint = f"; to listen on that port: -p {name}" if name.isdecimal() else ""
+        return complain(f"{error}{hint}", USAGE)
     except UsageError as error:
         raise click.UsageError(str(error)) from error
     try:

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import errno
 from collections.abc import Callable, Coroutine, Iterator, Sequence
 from contextlib import ExitStack, closing, contextmanager
 from hashlib import sha256
@@ -13,6 +14,7 @@ from twisted.internet.defer import CancelledError, Deferred
 from twisted.internet.error import ConnectError, DNSLookupError
 from twisted.internet.interfaces import IStreamClientEndpoint
 from twisted.internet.task import deferLater
+from twisted.python.failure import Failure
 
 from poetry.client import ConsumerGone, download, in_time
 from poetry.download.files import Spool, Unwritten
@@ -24,10 +26,14 @@ TRANSIENT = (PoemTruncated, EmptyPoem, PoemTimedOut, ConnectError, DNSLookupErro
 
 
 class Source(NamedTuple):
-    """Where a poem comes from: the endpoint, and what the user calls it."""
+    """Where a poem comes from: the endpoint, and what the user calls it.
+
+    @ivar tell: is told what happens to it, a line at a time; None: nobody wants to know.
+    """
 
     address: str
     endpoint: IStreamClientEndpoint
+    tell: Callable[[str], object] | None = None
 
 
 class Wanted(NamedTuple):
@@ -56,17 +62,20 @@ class Fetcher:
         advance: Callable[[int], object],
         note: Callable[[str], object],
         complain: Callable[[str], object],
+        wrote: Callable[[str], object] | None = None,
     ) -> None:
         """@param advance: is told the bytes of each part that arrived.
 
         @param note: is told what a user may want to know, in one line.
         @param complain: is told each failure, in one line.
+        @param wrote: is told what was written to a file, in one line; None: nobody wants to know.
         """
         self._reactor = reactor
         self._wanted = wanted
         self._advance = advance
         self._note = note
         self._complain = complain
+        self._wrote = wrote
 
     async def fetch(self, sources: Sequence[Source], path: str | None) -> bool:
         """All into one file, or onto standard output (None): one poem as it arrives; several are
@@ -89,6 +98,8 @@ class Fetcher:
             else:
                 whole = await self._in_order(sources, sink)
             await sink.finish(whole=whole)
+            if whole and path is not None and self._wrote is not None:
+                self._wrote(f"Wrote {path}: {sink.size:,} bytes")
             return whole
 
     async def _in_order(self, sources: Sequence[Source], sink: Destination) -> bool:
@@ -168,6 +179,7 @@ class Fetcher:
             max_bytes=wanted.max_bytes,
             consumer=sink.consumer,
             clock=self._reactor,
+            tell=source.tell,
         )
         if wanted.sha256 not in (None, digest.hexdigest()):
             raise PoemMismatch(str(wanted.sha256), digest.hexdigest())
@@ -219,11 +231,24 @@ def explain(error: Exception) -> str:
     if isinstance(error, errors.TimeoutError):
         return "no connection in time: nothing answers there"
     if isinstance(error, ConnectError):
-        return f"no connection: {' '.join(map(str, error.args)) or error}"
+        return f"no connection: {_no_connection(error)}"
     if isinstance(error, OSError):
         return error.strerror or str(error)
     if type(error).__name__ == "VerificationError":
         return "refused: the server's certificate is for another name"
-    if type(error).__module__ == "OpenSSL.SSL" and error.args and error.args[0]:
-        return f"refused: TLS failed: {'; '.join(str(e[-1]) for e in error.args[0])}"
-    return str(error)
+    if type(error).__module__ == "OpenSSL.SSL":
+        return f"refused: TLS failed: {_tls_error(error)}"
+    return str(error) or type(error).__name__
+
+
+def _no_connection(error: ConnectError) -> str:
+    if isinstance(error.args[0], Failure):  # all that Twisted says of a hang-up
+        return error.args[0].getErrorMessage()
+    limit = "; raise the limit (ulimit -n)" if error.osError in (errno.EMFILE, errno.ENFILE) else ""
+    return f"{error.args[0] or error}{limit}"
+
+
+def _tls_error(error: Exception) -> str:
+    """What OpenSSL says, in lists of what it calls library, function and reason."""
+    reasons = [str(each[-1]) for each in (error.args or [()])[0]]
+    return "; ".join(reasons) or type(error).__name__

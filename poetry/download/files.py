@@ -145,6 +145,7 @@ class AtomicFile(_File):
         """Take all of a spool."""
         with blaming(self._place):
             shutil.copyfileobj(spool, self.file)
+        self.size += spool.size
 
     async def finish(self, *, whole: bool) -> None:
         """Give the file its name, if it is whole: only when the disk has it."""

@@ -332,7 +332,9 @@ class ThreadedOutput(Output):
     def _turn(self) -> None:
         """Write some more, if there is more."""
         self._busy = False
-        gone = self.doWrite() if self.connected else None
+        if not self.connected:
+            return
+        gone = self.doWrite()
         if gone is not None:
             self.connectionLost(Failure(gone))
         elif self.dataBuffer:

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import hashlib
 import os
+import resource
 import socket
 import subprocess
 import sys
@@ -13,6 +14,7 @@ from pathlib import Path
 
 import pytest
 
+from tests.certificates import Certificates
 from tests.commands.tools import (
     LONG,
     QUICK,
@@ -27,7 +29,7 @@ from tests.commands.tools import (
     started,
     written,
 )
-from tests.processes import PATIENCE, Server, poetry, running
+from tests.processes import PATIENCE, POETRY, Server, poetry, running
 
 
 @pytest.mark.parametrize("order", [(0,), (1,), (0, 1), (1, 0, 0), (1, 1)])
@@ -203,6 +205,95 @@ def test_a_bad_end(peer: socket.socket, tmp_path: Path, poem: bytes, message: st
     assert process.returncode == 1
     assert stderr.decode().startswith(f"Error: {port_of(peer)}: {message}")
     assert not list(tmp_path.iterdir())
+
+
+@pytest.mark.parametrize("retries", [0, 1])
+def test_a_unix_socket_whose_queue_is_full(tmp_path: Path, retries: int) -> None:
+    """A server that accepts nobody is said to, in the notes of retries as well."""
+    path = str(tmp_path / "poem")
+    with socket.socket(socket.AF_UNIX) as listener, socket.socket(socket.AF_UNIX) as first:
+        listener.bind(path)
+        listener.listen(0)
+        first.connect(path)
+        result = poetry("get", "--retries", str(retries), f"unix:{path}")
+    full = f"unix:{path}: no connection: the server's queue is full"
+    *notes, error = result.stderr.decode().splitlines()
+    assert (result.returncode, error) == (1, f"Error: {full}")
+    assert [note.partition("; retry ")[0] for note in notes] == [full] * retries
+
+
+def test_tls_that_ends_before_it_is_up(peer: socket.socket) -> None:
+    """A close_notify in the middle of a handshake is one plain line."""
+    pytest.importorskip("OpenSSL", reason="needs twisted-poetry[tls]")
+    address = f"tls:127.0.0.1:{port_of(peer)}"
+    with started("get", address) as process, accept(peer) as connection:
+        connection.recv(65536)
+        connection.sendall(bytes.fromhex("15030300020100"))
+        _, stderr = process.communicate(timeout=PATIENCE)
+    assert process.returncode == 1
+    line = f"Error: {address}: no connection: the server ended TLS before it was up\n"
+    assert stderr.decode() == line
+
+
+@pytest.mark.parametrize("form", ["tls:{}", "tls:{}:timeout=30", "ssl:{}"])
+def test_cacert(certificates: Certificates, poems: Path, form: str) -> None:
+    """A server is trusted that one in the file has signed, and only such a one."""
+    with running([*QUICK, "-l", certificates.listen("good"), poems / "short.txt"]) as server:
+        address = form.format(server.addresses[0].removeprefix("tls:"))
+        given = poetry("get", "--cacert", certificates.authority, address)
+        other = poetry(
+            *("get", "--cacert", certificates.path("untrusted"), address),
+            env={"SSL_CERT_FILE": str(certificates.authority)},
+        )
+    if form == "tls:{}":
+        assert (given.returncode, given.stdout) == (0, SHORT)
+        assert "certificate verify failed" in error_of(other, 1)
+    else:
+        message = f"{address!r}: with --cacert, write tls:HOST:PORT"
+        assert error_of(given, 2).startswith(message)
+
+
+def test_cacert_of_no_certificate(poems: Path, tmp_path: Path) -> None:
+    """A file without a certificate, and one with a damaged one, are usage errors."""
+    pytest.importorskip("OpenSSL", reason="needs twisted-poetry[tls]")
+    damaged = tmp_path / "damaged.pem"
+    damaged.write_text("-----BEGIN CERTIFICATE-----\nAAAA\n-----END CERTIFICATE-----\n")
+    for path, reason in (
+        (poems / "short.txt", "no certificate is in it (PEM)"),
+        (damaged, "a certificate in it is damaged"),
+    ):
+        error = error_of(poetry("get", "--cacert", path, "1"), 2)
+        assert error.startswith(f"--cacert {path}: {reason}")
+
+
+def test_more_addresses_than_descriptors(served: Server) -> None:
+    """A soft limit of descriptors is raised: 100 addresses fit where 64 are allowed."""
+    address = served.addresses[0]
+    result = subprocess.run(
+        [*POETRY, "get", *[address] * 100],
+        capture_output=True,
+        preexec_fn=lambda: resource.setrlimit(resource.RLIMIT_NOFILE, (64, 4096)),
+        timeout=PATIENCE,
+        check=False,
+    )
+    assert (result.returncode, result.stderr) == (0, b"")
+    assert result.stdout == SHORT * 100
+
+
+def test_too_few_descriptors(served: Server) -> None:
+    """Where the hard limit does not do, what to raise is said."""
+    address = served.addresses[0]
+    result = subprocess.run(
+        [*POETRY, "get", *[address] * 100],
+        capture_output=True,
+        preexec_fn=lambda: resource.setrlimit(resource.RLIMIT_NOFILE, (64, 64)),
+        timeout=PATIENCE,
+        check=False,
+    )
+    assert result.returncode == 1
+    line = f"Error: {address}: no connection: Too many open files; raise the limit (ulimit -n)\n"
+    assert line in result.stderr.decode()
+    assert set(result.stdout) == set(SHORT)
 
 
 def test_a_silent_server(peer: socket.socket) -> None:

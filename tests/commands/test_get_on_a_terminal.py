@@ -3,8 +3,12 @@
 from __future__ import annotations
 
 import itertools
+import os
+import re
 import socket
 import time
+from contextlib import suppress
+from pathlib import Path
 
 import pytest
 
@@ -13,6 +17,7 @@ from tests.commands.tools import (
     RESET,
     SHORT,
     accept,
+    black_hole,
     eventually,
     port_of,
     started,
@@ -62,6 +67,66 @@ def test_a_short_download_shows_no_progress(served: Server, progress: list[str])
     assert (process.returncode, stdout) == (1, SHORT)
     assert seen.startswith(b"Error: unix:/no/such/socket: ")
     assert seen.count(b"\r") == seen.count(b"\r\n") == 1
+
+
+@pytest.mark.parametrize("columns", [0, 80])
+@pytest.mark.parametrize("sent", [b"", b"half"])
+def test_progress_while_nothing_comes(peer: socket.socket, sent: bytes, columns: int) -> None:
+    """Its clock runs on before the first byte and after it, also where the width is unknown."""
+    with terminal(columns) as (device, seen):
+        words = ("get", "-o", "/dev/null", port_of(peer))
+        with started(*words, command=HASTY, stderr=device) as process:
+            with accept(peer) as connection:
+                connection.sendall(sent)
+                eventually(lambda: seen.count(b", nothing for ") > 1)
+                connection.sendall(SHORT)
+            assert process.wait(PATIENCE) == 0
+    drawn = re.findall(rb"\[([0-9:]+), .*?, nothing for \d+ s", seen)
+    assert len(drawn) == len(set(drawn))
+    assert (b"4.00B" in seen) == bool(sent)
+
+
+def test_progress_while_it_connects() -> None:
+    """It runs where nothing answers as well, and leaves no trace."""
+    with black_hole() as address, terminal() as (device, seen):
+        words = ("get", "--timeout", "1", "-o", "/dev/null", address)
+        with started(*words, command=HASTY, stderr=device) as process:
+            assert process.wait(PATIENCE) == 1
+    assert b"0.00B [" in seen
+    error = f"Error: {address}: no connection in time: nothing answers there"
+    assert bytes(seen).rpartition(b"\n")[0].rstrip(b"\r").endswith(error.encode())
+
+
+def test_progress_where_nobody_reads_it(peer: socket.socket, tmp_path: Path) -> None:
+    """A standard error that is full holds nothing up."""
+    reader, writer = os.pipe()
+    own = os.open(f"/dev/fd/{writer}", os.O_WRONLY | os.O_NONBLOCK)
+    with suppress(BlockingIOError):
+        while os.write(own, bytes(4096)):
+            pass
+    os.close(own)
+    words = ("get", "-v", "--progress", "-o", tmp_path / "poem.txt", port_of(peer))
+    with started(*words, command=HASTY, stderr=writer) as process, accept(peer) as connection:
+        connection.sendall(SHORT)
+        time.sleep(1)
+        connection.close()
+        assert process.wait(PATIENCE) == 0
+    os.close(reader)
+    os.close(writer)
+    assert (tmp_path / "poem.txt").read_bytes() == SHORT
+
+
+@pytest.mark.parametrize(
+    ("words", "shown"), [("-o {file}", 1), ("-d {directory}", 1), ("-q -o {file}", 0)]
+)
+def test_what_was_written(served: Server, tmp_path: Path, words: str, *, shown: int) -> None:
+    """On a terminal it is said which file was written, and how many bytes."""
+    names = {"file": tmp_path / "poem.txt", "directory": tmp_path}
+    words = f"get {words.format(**names)} {served.addresses[0]}"
+    with terminal() as (device, seen), started(*words.split(), stderr=device) as process:
+        assert process.wait(PATIENCE) == 0
+    [path] = tmp_path.iterdir()
+    assert bytes(seen).decode() == f"Wrote {path}: {len(SHORT)} bytes\r\n" * shown
 
 
 def test_progress_and_errors(peer: socket.socket) -> None:

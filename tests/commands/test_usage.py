@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+import subprocess
+import sys
 from importlib.metadata import version
 from pathlib import Path
 
@@ -14,7 +16,7 @@ from tests.commands.tools import (
     Run,
     error_of,
 )
-from tests.processes import poetry
+from tests.processes import PATIENCE, poetry
 
 HELPS: tuple[list[str], ...] = ([], ["serve"], ["get"])
 
@@ -74,6 +76,16 @@ HELPS: tuple[list[str], ...] = ([], ["serve"], ["get"])
             "Invalid value for '--retries': -1 is not in the range of 0 and more",
         ),
         ("frob", "No such command 'frob'"),
+        ("install", "No such command 'install'. This is twisted-poetry, which serves poems, and"),
+        ("add x", "No such command 'add'. This is twisted-poetry, which serves poems, and not"),
+        ("get -o a -o b 1 2", "give --output or --directory once: -d DIR has a file an address"),
+        ("get -d a -d b 1", "give --output or --directory once: -d DIR has a file an address"),
+        ("get -v -q 1", "give --verbose or --quiet, not both"),
+        ("get --cacert /no/ca.pem tls:h:1", "--cacert /no/ca.pem: No such file or directory"),
+        ("get localhost", "'localhost' is no address: write localhost:PORT, the port as a number"),
+        ("get poem.txt", "'poem.txt' is no address: it looks like a file: `serve poem.txt` sends"),
+        ("get {short}", "'{short}' is no address: it looks like a file: `serve {short}` sends it"),
+        ("serve -l poem.txt", "'poem.txt' is no address: it looks like a file: `serve poem.txt`"),
     ],
 )
 def test_usage(in_process: Run, poems: Path, words: str, message: str) -> None:
@@ -83,6 +95,24 @@ def test_usage(in_process: Run, poems: Path, words: str, message: str) -> None:
     error = error_of(in_process(*given), 2)
     assert error.startswith(message.format(**names))
     assert "--help')" in error
+
+
+@pytest.mark.parametrize(
+    ("words", "hint"),
+    [
+        ("serve --host 0.0.0.0", "Where to listen is -i ADDR."),
+        ("serve --bind 0.0.0.0", "Where to listen is -i ADDR."),
+        ("serve --reload", "A running server reads its poems again at HUP: kill -HUP PID."),
+        ("serve --frob", ""),
+        ("get --host 1", ""),
+    ],
+)
+def test_an_option_of_other_servers(in_process: Run, words: str, hint: str) -> None:
+    """What `serve` has instead of an option is said."""
+    error = error_of(in_process(*words.split()), 2)
+    assert error.startswith("No such option")
+    assert all(line in error for line in [hint])
+    assert ("ADDR" in error, "HUP" in error) == ("ADDR" in hint, "HUP" in hint)
 
 
 @pytest.mark.parametrize("words", ["serve -p x", "get nonsense", "frob"])
@@ -108,6 +138,20 @@ def test_help(command: list[str], width: int) -> None:
     assert not [line for line in lines if line.endswith("-")]
     assert "[x" not in result.output
     assert "<" not in result.output
+
+
+@pytest.mark.parametrize("command", HELPS)
+def test_help_under_the_other_name(command: list[str]) -> None:
+    """`twisted-poetry -h` has examples with that name."""
+    for name in ("poetry", "twisted-poetry"):
+        program = Path(sys.executable).with_name(name)
+        result = subprocess.run(
+            [program, *command, "-h"], capture_output=True, text=True, check=True, timeout=PATIENCE
+        )
+        _, _, examples = result.stdout.partition("Examples:\n\n")
+        lines = [line for line in examples.splitlines() if "poetry" in line]
+        assert lines
+        assert all(f" {name} " in line for line in lines)
 
 
 def test_no_command() -> None:

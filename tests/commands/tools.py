@@ -45,10 +45,10 @@ Run = Callable[..., subprocess.CompletedProcess[bytes]]
 
 
 @contextmanager
-def terminal() -> Iterator[tuple[int, bytearray]]:
+def terminal(columns: int = 80) -> Iterator[tuple[int, bytearray]]:
     """A terminal to write to, and what was shown on it when the block has ended."""
     master, slave = pty.openpty()
-    fcntl.ioctl(slave, termios.TIOCSWINSZ, struct.pack("4H", 24, 80, 0, 0))
+    fcntl.ioctl(slave, termios.TIOCSWINSZ, struct.pack("4H", 24, columns, 0, 0))
     seen = bytearray()
 
     def watch() -> None:

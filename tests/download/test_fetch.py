@@ -275,6 +275,14 @@ def test_whose_fault_it_is(path: Path) -> None:
         (REFUSED, "connection refused: is a server running there?"),
         (error.TimeoutError(), "no connection in time: nothing answers there"),
         (error.NoRouteError(113, "No route to host"), "no connection: No route to host"),
+        (
+            error.ConnectBindError(24, "Too many open files"),
+            "no connection: Too many open files; raise the limit (ulimit -n)",
+        ),
+        (
+            error.ConnectError(string=Failure(CLEAN)),
+            "no connection: Connection was closed cleanly.",
+        ),
         (error.ConnectError(), "no connection: An error occurred while connecting."),
         (OSError(28, "No space left on device"), "No space left on device"),
         (OSError("odd"), "odd"),
@@ -287,8 +295,8 @@ def test_explain(reason: Exception, words: str) -> None:
 
 
 def test_explain_tls() -> None:
-    """What TLS says is taken out of its lists; where it says nothing, so do we."""
+    """What TLS says is taken out of its lists; where it says nothing, its error has a name."""
     ssl = pytest.importorskip("OpenSSL.SSL", reason="needs twisted[tls]")
     failed = ssl.Error([("SSL routines", "", "certificate verify failed"), ("", "", "and more")])
     assert explain(failed) == "refused: TLS failed: certificate verify failed; and more"
-    assert explain(ssl.Error()) == ""
+    assert explain(ssl.ZeroReturnError()) == "refused: TLS failed: ZeroReturnError"
