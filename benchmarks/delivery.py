@@ -10,9 +10,10 @@ from contextlib import suppress
 from dataclasses import dataclass, replace
 from pathlib import Path
 
-from benchmarks.load import OUTCOMES, Spec
+from benchmarks.load import Spec
 from benchmarks.measure import Json, Served, available_memory, loading, measured, write_poem
 from benchmarks.peers import Peer, serving
+from tests.faults.readers import ENDS
 
 REQUEST = "GET / HTTP/1.1\r\nHost: poem\r\nAccept: */*\r\n\r\n"
 HELD = 100_000
@@ -78,7 +79,7 @@ def interrupt(server: Served, number: int) -> None:
 
 
 def counts(result: Json) -> Json:
-    return {key: result[key] for key in ("readers", *OUTCOMES)}
+    return {key: result[key] for key in ("readers", *ENDS)}
 
 
 def deliver(scenario: Scenario, peer: Peer, directory: Path, quick: bool) -> Json:

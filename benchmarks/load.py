@@ -1,16 +1,8 @@
-"""The load: many readers in one process, on raw non-blocking sockets and epoll.
+"""The load: a crowd of readers in a process of its own, so that its CPU is never the server's.
 
-Runs as a process of its own, so that its CPU is never the server's. It takes one line of JSON (the
-fields of Spec), says "ready", waits for a line, and answers with one line of JSON. If readers are
-to hold still it says "holding" once all of them do, and they go on at the next line.
-
-Every byte of every reader is counted, and compared with the poem. A reader ends up as one of:
-
-    whole     all bytes, then a clean end
-    told      an error instead of a clean end: it knows that the poem is not whole
-    fooled    a clean end before the last byte (or before the first): it cannot know
-    waiting   nothing came for `patience` seconds: it may wait for ever
-    wrong     other bytes than the poem's
+It takes one line of JSON (the fields of Spec), says "ready", waits for a line, and answers with one
+line of JSON: how many readers ended in which of `ENDS`. If readers are to hold still it says
+"holding" once all of them do, and they go on at the next line.
 """
 
 from __future__ import annotations
@@ -19,19 +11,19 @@ import gc
 import json
 import os
 import resource
-import select
-import socket
 import ssl
 import sys
 import time
-from collections import Counter
+from collections.abc import Iterator
 from dataclasses import asdict, dataclass, replace
 from pathlib import Path
 from typing import Any
 
-OUTCOMES = ("whole", "told", "fooled", "waiting", "wrong")
+from tests.faults.readers import ENDS, Crowd, Exactly, Expected, Habit
+
 CHUNK, PACED = 1 << 20, 1 << 16
-NON_BLOCKING = socket.SOCK_STREAM | socket.SOCK_NONBLOCK
+LONGEST = 900.0
+"""Seconds after which a run is given up, whatever still comes."""
 
 
 @dataclass(frozen=True)
@@ -53,6 +45,8 @@ class Spec:
     tls: bool = False
     compare_every: int = 1
     """One reader in so many compares its bytes; the others only count them, which is cheaper."""
+    discard: bool = False
+    """Count the bytes, and have the kernel drop them uncopied."""
     core: int | None = None
 
     def at(self, port: int) -> Spec:
@@ -62,137 +56,38 @@ class Spec:
         return json.dumps(asdict(self)) + "\n"
 
 
-class Reader:
-    """One connection and how far it has come."""
-
-    __slots__ = ("compare", "got", "sock")
-
-    def __init__(self, sock: socket.socket, compare: bool) -> None:
-        self.sock = sock
-        self.compare = compare
-        self.got = 0
+def expectations(spec: Spec) -> Iterator[Expected]:
+    """What each reader expects."""
+    poem = Path(spec.poem).read_bytes()
+    compared, counted = Exactly(poem), Exactly(poem, counted=True)
+    while True:
+        yield from [counted] * (spec.compare_every - 1)
+        yield counted if spec.discard else compared
 
 
-class Load:
-    """All readers of one run."""
-
-    def __init__(self, spec: Spec) -> None:
-        self.spec = spec
-        self.poem = Path(spec.poem).read_bytes()
-        self.view = memoryview(bytearray(CHUNK))
-        self.epoll = select.epoll()
-        self.readers: dict[int, Reader] = {}
-        self.held: list[Reader] = []
-        self.hold_after = spec.hold_after
-        self.chunk = PACED if spec.pause else CHUNK
-        self.opened = 0
-        self.last = 0.0
-        self.bytes = 0
-        self.outcomes: Counter[str] = Counter()
-        self.context = ssl.SSLContext(ssl.PROTOCOL_TLS_CLIENT)
-        self.context.check_hostname = False
-        self.context.verify_mode = ssl.CERT_NONE
-
-    def run(self) -> None:
-        while self.outcomes.total() < self.spec.readers:
-            while self.opened < self.spec.readers and self.active() < self.spec.together:
-                self.open()
-            events = self.epoll.poll(self.spec.patience, 1024)
-            for descriptor, event in events:
-                self.handle(self.readers[descriptor], event)
-            if self.hold_after and (not events or self.all_held()):
-                self.go_on()
-            elif not events:
-                break
-        self.outcomes["waiting"] += len(self.readers)
-
-    def handle(self, reader: Reader, event: int) -> None:
-        if event & select.EPOLLOUT:
-            self.begin(reader)
-        if event & ~select.EPOLLOUT:
-            self.take(reader)
-        self.last = time.perf_counter()
-
-    def active(self) -> int:
-        return len(self.readers) - len(self.held)
-
-    def open(self) -> None:
-        self.opened += 1
-        try:
-            sock = self.connected_tls() if self.spec.tls else socket.socket(type=NON_BLOCKING)
-        except OSError:
-            self.outcomes["told"] += 1
-            return
-        reader = Reader(sock, self.opened % self.spec.compare_every == 0 or self.spec.tls)
-        self.readers[sock.fileno()] = reader
-        if not self.spec.tls:
-            sock.connect_ex(("127.0.0.1", self.spec.port))
-        speaks = self.spec.say or self.spec.half_close
-        self.epoll.register(sock, select.EPOLLIN | (select.EPOLLOUT if speaks else 0))
-        if self.spec.tls:
-            self.take(reader)  # decrypted bytes may wait where epoll does not see them
-
-    def connected_tls(self) -> ssl.SSLSocket:
-        sock = socket.create_connection(("127.0.0.1", self.spec.port), self.spec.patience)
-        wrapped = self.context.wrap_socket(sock, suppress_ragged_eofs=False)
-        wrapped.setblocking(False)
-        return wrapped
-
-    def begin(self, reader: Reader) -> None:
-        self.epoll.modify(reader.sock, select.EPOLLIN)
-        try:
-            if self.spec.say:
-                reader.sock.send(self.spec.say.encode())
-            if self.spec.half_close:
-                reader.sock.shutdown(socket.SHUT_WR)
-        except OSError:
-            pass  # a refused or reset connection: the next read tells
-
-    def take(self, reader: Reader) -> None:
-        try:
-            while self.took(reader):
-                pass
-        except (BlockingIOError, ssl.SSLWantReadError):
-            pass
-        except OSError:
-            self.end(reader, "told")
-
-    def took(self, reader: Reader) -> bool:
-        """Take once, and tell whether to try again at once."""
-        room = self.hold_after - reader.got if self.hold_after else self.chunk
-        count = reader.sock.recv_into(self.view, room)
-        if not count:
-            self.end(reader, "whole" if reader.got == len(self.poem) else "fooled")
-            return False
-        if reader.compare and not self.poem.startswith(self.view[:count], reader.got):
-            self.end(reader, "wrong")
-            return False
-        reader.got += count
-        if self.spec.pause:
-            time.sleep(self.spec.pause)
-        if self.hold_after == reader.got:
-            self.epoll.unregister(reader.sock)
-            self.held.append(reader)
-            return False
-        return self.spec.tls or count == room or reader.got >= len(self.poem)
-
-    def end(self, reader: Reader, outcome: str) -> None:
-        del self.readers[reader.sock.fileno()]
-        reader.sock.close()
-        self.bytes += reader.got
-        self.outcomes[outcome] += 1
-
-    def all_held(self) -> bool:
-        return self.opened == self.spec.readers and not self.active()
-
-    def go_on(self) -> None:
-        print("holding", flush=True)
-        sys.stdin.readline()
-        self.hold_after = 0
-        for reader in self.held:
-            self.epoll.register(reader.sock, select.EPOLLIN)
-            self.take(reader)
-        self.held.clear()
+def crowd_of(spec: Spec) -> Crowd:
+    """The readers of one run."""
+    habit = Habit(
+        says=spec.say.encode(),
+        half_closes=spec.half_close,
+        at_a_time=PACED if spec.pause else CHUNK,
+        takes=spec.hold_after or None,
+        pause=spec.pause,
+        discards=spec.discard,
+    )
+    context = None
+    if spec.tls:
+        context = ssl.SSLContext(ssl.PROTOCOL_TLS_CLIENT)
+        context.check_hostname = False
+        context.verify_mode = ssl.CERT_NONE
+    return Crowd(
+        f"127.0.0.1:{spec.port}",
+        expectations(spec).__next__,
+        habit,
+        count=spec.readers,
+        at_once=spec.together,
+        context=context,
+    )
 
 
 def answer(spec: Spec) -> dict[str, Any]:
@@ -202,18 +97,23 @@ def answer(spec: Spec) -> dict[str, Any]:
     hard = resource.getrlimit(resource.RLIMIT_NOFILE)[1]
     resource.setrlimit(resource.RLIMIT_NOFILE, (hard, hard))
     gc.disable()
-    load = Load(spec)
-    print("ready", flush=True)
-    sys.stdin.readline()
-    wall, cpu = time.perf_counter(), time.process_time()
-    load.run()
-    return {
-        "readers": spec.readers,
-        **{outcome: load.outcomes[outcome] for outcome in OUTCOMES},
-        "bytes": load.bytes,
-        "seconds": max(load.last - wall, 0.0),
-        "load_cpu": time.process_time() - cpu,
-    }
+    with crowd_of(spec) as crowd:
+        print("ready", flush=True)
+        sys.stdin.readline()
+        wall, cpu = time.monotonic(), time.process_time()
+        if spec.hold_after:
+            crowd.run(crowd.stopped, quiet=spec.patience, patience=LONGEST)
+            print("holding", flush=True)
+            sys.stdin.readline()
+            crowd.resume()
+        ends = crowd.run(quiet=spec.patience, patience=LONGEST)
+        return {
+            "readers": spec.readers,
+            **{end: ends[end] for end in ENDS},
+            "bytes": sum(reader.received for reader in crowd.ended),
+            "seconds": crowd.last - wall,
+            "load_cpu": time.process_time() - cpu,
+        }
 
 
 if __name__ == "__main__":

@@ -229,7 +229,7 @@ def pipe(end: IO[str] | None) -> IO[str]:
 def loading(spec: Spec) -> Iterator[Load]:
     """Start the load process; it is ready, and waits for `go`."""
     process = subprocess.Popen(
-        [sys.executable, Path(__file__).with_name("load.py")],
+        [sys.executable, "-m", "benchmarks.load"],
         stdin=subprocess.PIPE,
         stdout=subprocess.PIPE,
         text=True,

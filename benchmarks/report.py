@@ -19,6 +19,7 @@ from benchmarks.client import TOO_LONG
 from benchmarks.delivery import PATIENCE, SCENARIOS, Scenario
 from benchmarks.measure import Json
 from benchmarks.peers import PEERS, THIS, TUTORIAL
+from tests.faults.readers import ENDS
 
 ROOT = Path(__file__).parents[1]
 RESULTS = Path(__file__).with_name("results")
@@ -99,7 +100,7 @@ def measured_peers(part: Json) -> list[str]:
 
 def kept(scenario: Scenario, cell: Json) -> float:
     """The share of readers for whom the promise was kept: whole, or knows that it is not."""
-    count = cell["whole"] + (cell["told"] if scenario.knowing else 0)
+    count = cell["whole"] + (cell["reset"] if scenario.knowing else 0)
     return float(count / cell["readers"])
 
 
@@ -110,9 +111,6 @@ def percent(share: float) -> str:
     return ">99%" if 0.99 < share < 1 else f"{share:.0%}"
 
 
-TROUBLE = {"told": "cut off", "fooled": "fooled", "waiting": "waiting", "wrong": "wrong bytes"}
-
-
 def delivery_cell(scenario: Scenario, cell: Json | None) -> str:
     if cell is None:
         return NOTHING
@@ -120,7 +118,7 @@ def delivery_cell(scenario: Scenario, cell: Json | None) -> str:
     text = percent(share)
     if share == 1:
         return f"**{text}**"
-    words = [f"{cell[key]:,} {word}" for key, word in TROUBLE.items() if cell[key]]
+    words = [f"{cell[end]:,} {end}" for end in ENDS[1:] if cell.get(end)]
     return f"{text}: {', '.join(words)}"
 
 
@@ -136,8 +134,9 @@ def delivery(result: Json) -> str:
     ]
     return table(head, [asked, sizes, *rows]) + (
         "\n\nPercent of the readers that got the whole poem with a clean end (where the server is "
-        "killed: that were told that it is not whole). *Cut off*: an error instead of the end, so "
-        "the reader knows. *Fooled*: a clean end before the last byte, so it cannot know. "
+        "killed: that were told that it is not whole). *Reset*: an error instead of the end, so "
+        "the reader knows. *Truncated*: a clean end before the last byte, so it cannot know. "
+        "*Empty*: a clean end before the first. "
         f"*Waiting*: nothing came for {PATIENCE:.0f} s. nginx has the poem in its configuration, "
         f"at most {size_name(3000)} of it: what needs a long poem is not asked of it ({NOTHING}), "
         "the rest is asked with a short one. Every server with its own queue, as it comes. "

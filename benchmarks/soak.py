@@ -19,17 +19,18 @@ import tempfile
 import time
 import urllib.request
 from collections import Counter
-from collections.abc import Iterable, Sequence
+from collections.abc import Callable, Iterable, Sequence
 from concurrent.futures import ThreadPoolExecutor
 from functools import partial
 from pathlib import Path
 from threading import Event, Lock, Thread, Timer
+from typing import NamedTuple
 
 from benchmarks.delivery import make_certificate
-from benchmarks.habits import FATES, HABITS, IDLE, LET_DOWN, PATIENCE, Target, fate, make_poem
 from benchmarks.measure import STARTING, files_in_memory
+from tests.faults.readers import ENDS, Crowd, Habit, Numbered, numbered_poem
 
-SIZES = (1, 3_000, 200_000, 2_500_000, 10_000_000)
+SIZES = (100, 3_000, 200_000, 2_500_000, 10_000_000)
 TRANSPORTS = ("ipv4", "ipv6", "unix", "tls")
 SLOW = 1
 """Which of the poems the slow server has."""
@@ -40,11 +41,88 @@ REST = 0.4
 """Seconds between two of them, on average: with all else this takes about half a core."""
 STEP = 0.5
 """Seconds between two things that happen to a server, on average."""
+PATIENCE = 30.0
+"""Seconds without a byte after which a reader counts as waiting."""
+IDLE = 3.0
+"""The servers' idle timeout, in seconds: `stalls` is slower, and `rests` is not."""
 MOST_MINUTES = 24 * 60
 OFTEN = {"new poems": 60, "spoilt poems": 15, "logs left or taken up": 10, "stops": 2, "kills": 2}
 """What happens, and how often beside the others."""
 FAULTS = ("bad exits", "descriptors left over", "failed scrapes", "tracebacks")
+FATES = (*ENDS, "refused", "left", "unix")
+"""The ends of readers, and: nobody listened, or another server than the one that was there; the
+reader went by itself; a clean end in the middle where nothing else can be (Unix sockets have no
+reset)."""
+LET_DOWN = frozenset({"truncated", "waiting", "wrong"})
 HELD = ("MB", "MB in files", "descriptors", "slow: MB", "slow: in files", "slow: descriptors")
+
+
+class Target(NamedTuple):
+    """Where a reader goes: `poem` is the number of the one that is served there."""
+
+    transport: str
+    address: str
+    poem: int
+
+
+class Visit(NamedTuple):
+    """What a reader does; where its habit stops reading it rests, and reads on or leaves."""
+
+    habit: Habit = Habit()
+    rests: float = 0.0
+    """Seconds."""
+    leaves_after: int = 0
+    """Leaves with a reset after so many bytes at most."""
+
+
+VISITS = {
+    "reads fast": Visit(),
+    "reads slowly": Visit(Habit(pause=0.004)),
+    "speaks first": Visit(Habit(says=b"GET / HTTP/1.1\r\nHost: poem\r\n\r\n")),
+    "half closes first": Visit(Habit(half_closes=True)),
+    "drips": Visit(Habit(at_a_time=1 << 14, pause=0.002, drips=b"x")),
+    "rests": Visit(Habit(takes=1000), rests=IDLE / 3),
+    "stalls": Visit(Habit(takes=1), rests=2 * IDLE),
+    "stays": Visit(Habit(stays=True), rests=IDLE),
+    "leaves midway": Visit(leaves_after=2_000_000),
+    "leaves early": Visit(leaves_after=100),
+}
+
+
+def fate(
+    target: Target,
+    visit: Visit,
+    context: ssl.SSLContext,
+    chance: random.Random,
+    is_there: Callable[[], bool],
+) -> str:
+    """Let one reader come and go, and give its fate.
+
+    @param is_there: whether the server is still the one whose target it is: after a restart, who is
+        at its address may be anybody.
+    """
+    habit = visit.habit
+    if visit.leaves_after:
+        habit = habit._replace(takes=chance.randrange(1, visit.leaves_after))
+    expected = partial(Numbered, target.poem)
+    context_of = context if target.transport == "tls" else None
+    try:
+        with Crowd(target.address, expected, habit, context=context_of) as crowd:
+            crowd.run(crowd.connected, quiet=PATIENCE)
+            if not is_there():
+                return "refused"
+            crowd.run(crowd.stopped, quiet=PATIENCE)
+            if crowd.stopped() and visit.leaves_after:
+                crowd.leave()
+                return "left"
+            time.sleep(visit.rests)
+            crowd.resume()
+            crowd.run(quiet=PATIENCE)
+    except (ConnectionRefusedError, FileNotFoundError):
+        return "refused"
+    for reader in crowd.ended:
+        return "refused" if isinstance(reader.error, ConnectionRefusedError) else reader.end
+    return "waiting"
 
 
 class Server:
@@ -158,7 +236,7 @@ class Soak:
     def replace(self, number: int) -> None:
         """Give a poem another text."""
         fresh = self.directory / "fresh"
-        fresh.write_bytes(make_poem(number, SIZES[number], self.chance))
+        fresh.write_bytes(numbered_poem(number, SIZES[number], self.chance))
         fresh.replace(self.directory / f"{number}.txt")
 
     def reload(self) -> None:
@@ -201,18 +279,18 @@ class Soak:
         context.check_hostname = False
         context.verify_mode = ssl.CERT_NONE
         while not self.over.wait(chance.expovariate(1 / REST)):
-            server, habit = chance.choice(self.servers), chance.choice(HABITS)
+            server, name = chance.choice(self.servers), chance.choice(list(VISITS))
             deaths = server.deaths
             target = chance.choice(server.targets)
             is_there = partial(server.still_has, deaths)
-            end = fate(target, habit, context, chance, is_there)
-            cut = not is_there() or habit.__name__ == "stalls"
-            if end == "short" and target.transport == "unix" and cut:
+            end = fate(target, VISITS[name], context, chance, is_there)
+            cut = not is_there() or name == "stalls"
+            if end == "truncated" and target.transport == "unix" and cut:
                 end = "unix"
             if end in LET_DOWN:
-                print(f"{end}: {habit.__name__} at {server.name} {target}", file=sys.stderr)
+                print(f"{end}: {name} at {server.name} {target}", file=sys.stderr)
             with self.lock:
-                self.fates[habit.__name__.replace("_", " "), end] += 1
+                self.fates[name, end] += 1
                 self.fates[target.transport, end] += 1
 
     def scrape(self) -> None:

@@ -12,9 +12,10 @@ from twisted.internet.endpoints import TCP4ClientEndpoint, serverFromString
 from twisted.python.failure import Failure
 
 from poetry import PoetryClientFactory, PoetryProtocol, PoetryServerFactory, PoetryService
-from poetry.wire.kernel import make_close_abortive, unacknowledged
+from poetry.wire.kernel import unacknowledged
 from poetry.wire.layers import handle_of
 from poetry.wire.outgoing import SHORT
+from tests.faults.readers import reset as reset
 from tests.loop import drain, reactor, until, wait
 
 LONG = bytes(range(256)) * 40_000
@@ -116,12 +117,6 @@ def queued(protocol: PoetryProtocol) -> int:
     """Bytes that the peer has not acknowledged."""
     handle = handle_of(protocol.transport)
     return unacknowledged(handle) if handle is not None else 0
-
-
-def reset(connection: socket.socket) -> None:
-    """End a connection with a reset."""
-    make_close_abortive(connection)
-    connection.close()
 
 
 def ended_with_reset(connection: socket.socket) -> bool:

@@ -9,7 +9,6 @@ from pathlib import Path
 
 import pytest
 
-from benchmarks.load import OUTCOMES
 from benchmarks.peers import THIS, TUTORIAL
 from benchmarks.report import (
     BLOCK,
@@ -21,6 +20,7 @@ from benchmarks.report import (
     render_all,
     render_blocks,
 )
+from tests.faults.readers import ENDS
 
 
 @pytest.mark.parametrize("path", list(documents()), ids=lambda path: path.name)
@@ -63,7 +63,7 @@ def test_quick_run_counts_every_reader(quick: dict[str, dict[str, dict[str, obje
     for cells in quick["delivery"].values():
         for cell in cells.values():
             assert isinstance(cell, dict)
-            assert sum(cell[outcome] for outcome in OUTCOMES) == cell["readers"]
+            assert sum(cell[outcome] for outcome in ENDS) == cell["readers"]
             assert cell["wrong"] == 0
 
 

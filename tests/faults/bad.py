@@ -5,11 +5,11 @@ from __future__ import annotations
 import contextlib
 import socket
 import ssl
-import struct
 import threading
 from collections.abc import Callable, Iterator
 from contextlib import contextmanager
 
+from tests.faults.readers import reset as reset
 from tests.processes import PATIENCE
 
 Handler = Callable[[socket.socket], None]
@@ -76,11 +76,6 @@ def nobody() -> Iterator[int]:
     with socket.socket() as sock:
         sock.bind(("127.0.0.1", 0))
         yield sock.getsockname()[1]
-
-
-def reset(sock: socket.socket) -> None:
-    """End the connection with a reset."""
-    sock.setsockopt(socket.SOL_SOCKET, socket.SO_LINGER, struct.pack("ii", 1, 0))
 
 
 def stall(sock: socket.socket) -> None:

@@ -1,12 +1,13 @@
-"""Crowds of readers on raw sockets, which know what each of them received and how it ended.
+"""Readers on raw sockets, which know what they received and how it ended: for tests and benchmarks.
 
-A reader ends in one of these ways, and `Crowd.run` counts them:
+`ENDS` are all the ways in which a reader ends, and `Crowd.run` counts them:
 
-    whole     a clean end (FIN, close_notify) after exactly the poem
-    short     a clean end before the last byte: the lie that the promise forbids
-    wrong     bytes that are not the poem's
-    reset     the stream broke, and the reader knows it
-    waiting   nothing ended it within the patience of the test
+    whole      a clean end (FIN, close_notify) after exactly the poem
+    reset      an error instead of an end: the reader knows that it has not the poem
+    empty      a clean end before the first byte: the reader knows, since no poem is empty
+    truncated  a clean end before the last byte: the lie that the promise forbids
+    waiting    neither bytes nor an end within the patience
+    wrong      bytes that are not the poem's
 """
 
 from __future__ import annotations
@@ -14,17 +15,21 @@ from __future__ import annotations
 import base64
 import errno
 import functools
+import hashlib
 import random
 import select
 import socket
 import ssl
+import struct
 import time
 from collections import Counter
 from collections.abc import Callable
 from pathlib import Path
-from typing import NamedTuple
+from typing import NamedTuple, Protocol
 
 from tests.processes import PATIENCE
+
+ENDS = ("whole", "reset", "empty", "truncated", "waiting", "wrong")
 
 QUIET = 20.0
 """Seconds without any event after which a crowd gives up: a bound, never an expectation."""
@@ -55,6 +60,12 @@ class Habit(NamedTuple):
     """Stops reading after so many bytes, until `Crowd.resume`."""
     stays: bool = False
     """Keeps its socket open after the end."""
+    pause: float = 0.0
+    """Seconds of rest after each `recv`: of the whole crowd, which is one thread."""
+    drips: bytes = b""
+    """What it sends after each `recv`."""
+    discards: bool = False
+    """Has the kernel drop what came (MSG_TRUNC, tcp(7)): it is counted, and never copied."""
 
 
 PLAIN = Habit()
@@ -74,74 +85,174 @@ def poem(size: int) -> bytes:
     return base64.encodebytes(random.Random(size).randbytes(size))[:size]
 
 
-def dial(
-    address: str, habit: Habit = PLAIN, context: ssl.SSLContext | None = None
-) -> socket.socket:
+# What a reader expects
+
+
+class Expected(Protocol):
+    """What one reader compares its bytes with."""
+
+    @property
+    def size(self) -> int:
+        """Bytes of the poem, or 0 while that is unknown."""
+
+    def judge(self, data: memoryview, before: int) -> str:
+        """How it ends with `data`, which is empty at a clean end, after `before` bytes; or ""."""
+
+
+class Exactly:
+    """This poem, or where it is only counted: anything of its size."""
+
+    def __init__(self, poem: bytes, *, counted: bool = False) -> None:
+        self.size = len(poem)
+        self._poem = None if counted else poem
+
+    def judge(self, data: memoryview, before: int) -> str:
+        if not data:
+            return "whole" if before == self.size else "truncated" if before else "empty"
+        return "" if self._poem is None or self._poem.startswith(data, before) else "wrong"
+
+
+def numbered_poem(number: int, size: int, chance: random.Random) -> bytes:
+    """A poem of at least 100 bytes that tells whether it is whole: see `Numbered`."""
+    body = chance.randbytes(size - len(b"%d %d %064d\n" % (number, size, 0)))
+    return b"%d %d %s\n" % (number, size, hashlib.sha256(body).hexdigest().encode()) + body
+
+
+class Numbered:
+    """Any poem of this number: its first line has the number, its size, and a digest of the rest.
+
+    Servers that read their poems again have others by the minute.
+    """
+
+    size = 0
+
+    def __init__(self, number: int) -> None:
+        self._number = b"%d" % number
+        self._data = bytearray()
+
+    def judge(self, data: memoryview, before: int) -> str:
+        self._data += data
+        return "" if data else self._ended() if before else "empty"
+
+    def _ended(self) -> str:
+        first, found, body = bytes(self._data).partition(b"\n")
+        if not found:
+            return "truncated"
+        number, size, digest = (*first.split(), b"", b"", b"")[:3]
+        if number != self._number or not size.isdigit() or len(self._data) > int(size):
+            return "wrong"
+        if len(self._data) < int(size):
+            return "truncated"
+        return "whole" if hashlib.sha256(body).hexdigest().encode() == digest else "wrong"
+
+
+# Readers
+
+
+def dial(address: str, habit: Habit = PLAIN) -> socket.socket:
     """Begin to connect to what a server announced; the socket does not block."""
     path = address.removeprefix("unix:")
-    family = socket.AF_INET if path == address else socket.AF_UNIX
-    sock = socket.socket(family)
+    host, _, port = address.removeprefix("tls:").rpartition(":")
+    family = socket.AF_UNIX
+    where: str | tuple[str, int] = path
+    if path == address:
+        ipv6 = host.startswith("[")
+        family = socket.AF_INET6 if ipv6 else socket.AF_INET
+        where = ("::1" if ipv6 else "127.0.0.1", int(port))
+    sock = socket.socket(family, socket.SOCK_STREAM | socket.SOCK_NONBLOCK)
     if habit.receive_buffer is not None:
         sock.setsockopt(socket.SOL_SOCKET, socket.SO_RCVBUF, habit.receive_buffer)
     if habit.segment is not None:
         sock.setsockopt(socket.IPPROTO_TCP, socket.TCP_MAXSEG, habit.segment)
-    sock.setblocking(False)
-    _, _, port = address.rpartition(":")
-    failed = sock.connect_ex(path if family == socket.AF_UNIX else ("127.0.0.1", int(port)))
-    assert failed in (0, errno.EINPROGRESS), errno.errorcode[failed]
-    if context is None:
-        return sock
-    return context.wrap_socket(
-        sock,
-        server_hostname="127.0.0.1",
-        do_handshake_on_connect=False,
-        suppress_ragged_eofs=False,
-    )
+    failed = sock.connect_ex(where)
+    if failed not in (0, errno.EINPROGRESS):
+        sock.close()
+        raise OSError(failed, errno.errorcode[failed], address)
+    return sock
+
+
+def reset(connection: socket.socket) -> None:
+    """End a connection with a reset."""
+    connection.setsockopt(socket.SOL_SOCKET, socket.SO_LINGER, struct.pack("ii", 1, 0))
+    connection.close()
 
 
 class Reader:
     """One reader: what it has yet to say, and what it has received."""
 
-    def __init__(self, sock: socket.socket, poem: bytes, habit: Habit) -> None:
+    __slots__ = (
+        "_context", "_expected", "_flags", "_habit", "_handshakes", "_unsaid",
+        "end", "error", "received", "socket", "stopped", "waits_for",
+    )  # fmt: skip
+
+    def __init__(
+        self,
+        sock: socket.socket,
+        expected: Expected,
+        habit: Habit,
+        context: ssl.SSLContext | None = None,
+    ) -> None:
         self.socket = sock
         self.received = 0
         self.end = ""
         """How it ended, once it has."""
-        self.waits_for = 0
+        self.error: OSError | None = None
+        """What a "reset" was."""
+        self.stopped = False
+        """It has taken what it takes."""
+        self.waits_for = select.EPOLLIN if habit.takes != 0 else 0
         """The events of epoll with which it goes on."""
-        self._poem = poem
+        self._expected = expected
         self._habit = habit
+        self._context = context
+        self._handshakes = context is not None
         self._unsaid = memoryview(habit.says)
-        self._shakes_hands = isinstance(sock, ssl.SSLSocket)
-        if habit.says or habit.half_closes or self._shakes_hands:
+        self._flags = socket.MSG_TRUNC if habit.discards else 0
+        if habit.says or habit.half_closes or context:
             self.waits_for |= select.EPOLLOUT
-        if habit.takes != 0:
-            self.waits_for |= select.EPOLLIN
 
     def resume(self) -> None:
         """Read on to the end."""
         self._habit = self._habit._replace(takes=None)
+        self.stopped = False
         self.waits_for |= select.EPOLLIN
 
-    def proceed(self, event: int) -> None:
-        """Go on as far as the socket allows."""
+    def proceed(self, event: int, room: memoryview) -> None:
+        """Go on as far as the socket allows; `room` is for what comes."""
         try:
             if event & (select.EPOLLERR | select.EPOLLHUP):
                 self.resume()
-                self._read()
-            if isinstance(self.socket, ssl.SSLSocket) and self._shakes_hands:
-                self.waits_for = select.EPOLLIN
-                self.socket.do_handshake()
-                self._shakes_hands = False
-                self.waits_for |= select.EPOLLOUT
+                if not self._handshakes:
+                    self._read(room)
+            if self._handshakes:
+                self._shake_hands()
             if event & select.EPOLLOUT:
                 self._say()
             if event & select.EPOLLIN:
-                self._read()
+                self._read(room)
         except WOULD_BLOCK:
             pass
-        except OSError:
+        except OSError as error:
             self.end = "reset"
+            self.error = error
+
+    def _shake_hands(self) -> None:
+        if self._context is not None:  # only what is connected can be wrapped
+            self.socket = self._context.wrap_socket(
+                self.socket,
+                server_hostname="127.0.0.1",
+                do_handshake_on_connect=False,
+                suppress_ragged_eofs=False,  # a FIN without close_notify is no end
+            )
+            self._context = None
+            self.waits_for = select.EPOLLIN
+        assert isinstance(self.socket, ssl.SSLSocket)
+        self.socket.do_handshake()
+        self._handshakes = False
+        if self._unsaid or self._habit.half_closes:
+            self.waits_for |= select.EPOLLOUT
+        if self._habit.takes == 0:
+            self.waits_for &= ~select.EPOLLIN
 
     def _say(self) -> None:
         if self._unsaid:
@@ -149,31 +260,48 @@ class Reader:
         if not self._unsaid:
             self.waits_for &= ~select.EPOLLOUT
             if self._habit.half_closes:
-                self.socket.shutdown(socket.SHUT_WR)
+                socket.socket.shutdown(self.socket, socket.SHUT_WR)  # below TLS
 
-    def _read(self) -> None:
-        takes = len(self._poem) + 1 if self._habit.takes is None else self._habit.takes
-        for _ in range(max(1, 4096 // self._habit.at_a_time)):
-            if self.received >= takes:
-                self.waits_for &= ~select.EPOLLIN
-                return
-            data = self.socket.recv(self._habit.at_a_time)
-            if not data:
-                self.end = "whole" if self.received == len(self._poem) else "short"
-            elif not self._poem.startswith(data, self.received):
-                self.end = "wrong"
+    def _read(self, room: memoryview) -> None:
+        habit = self._habit
+        encrypted = isinstance(self.socket, ssl.SSLSocket)
+        at_a_time = habit.at_a_time
+        turns = max(1, 4096 // at_a_time)
+        while True:
+            if habit.takes is not None:
+                at_a_time = min(at_a_time, habit.takes - self.received)
+                if at_a_time <= 0:
+                    self.waits_for &= ~select.EPOLLIN
+                    self.stopped = True
+                    return
+            count = self.socket.recv_into(room, at_a_time, self._flags)
+            self.end = self._expected.judge(room[:count], self.received)
             if self.end:
                 return
-            self.received += len(data)
+            self.received += count
+            turns -= 1
+            if habit.drips:
+                self.socket.send(habit.drips)
+            if habit.pause:
+                time.sleep(habit.pause)
+            # What is decrypted epoll does not see; after the last byte the end is mostly there.
+            if turns <= 0 and not encrypted and self.received < self._expected.size:
+                return
 
 
 class Crowd:
-    """`count` readers with one habit, at most `at_once` of them connected at the same time."""
+    """`count` readers with one habit, at most `at_once` of them at the same time.
+
+    Those that have taken what they take are not counted among these.
+
+    @param expected: the poem, or what gives each reader what it expects.
+    @param context: for TLS.
+    """
 
     def __init__(
         self,
         address: str,
-        poem: bytes,
+        expected: bytes | Callable[[], Expected],
         habit: Habit = PLAIN,
         *,
         count: int = 1,
@@ -182,10 +310,19 @@ class Crowd:
     ) -> None:
         self.unopened = count
         self.ended: list[Reader] = []
+        self.last = 0.0
+        """When something happened last, in seconds of `time.monotonic`."""
+        self._address = address
         self._habit = habit
-        self._poem = poem
-        self._dial = functools.partial(dial, address, habit, context)
+        self._context = context
+        if isinstance(expected, bytes):
+            known = Exactly(expected)
+            self._expected: Callable[[], Expected] = lambda: known
+        else:
+            self._expected = expected
+        self._room = memoryview(bytearray(habit.at_a_time))
         self._at_once = at_once or count
+        self._stopped = 0
         self._epoll = select.epoll()
         self._readers: dict[int, Reader] = {}
 
@@ -207,6 +344,15 @@ class Crowd:
         """Bytes that each reader which has not ended has so far."""
         return [reader.received for reader in self._readers.values()]
 
+    def connected(self) -> bool:
+        """Whether all are connected, or have ended."""
+        try:
+            for reader in self._readers.values():
+                reader.socket.getpeername()
+        except OSError:
+            return False
+        return not self.unopened
+
     def begun(self) -> bool:
         """Whether all are connected and have at least a byte, or have ended."""
         return not self.unopened and 0 not in self.received
@@ -215,20 +361,28 @@ class Crowd:
         """How many are served now: they have a byte and no end."""
         return sum(map(bool, self.received))
 
+    def stopped(self) -> bool:
+        """Whether all have taken what they take, or have ended."""
+        return not self.unopened and self._stopped == len(self._readers)
+
     def run(
-        self, until: Callable[[], bool] = lambda: False, *, quiet: float = QUIET
+        self,
+        until: Callable[[], bool] = lambda: False,
+        *,
+        quiet: float = QUIET,
+        patience: float = PATIENCE,
     ) -> Counter[str]:
         """Read until all have ended, or `until` holds; give how many ended in which way."""
-        deadline = time.monotonic() + PATIENCE
-        silence = time.monotonic() + quiet
+        begun = self.last = time.monotonic()
         self._open()
         while self._readers and not until():
-            events = self._epoll.poll(TICK)
+            events = self._epoll.poll(TICK, 1024)
             for descriptor, event in events:
                 self._proceed(descriptor, event)
             now = time.monotonic()
-            silence = now + quiet if events else silence
-            if now > min(silence, deadline):
+            if events:
+                self.last = now
+            if now > min(self.last + quiet, begun + patience):
                 break
             self._open()
         return self.ends + Counter(waiting=len(self._readers) + self.unopened)
@@ -236,26 +390,37 @@ class Crowd:
     def resume(self) -> None:
         """Let those that stopped reading read on to the end."""
         self._habit = self._habit._replace(takes=None)
-        for descriptor, reader in self._readers.items():
+        self._stopped = 0
+        for descriptor, reader in list(self._readers.items()):
             reader.resume()
             self._epoll.modify(descriptor, reader.waits_for)
+            if self._context is not None:
+                self._proceed(descriptor, select.EPOLLIN)  # what is decrypted epoll does not see
+
+    def leave(self) -> None:
+        """Reset the connections of those that have not ended."""
+        for reader in self._readers.values():
+            reset(reader.socket)
 
     def _open(self) -> None:
-        while self.unopened and len(self._readers) < self._at_once:
-            reader = Reader(self._dial(), self._poem, self._habit)
-            self._readers[reader.socket.fileno()] = reader
-            self._epoll.register(reader.socket.fileno(), reader.waits_for)
+        while self.unopened and len(self._readers) - self._stopped < self._at_once:
             self.unopened -= 1
+            sock = dial(self._address, self._habit)
+            reader = Reader(sock, self._expected(), self._habit, self._context)
+            self._readers[sock.fileno()] = reader
+            self._epoll.register(sock.fileno(), reader.waits_for)
 
     def _proceed(self, descriptor: int, event: int) -> None:
         reader = self._readers[descriptor]
-        before = reader.waits_for
-        reader.proceed(event)
+        before, stopped = reader.waits_for, reader.stopped
+        reader.proceed(event, self._room)
+        self._stopped += reader.stopped - stopped
         if reader.end:
             del self._readers[descriptor]
-            self._epoll.unregister(descriptor)
             self.ended.append(reader)
-            if not self._habit.stays:
+            if self._habit.stays:
+                self._epoll.unregister(descriptor)
+            else:
                 reader.socket.close()
         elif reader.waits_for != before:
             self._epoll.modify(descriptor, reader.waits_for)
@@ -263,7 +428,7 @@ class Crowd:
 
 def read_all(
     address: str,
-    poem: bytes,
+    expected: bytes | Callable[[], Expected],
     habit: Habit = PLAIN,
     *,
     count: int = 1,
@@ -272,8 +437,11 @@ def read_all(
     quiet: float = QUIET,
 ) -> Counter[str]:
     """Let `count` readers come and go; give how many ended in which way."""
-    with Crowd(address, poem, habit, count=count, at_once=at_once, context=context) as crowd:
+    with Crowd(address, expected, habit, count=count, at_once=at_once, context=context) as crowd:
         return crowd.run(quiet=quiet)
+
+
+# Waiting
 
 
 def eventually(true: Callable[[], bool], patience: float = PATIENCE) -> bool:

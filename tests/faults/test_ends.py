@@ -69,7 +69,7 @@ def test_the_naive_server_ends_cleanly(poem_file: PoemFile, number: int) -> None
     """The tutorial's server gives every reader in flight a clean end of a part."""
     ends, _ = ends_of([*NAIVE, "serve"], PAUSES, number, poem_file)
     print("naive:", ends)
-    assert ends == {"short": READERS}
+    assert ends == {"truncated": READERS}
 
 
 @pytest.mark.parametrize("habit", [PAUSES, MOVES], ids=["paused", "moving"])

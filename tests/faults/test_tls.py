@@ -138,7 +138,7 @@ def test_an_idle_reader_is_reset(poem_file: PoemFile, certificates: Certificates
         stopped.run(until=stopped.begun)
         assert stopped.run() == {"reset": 5}
         ends = silent.run()
-        assert ends["short"] + ends["reset"] == 5
+        assert ends["empty"] + ends["reset"] == 5
         assert "Traceback" not in server.stderr
 
 
@@ -183,7 +183,7 @@ def end_early(
             while True:
                 received += reader.recv(65536)
         except SSL.ZeroReturnError:
-            return "whole" if received == poem else "short"
+            return "whole" if received == poem else "truncated"
         except SSL.WantReadError:
             return "waiting"
         except SSL.Error:
