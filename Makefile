@@ -3,7 +3,7 @@
 PYTHON ?= python3
 BIN := .venv/bin
 
-.PHONY: demo test test-all docs bench soak plot clean
+.PHONY: demo test test-all docs bench soak plot kill-points clean
 
 .venv/demo: pyproject.toml
 	$(PYTHON) -m venv .venv
@@ -51,6 +51,9 @@ soak: .venv/dev
 
 plot: .venv/bench
 	$(BIN)/python -m benchmarks.plot
+
+kill-points: .venv/dev
+	$(BIN)/pytest -q -m machine tests/faults/test_kill_points.py; code=$$?; cat build/kill-points.md; exit $$code
 
 clean:
 	rm -rf .venv

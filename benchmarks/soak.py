@@ -1,12 +1,14 @@
 """python -m benchmarks.soak: readers of every habit, for minutes, on servers that have a hard time.
 
 Their poems change, are missing or empty; their logs are not read for a while; one of them is
-stopped, killed and started again. Prints what became of the readers, and what the servers hold.
+stopped, killed and started again. Prints what became of the readers, and what the servers hold; of
+those whose packets get lost as well (`benchmarks.loss`), and what `make kill-points` has found.
 """
 
 from __future__ import annotations
 
 import argparse
+import errno
 import fcntl
 import os
 import random
@@ -26,6 +28,7 @@ from pathlib import Path
 from threading import Event, Lock, Thread, Timer
 from typing import NamedTuple
 
+from benchmarks import loss
 from benchmarks.delivery import make_certificate
 from benchmarks.measure import STARTING, files_in_memory
 from tests.faults.readers import ENDS, Crowd, Habit, Numbered, numbered_poem
@@ -53,7 +56,9 @@ FATES = (*ENDS, "refused", "left", "unix")
 """The ends of readers, and: nobody listened, or another server than the one that was there; the
 reader went by itself; a clean end in the middle where nothing else can be (Unix sockets have no
 reset)."""
+REFUSED = (errno.ECONNREFUSED, errno.ENOTCONN)
 LET_DOWN = frozenset({"truncated", "waiting", "wrong"})
+KILL_POINTS = Path(__file__).parents[1] / "build" / "kill-points.md"
 HELD = ("MB", "MB in files", "descriptors", "slow: MB", "slow: in files", "slow: descriptors")
 
 
@@ -118,10 +123,11 @@ def fate(
             time.sleep(visit.rests)
             crowd.resume()
             crowd.run(quiet=PATIENCE)
-    except (ConnectionRefusedError, FileNotFoundError):
+    except FileNotFoundError:
         return "refused"
     for reader in crowd.ended:
-        return "refused" if isinstance(reader.error, ConnectionRefusedError) else reader.end
+        refused = reader.error is not None and reader.error.errno in REFUSED
+        return "refused" if refused else reader.end
     return "waiting"
 
 
@@ -362,17 +368,30 @@ def main() -> int:
         parser.error(f"--minutes is more than 0 and at most {MOST_MINUTES}")
     # the servers import this very checkout
     os.environ["PYTHONPATH"] = str(Path(__file__).parents[1])
-    with tempfile.TemporaryDirectory() as directory:
+    with tempfile.TemporaryDirectory() as directory, ThreadPoolExecutor() as pool:
         soak = Soak(Path(directory), options.seed)
         try:
+            lossy = partial(loss.measure, seconds=options.minutes * 60)
+            lost = [] if loss.missing() else [pool.submit(lossy, share) for share in loss.SHARES]
             rows = soak.run(options.minutes)
         finally:
             soak.close()
     print(table(["minute", "readers", *HELD], rows))
     kinds = sorted({kind for kind, _ in soak.fates}, key=lambda kind: (kind in TRANSPORTS, kind))
     print(table(["", *FATES], ([kind, *(soak.fates[kind, f] for f in FATES)] for kind in kinds)))
-    print(", ".join(f"{count:,} {what}" for what, count in sorted(soak.happened.items())))
+    print(", ".join(f"{count:,} {what}" for what, count in sorted(soak.happened.items())) + "\n")
+    lossy_ends = [one.result() for one in lost]
+    if why := loss.missing():
+        print(f"Packet loss was not tried: {why}.\n")
+    else:
+        lines = zip(loss.SHARES, lossy_ends, strict=True)
+        rows = [[f"{share:.0%}", *(ends[end] for end in ENDS)] for share, ends in lines]
+        print(table(["packets lost each way", *ENDS], rows))
+    print(
+        KILL_POINTS.read_text() if KILL_POINTS.exists() else "No kill points: `make kill-points`."
+    )
     let_down = sum(count for (_, end), count in soak.fates.items() if end in LET_DOWN)
+    let_down += sum(ends["truncated"] + ends["wrong"] for ends in lossy_ends)  # a reset can be lost
     return 1 if let_down or any(soak.happened[fault] for fault in FAULTS) else 0
 
 

@@ -81,3 +81,4 @@ def test_a_short_soak() -> None:
     run = subprocess.run(command, cwd=ROOT, capture_output=True, text=True, check=False)
     assert run.returncode == 0, run.stdout + run.stderr
     assert "| reads fast |" in run.stdout
+    assert "| packets lost each way |" in run.stdout or "Packet loss was not tried" in run.stdout

@@ -165,7 +165,7 @@ def dial(address: str, habit: Habit = PLAIN) -> socket.socket:
     if habit.segment is not None:
         sock.setsockopt(socket.IPPROTO_TCP, socket.TCP_MAXSEG, habit.segment)
     failed = sock.connect_ex(where)
-    if failed not in (0, errno.EINPROGRESS):
+    if failed not in (0, errno.EINPROGRESS, errno.ECONNREFUSED):  # of which the reader learns
         sock.close()
         raise OSError(failed, errno.errorcode[failed], address)
     return sock
@@ -418,9 +418,8 @@ class Crowd:
         if reader.end:
             del self._readers[descriptor]
             self.ended.append(reader)
-            if self._habit.stays:
-                self._epoll.unregister(descriptor)
-            else:
+            self._epoll.unregister(descriptor)  # a child that another thread forks may hold it
+            if not self._habit.stays:
                 reader.socket.close()
         elif reader.waits_for != before:
             self._epoll.modify(descriptor, reader.waits_for)
@@ -444,11 +443,11 @@ def read_all(
 # Waiting
 
 
-def eventually(true: Callable[[], bool], patience: float = PATIENCE) -> bool:
-    """Whether `true` comes to hold within `patience` seconds."""
+def eventually(true: Callable[[], bool], patience: float = PATIENCE, *, tick: float = TICK) -> bool:
+    """Whether `true` comes to hold within `patience` seconds, looked at every `tick` seconds."""
     deadline = time.monotonic() + patience
     while not (held := true()) and time.monotonic() < deadline:
-        time.sleep(TICK)
+        time.sleep(tick)
     return held
 
 
