@@ -34,7 +34,7 @@ from zope.interface import classImplements, implementer
 
 from poetry.errors import EmptyPoem, PoemError, PoemStopped, PoemTooLong, PoemTruncated
 from poetry.wire import ended_cleanly, kind_of
-from poetry.wire.layers import abort, close, read_at_most
+from poetry.wire.layers import abort, close, discard_input, read_at_most
 from poetry.wire.outgoing import Outgoing, Pace
 from poetry.wire.poem import Poem
 from poetry.wire.sealed import Sealed, WriteRefused
@@ -80,6 +80,7 @@ class PoetryProtocol(Protocol):
     progressed = 0.0
     _wire: Any = None  # the transport, without a seal around it
     _received = 0
+    _reader_ended = False
     _collected: bytearray | None = None
 
     @property
@@ -153,15 +154,26 @@ class PoetryProtocol(Protocol):
     def readConnectionLost(self) -> None:
         """Close, unless the peer, which sends no more, still reads our poem."""
         if self.outgoing is None:
-            self._wire.connectionLost(connectionDone)
+            close(self._wire)
         elif self.outgoing.ended:
-            self.release()
+            self._finish()
+        else:
+            self._reader_ended = True
+
+    def ended(self) -> None:
+        """Close, where the reader has ended before us; else wait for its end."""
+        if self._reader_ended:
+            self._finish()
 
     def writeConnectionLost(self) -> None:
         """Do nothing: it is never called, as the stream is ended on the socket itself."""
 
     def release(self) -> None:
         """Close gracefully: the kernel has the poem and its end, and goes on delivering them."""
+        discard_input(self._wire)
+        self._finish()
+
+    def _finish(self) -> None:
         if self.outcome is None:
             assert self.outgoing is not None
             self.outcome = "sent"
@@ -184,9 +196,10 @@ class PoetryProtocol(Protocol):
 
     def connectionLost(self, reason: Failure = connectionDone) -> None:
         """Tell the factory's hooks and observers, once, how the transfer ended."""
-        if self not in self.factory.connections:
+        try:
+            self.factory.connections.remove(self)
+        except KeyError:  # it was told already
             return
-        self.factory.connections.discard(self)
         if self.outcome is None:
             self._conclude(reason)
         self._collected = None
@@ -195,7 +208,7 @@ class PoetryProtocol(Protocol):
         if self.factory.service is not None:
             self.factory.service.connectionEnded(self)
         if self.outgoing is not None:
-            del self.outgoing.poem
+            self.outgoing.forget()
 
     def _conclude(self, reason: Failure) -> None:
         """Find out how the transfer ended, and tell."""
@@ -300,9 +313,9 @@ class PoetryFactory(Factory):
     def poemFor(self, protocol: PoetryProtocol) -> Poem | None:
         """Give what `getPoem` chose as it is sent: `poem` is shared, any other is made anew."""
         poem, sending = self.getPoem(protocol), self.sending
-        if poem is None or (sending is not None and poem is sending.data):
-            return sending if poem is not None else None
-        return Poem(poem)
+        if sending is not None and poem is sending.data:
+            return sending
+        return None if poem is None else Poem(poem)
 
     def poemReceived(self, poem: bytes) -> object:
         """Take note that a whole poem was received. Override.

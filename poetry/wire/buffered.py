@@ -46,7 +46,7 @@ class Buffered(Sender):
             if handle is not None:
                 make_close_graceful(handle)
             self._transport.loseConnection()
-            self.ended = True
+            self.finish()
         else:
             self._wait_for_kernel()
 
@@ -70,4 +70,4 @@ class Buffered(Sender):
                 self.broken(error)
                 return
             make_close_graceful(below.socket)
-            self.ended = True
+            self.finish()

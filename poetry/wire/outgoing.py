@@ -34,6 +34,9 @@ class Pace(NamedTuple):
 class Owner(Protocol):
     """The conversation that a poem belongs to."""
 
+    def ended(self) -> None:
+        """Take note that the kernel has the last byte and the end of the stream."""
+
     def fail(self, error: BaseException) -> None:
         """Give the transfer up: the poem cannot be sent."""
 
@@ -43,8 +46,6 @@ class Outgoing:
 
     @cvar after_handshake: whether the poem waits for the transport's handshake.
     @cvar reader_ends: what a connection is lost with whose reader ended properly.
-    @ivar poem: deleted at the end of the connection: connections are in reference cycles, which may
-        wait long for the collector, and a poem must not.
     @ivar size: bytes handed over so far.
     @ivar ended: whether the kernel has the last byte and the end of the stream.
     @ivar paused: whether its transport owes more than its buffer takes.
@@ -61,6 +62,12 @@ class Outgoing:
 
     def start(self) -> None:
         """Begin to send, once."""
+
+    def forget(self) -> None:
+        """Keep nothing but the size, at the end of the connection: what is in a reference cycle may
+        wait long for the collector, and a poem must not.
+        """
+        del self.poem
 
     @property
     def pacing(self) -> bool:
@@ -112,6 +119,10 @@ class Sender(Outgoing, ABC):
             self._started = True
             self._start()
 
+    def forget(self) -> None:
+        """Keep nothing but the size."""
+        del self.poem, self._owner, self._transport
+
     @property
     def pacing(self) -> bool:
         """Whether the next bytes are not due yet."""
@@ -150,6 +161,11 @@ class Sender(Outgoing, ABC):
         except OSError as error:
             self.broken(error)
         return False
+
+    def finish(self) -> None:
+        """Take note, and tell: the stream is ended."""
+        self.ended = True
+        self._owner.ended()
 
     def broken(self, error: OSError) -> None:
         """Give up: what failed with `error` leaves nothing to be sent on."""

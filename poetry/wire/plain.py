@@ -37,10 +37,9 @@ class Plain(Sender):
         return self.poem.send(self._transport.getHandle(), self.size, limit, flags)
 
     def _end(self) -> None:
-        """Shut down the sending half, and discard input until the reader ends as well."""
+        """Shut down the sending half; the transport goes on reading until the reader ends."""
         self.unregister()
         handle = self._transport.getHandle()
         make_close_graceful(handle)
         handle.shutdown(socket.SHUT_WR)
-        self.ended = True
-        self._transport.startReading()  # what came before is reported now, an end too
+        self.finish()
