@@ -3,7 +3,7 @@
 PYTHON ?= python3
 BIN := .venv/bin
 
-.PHONY: demo test test-all docs bench soak plot kill-points clean
+.PHONY: demo test test-all docs bench bench-quick soak plot kill-points clean
 
 .venv/demo: pyproject.toml
 	$(PYTHON) -m venv .venv
@@ -45,6 +45,9 @@ docs: .venv/docs
 
 bench: .venv/bench
 	$(BIN)/python -m benchmarks
+
+bench-quick: .venv/dev
+	$(BIN)/python -m benchmarks.quick
 
 soak: .venv/dev
 	$(BIN)/python -m benchmarks.soak

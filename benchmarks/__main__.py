@@ -16,12 +16,12 @@ from collections.abc import Sequence
 from importlib import metadata
 from pathlib import Path
 
-from benchmarks import client, cost, delivery
+from benchmarks import client, cost, delivery, rows
 from benchmarks.measure import CORES, DESCRIPTORS, Json
 from benchmarks.peers import PEERS, Peer
 from benchmarks.report import RESULTS, render_all
 
-PARTS = {"delivery": delivery.run, "cost": cost.run, "client": client.run}
+PARTS = {"delivery": delivery.run, "cost": cost.run, "rows": rows.run, "client": client.run}
 TOOLS = {
     "socat": ("socat", "-V"),
     "ncat": ("ncat", "--version"),

@@ -5,6 +5,7 @@ from __future__ import annotations
 from collections import defaultdict
 from collections.abc import Callable, Iterable, Sequence
 from contextlib import ExitStack
+from dataclasses import replace
 from pathlib import Path
 
 from benchmarks.load import Spec
@@ -20,20 +21,24 @@ VOLUME = 50_000_000
 """Bytes that one measurement of the growth with the poem's size sends, about."""
 
 Measure = Callable[[Peer, Served], Json]
+Certificate = tuple[Path, Path]
 
 
-def rounds(peers: Iterable[Peer], poem: Path, count: int, measure: Measure) -> Json:
+def rounds(
+    peers: Iterable[Peer], poem: Path, count: int, measure: Measure, tls: Certificate | None = None
+) -> Json:
     """Measure every peer once a round, in an order that shifts; a server lives through all rounds.
 
     Gives a list a field, with an entry a round.
     """
     kept: dict[str, dict[str, list[float]]] = defaultdict(lambda: defaultdict(list))
     size = poem.stat().st_size
-    able = [peer for peer in peers if peer.largest >= size]
+    able = [peer for peer in peers if peer.largest >= size and (peer.tls or not tls)]
     with ExitStack() as stack:
-        servers = [(peer, stack.enter_context(serving(peer, poem))) for peer in able]
+        servers = [(peer, stack.enter_context(serving(peer, poem, tls=tls))) for peer in able]
         for _peer, server in servers:
-            measured(server, Spec(server.port, str(poem), 4, 1))  # what only the first readers pay
+            # what only the first readers pay
+            measured(server, Spec(server.port, str(poem), 4, 1, tls=tls is not None))
         for number in range(count):
             turn = number % max(len(servers), 1)
             for peer, server in servers[turn:] + servers[:turn]:
@@ -42,12 +47,16 @@ def rounds(peers: Iterable[Peer], poem: Path, count: int, measure: Measure) -> J
     return {name: dict(fields) for name, fields in kept.items()}
 
 
-def batch(poem: Path, readers: int, together: int = 32) -> Measure:
+def batch(
+    poem: Path, readers: int, together: int = 32, *, tls: bool = False, discard: bool = False
+) -> Measure:
     """So many poems, so many at once; a peer that forks is asked for a tenth of them."""
 
     def measure(peer: Peer, server: Served) -> Json:
         asked = max(readers // 10, 4) if peer.forks else readers
-        spec = Spec(server.port, str(poem), asked, min(together, peer.together), compare_every=4)
+        at_once = min(together, peer.together) if peer.forks else together
+        spec = Spec(server.port, str(poem), asked, at_once, compare_every=4)
+        spec = replace(spec, tls=tls, discard=discard)
         result = measured(server, spec)
         return {**result, "memory": peak(server.pid)}
 

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import ctypes
 import json
 import os
 import random
@@ -12,9 +13,10 @@ import subprocess
 import sys
 import tempfile
 import time
-from collections.abc import Iterator, Sequence
+from collections.abc import Callable, Iterator, Sequence
 from contextlib import contextmanager, suppress
 from dataclasses import replace
+from multiprocessing import get_context
 from pathlib import Path
 from typing import IO, Any
 
@@ -254,4 +256,33 @@ def measured(server: Served, spec: Spec) -> Json:
         load.go()
         result = load.result()
         result["server_cpu"] = server.cpu() - before
+    return result
+
+
+NEW_NETWORK = 0x40000000
+"""CLONE_NEWNET of unshare(2)."""
+
+
+def with_congestion(congestion: str, measure: Callable[[], Json]) -> Json:
+    """Measure in a network with this congestion control (Linux, as root)."""
+
+    def in_network() -> None:
+        if ctypes.CDLL(None, use_errno=True).unshare(NEW_NETWORK):
+            raise OSError(ctypes.get_errno(), "unshare")
+        subprocess.run(["ip", "link", "set", "lo", "up"], check=True)
+        # a namespace may not choose every default, but each of its routes has one (ip-route(8))
+        for where in ("127.0.0.0/8", "127.0.0.1"):
+            route = f"ip route replace local {where} dev lo proto kernel scope host table local"
+            control = f"src 127.0.0.1 congctl {congestion}"
+            subprocess.run([*route.split(), *control.split()], check=True)
+        theirs.send(measure())
+
+    fork = get_context("fork")
+    ours, theirs = fork.Pipe(duplex=False)
+    with ours:
+        process = fork.Process(target=in_network)
+        process.start()
+        theirs.close()
+        result: Json = ours.recv()
+        process.join()
     return result

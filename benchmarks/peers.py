@@ -8,6 +8,7 @@ import sys
 from collections.abc import Callable, Iterator
 from contextlib import contextmanager
 from dataclasses import dataclass
+from functools import partial
 from pathlib import Path
 
 from benchmarks.measure import Served, free_port, started
@@ -30,14 +31,30 @@ class Setup:
 Command = Callable[[Setup], list[str]]
 
 
-def this_server(setup: Setup) -> list[str]:
-    where = ["--port", str(setup.port)]
-    if setup.tls:
-        certificate, key = setup.tls
-        endpoint = f"ssl:{setup.port}:certKey={certificate}:privateKey={key}:interface=127.0.0.1"
-        where = ["--listen", endpoint]
-    poem = str(setup.poem)
-    return [sys.executable, "-m", "poetry", "serve", "--log-level", "warn", *where, poem]
+def this_server(*options: str) -> Command:
+    """`poetry serve`; without options it logs no transfers, as its peers do."""
+
+    def command(setup: Setup) -> list[str]:
+        where = ["--port", str(setup.port)]
+        if setup.tls:
+            certificate, key = setup.tls
+            where = ["--listen", f"ssl:{setup.port}:certKey={certificate}:privateKey={key}"]
+            where[1] += ":interface=127.0.0.1"
+        words = options or ("--log-level", "warn")
+        return [sys.executable, "-m", "poetry", "serve", *words, *where, str(setup.poem)]
+
+    return command
+
+
+def sharing(count: int) -> Command:
+    """So many of this server on one socket."""
+
+    def command(setup: Setup) -> list[str]:
+        serve = [sys.executable, "-m", "poetry", "serve", "--log-level", "warn"]
+        serve += ["--listen", "systemd:domain=INET:index=0", str(setup.poem)]
+        return [sys.executable, str(PROGRAMS / "sharing.py"), str(count), str(setup.port), *serve]
+
+    return command
 
 
 def program(name: str, *first: str) -> Command:
@@ -70,8 +87,11 @@ MODULES = (
 )
 
 
-def nginx(setup: Setup) -> list[str]:
-    """One process, so that it is compared with the others' one; the poem stands in the file."""
+def nginx(setup: Setup, more: str = "") -> list[str]:
+    """One process, so that it is compared with the others' one; the poem stands in the file.
+
+    @param more: for its `stream`; {directory} is filled in.
+    """
     module = next((path for path in MODULES if Path(path).exists()), None)
     tls = ""
     if setup.tls:
@@ -84,7 +104,7 @@ def nginx(setup: Setup) -> list[str]:
         f"""{f"load_module {module};" if module else ""}
         daemon off; master_process off; pid {configuration}.pid; error_log stderr crit;
         events {{ worker_connections 16384; }}
-        stream {{ server {{
+        stream {{ {more.format(directory=setup.directory)} server {{
             listen 127.0.0.1:{setup.port}{" ssl" if tls else ""}; {tls}
             return "{text}";
         }} }}""",
@@ -123,7 +143,7 @@ class Peer:
 
 
 PEERS = (
-    Peer(THIS, "poetry", this_server),
+    Peer(THIS, "poetry", this_server()),
     Peer(TUTORIAL, "twisted", program("tutorial_server.py")),
     Peer("asyncio", "asyncio", program("asyncio_server.py", "asyncio")),
     Peer("uvloop", "uvloop", program("asyncio_server.py", "uvloop")),
@@ -132,6 +152,34 @@ PEERS = (
     Peer("nginx", "nginx", nginx, largest=3_000),
     Peer("QOTD", "twisted", program("qotd_server.py"), tls=False),
 )
+
+NAMED = {peer.name: peer for peer in PEERS}
+
+LIBRARY = (
+    NAMED[THIS],
+    Peer(f"{THIS}, bare factory", "poetry", program("library_server.py", "bare"), tls=False),
+    Peer(f"{THIS}, subclass", "poetry", program("library_server.py", "subclass"), tls=False),
+    NAMED[TUTORIAL],
+)
+
+ACCESS_LOG = (
+    "log_format a '$time_iso8601 $remote_addr $remote_port $status $bytes_sent $session_time';"
+    " access_log {directory}/access.log a;"
+)
+
+LOGGING = (
+    NAMED[THIS],
+    Peer(f"{THIS}, text", "poetry", this_server("--log-format", "text")),
+    Peer(f"{THIS}, JSON", "poetry", this_server("--log-format", "json")),
+    NAMED["asyncio"],
+    Peer("asyncio, logging", "asyncio", program("asyncio_server.py", "asyncio-log")),
+    NAMED["uvloop"],
+    Peer("uvloop, logging", "uvloop", program("asyncio_server.py", "uvloop-log")),
+    NAMED["nginx"],
+    Peer("nginx, access_log", "nginx", partial(nginx, more=ACCESS_LOG), largest=3_000),
+)
+
+SHARING = (NAMED[THIS], Peer(f"{THIS}, two processes", "poetry", sharing(2), tls=False))
 
 
 @contextmanager

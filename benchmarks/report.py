@@ -13,12 +13,15 @@ import re
 import statistics
 import sys
 from collections.abc import Callable, Iterable, Iterator, Sequence
+from functools import partial
 from pathlib import Path
 
 from benchmarks.client import TOO_LONG
+from benchmarks.cost import LONG
 from benchmarks.delivery import PATIENCE, SCENARIOS, Scenario
 from benchmarks.measure import Json
 from benchmarks.peers import PEERS, THIS, TUTORIAL
+from benchmarks.rows import TABLES, Work
 from tests.faults.readers import ENDS
 
 ROOT = Path(__file__).parents[1]
@@ -317,6 +320,58 @@ def cold(result: Json) -> str:
     return table(["cold start, ms", "a short poem fetched", "a server listens"], rows)
 
 
+def value_of(work: Work, run: Json) -> list[float]:
+    """CPU µs a poem, or poems or MB a second, round by round."""
+    if not work.rate:
+        return [cpu * 1e6 for cpu in a_poem(run, "server_cpu")]
+    if work.size < LONG:
+        return ratios(run["whole"], run["seconds"])
+    return [sent / 1e6 for sent in ratios(run["bytes"], run["seconds"])]
+
+
+def row(name: str, result: Json) -> str:
+    """One of `rows.TABLES`: medians, and in brackets their ratios to the base's, round by round."""
+    part, kind = result["rows"][name], TABLES[name]
+    works = [work for work in kind.works if work.title in part]
+    lines = []
+    for peer in kind.peers:
+        line = [peer.name]
+        for work in works:
+            runs = part[work.title]
+            if peer.name not in runs:
+                line.append(NOTHING)
+                continue
+            values, of = value_of(work, runs[peer.name]), value_of(work, runs[kind.base])
+            lost = f", {sum(runs[peer.name]['whole'])} whole" if unserved(runs[peer.name]) else ""
+            line.append(f"{number(statistics.median(values))} ({ranged(ratios(values, of))}){lost}")
+        lines.append(line)
+    return table([kind.title, *(work.title for work in works)], lines) + (
+        f"\n\nMedian, and in brackets to that of {kind.base}: median (least to greatest)."
+    )
+
+
+def better(result: Json) -> list[str]:
+    """The rows in which somebody else is better than we are, by more than a twentieth."""
+    found = []
+    for name in ("library", "tls", "congestion", "rate"):
+        for work in TABLES[name].works:
+            runs = result["rows"][name].get(work.title, {})
+            medians = {peer: statistics.median(value_of(work, run)) for peer, run in runs.items()}
+            for ours in medians:
+                if not ours.startswith(THIS):
+                    continue
+                limit = medians[ours] * (1.05 if work.rate else 0.95)
+                beyond = [
+                    peer
+                    for peer, median in medians.items()
+                    if not peer.startswith(THIS) and (median > limit) == work.rate
+                ]
+                if beyond:
+                    way = ours.partition(", ")[2] or name
+                    found.append(f"{way}, {work.title} ({', '.join(beyond)})")
+    return found
+
+
 def machine(result: Json) -> str:
     on, versions = result["machine"], result["versions"]
     tools = ", ".join(f"{name} {version}" for name, version in versions.items())
@@ -338,10 +393,13 @@ def headline(result: Json) -> str:
     short, long = ratio(result, "short", THIS), ratio(result, "long", THIS)
     asked = sum(result["delivery"][one.name][THIS]["readers"] for one in SCENARIOS)
     lost, theirs = let_down(result, THIS), let_down(result, TUTORIAL)
+    rows = better(result) if "rows" in result else []
+    dearer = f" Rows in which a peer is better: {'; '.join(rows)}." if rows else ""
     return (
         f"Of {asked:,} readers in {len(SCENARIOS)} scenarios this server let {lost:,} down, the "
         f"tutorial's {theirs:,}. A short poem costs {number(short)} times the tutorial's CPU, a "
         f"long one {number(long)} times."
+        f"{dearer}"
     )
 
 
@@ -352,6 +410,7 @@ BLOCKS: dict[str, Callable[[Json], str]] = {
     "cost": cost,
     "by-readers": by_readers,
     "by-size": by_size,
+    **{name: partial(row, name) for name in TABLES},
     "client": client,
     "hundred": hundred,
     "cold": cold,
@@ -362,7 +421,10 @@ BLOCKS: dict[str, Callable[[Json], str]] = {
 def render_all(result: Json) -> str:
     """The whole result as one page."""
     parts = [f"# Measured on {result['taken']}"]
-    parts += [f"## {name}\n\n{render(result)}" for name, render in BLOCKS.items()]
+    blocks = {
+        name: render for name, render in BLOCKS.items() if "rows" in result or name not in TABLES
+    }
+    parts += [f"## {name}\n\n{render(result)}" for name, render in blocks.items()]
     return "\n\n".join(parts) + "\n"
 
 
