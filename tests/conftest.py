@@ -79,13 +79,13 @@ def log() -> Iterator[Log]:
 
 
 @pytest.fixture(scope="module", autouse=True)
-def only_commands_measured(request: pytest.FixtureRequest) -> Iterator[None]:
-    """Measure the branches of a process only in the tests of the commands themselves.
+def processes_of_faults_unmeasured(request: pytest.FixtureRequest) -> Iterator[None]:
+    """Measure no branches of a process in the tests of faults and of tools.
 
-    Elsewhere processes are many, they run what these tests cover, and one that is killed may leave
-    a broken file.
+    There processes are many, they run what other tests cover, and one that is killed may leave a
+    broken file.
     """
     with pytest.MonkeyPatch.context() as patch:
-        if request.path.parent.name not in ("tests", "commands", "system"):
+        if request.path.parent.name in ("deploy", "faults", "interop"):
             patch.delenv("COVERAGE_PROCESS_CONFIG", raising=False)
         yield

@@ -82,6 +82,7 @@ class _Bar:
     def advance(self, size: int) -> None:
         """So many bytes came."""
         self._last = time.time()
+        self._tqdm.set_postfix_str("", refresh=False)
         self._tqdm.update(size)
 
     def say(self, line: str) -> None:

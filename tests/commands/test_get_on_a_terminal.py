@@ -82,7 +82,7 @@ def test_progress_while_nothing_comes(peer: socket.socket, sent: bytes, columns:
                 connection.sendall(SHORT)
             assert process.wait(PATIENCE) == 0
     drawn = re.findall(rb"\[([0-9:]+), .*?, nothing for \d+ s", seen)
-    assert len(drawn) == len(set(drawn))
+    assert len(set(drawn)) > 1
     assert (b"4.00B" in seen) == bool(sent)
 
 
@@ -136,7 +136,7 @@ def test_progress_and_errors(peer: socket.socket) -> None:
         with accept(peer):
             pass
         with accept(peer) as connection:
-            while b"B/s" not in seen:
+            while not re.search(rb"[1-9][\d.]*k?B \[", seen):
                 connection.sendall(SHORT)
                 time.sleep(0.01)
             connection.setsockopt(socket.SOL_SOCKET, socket.SO_LINGER, RESET)

@@ -100,6 +100,21 @@ def test_a_full_pipe_blocks_nobody(pipe: tuple[int, int]) -> None:
     assert read_all(reader, output) == LONG
 
 
+def test_a_pause_between_two_writes(pipe: tuple[int, int]) -> None:
+    """An output that has written all waits for more."""
+    output = open_output(pipe[1])
+    received = b""
+    for part in (b"a ", b"poem"):
+        output.write(part)
+        until(lambda: select.select([pipe[0]], [], [], 0)[0])
+        received += os.read(pipe[0], 100)
+        until(lambda: not output.dataBuffer)
+        assert not output.closed.called
+    output.loseConnection()
+    assert wait(output.closed) is None
+    assert received == b"a poem"
+
+
 def test_a_pipe_that_another_process_filled(pipe: tuple[int, int]) -> None:
     """A pipe in which others left no room takes nothing until it is read, and that is no error."""
     reader, writer = pipe
