@@ -1,0 +1,18 @@
+"""Serve a poem, and fetch it, in one process."""
+
+from typing import Any
+
+from twisted.internet.endpoints import clientFromString, serverFromString
+from twisted.internet.task import react
+
+from poetry import get_poem, serve_poem
+
+
+async def main(reactor: Any) -> None:
+    port: Any = await serve_poem(
+        serverFromString(reactor, "tcp:0:interface=127.0.0.1"), b"So brief."
+    )
+    print(await get_poem(clientFromString(reactor, f"tcp:127.0.0.1:{port.getHost().port}")))
+
+
+react(main)

@@ -1,0 +1,26 @@
+"""Bring a poem to a server that takes them, such as inbox.py.
+
+python push.py HOST PORT POEM
+"""
+
+import sys
+from pathlib import Path
+from typing import Any
+
+from twisted.internet.endpoints import HostnameEndpoint
+from twisted.internet.task import react
+
+from poetry import PoemError, PoetryClientFactory
+
+
+async def push(reactor: Any, host: str, port: str, poem: str) -> None:
+    factory = PoetryClientFactory(Path(poem).read_bytes())
+    await HostnameEndpoint(reactor, host, int(port)).connect(factory)
+    try:
+        await factory.received  # fires when the server has ended its half after all of it
+    except PoemError as error:
+        sys.exit(f"{host}:{port}: {error}")
+
+
+if __name__ == "__main__":
+    react(push, sys.argv[1:])
