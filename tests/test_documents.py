@@ -1,9 +1,15 @@
 """What README and docs show runs: their commands, README's program, and its tables of options.
 
 In a ```console block each line that begins with `$ ` is a command, with the lines that a backslash
-continues; other lines are what the commands print. `poetry serve` runs until the block ends, on
-free ports: later commands get these instead of those shown, as they get those of a server that
-always runs where their block starts none. poem.txt is what README shows of it.
+continues; other lines are what the commands print. Port 10000 is a free one here.
+
+The commands of README and of each step of the tutorial run in their order, in one shell: README's
+in an empty folder, the tutorial's beside its programs. A server runs until the next one starts. On
+other pages each block runs by itself, beside a poem.txt; there `poetry serve` runs until the block
+ends, and later commands get its port, or that of a server that always runs where their block starts
+none.
+
+A ```python block after a comment that names files is a part of each of these files.
 """
 
 from __future__ import annotations
@@ -16,12 +22,13 @@ import signal
 import subprocess
 import sys
 from collections.abc import Iterator
-from contextlib import ExitStack
+from contextlib import ExitStack, suppress
 from pathlib import Path
 from typing import NamedTuple
 
 import pytest
 
+from benchmarks.report import behind, newest
 from tests.faults.readers import eventually
 from tests.processes import PATIENCE, POETRY, Server, poetry, running
 
@@ -31,7 +38,7 @@ FENCED = re.compile(r"^( *)```(\w+)\n(.*?)^\1```$", re.DOTALL | re.MULTILINE)
 SAMPLE = (ROOT / "poetry" / "sample.txt").read_text(encoding="utf-8")
 POEM = "Said the river: I bring what I have to the sea.\n"
 LISTENS = re.compile(r"(?:(?<=-p )|(?<=--metrics )|(?<=--listen ))\d+")
-SHELL = {"kill"}  # what bash brings itself
+SHELL = {"kill", "cd", "export", "echo"}  # what bash brings itself
 PATH = f"{Path(sys.executable).parent}:{os.environ['PATH']}"
 UNMEASURED = {"COVERAGE_PROCESS_CONFIG": ""}
 ELSEWHERE = {
@@ -46,9 +53,10 @@ ELSEWHERE = {
 
 
 class Block(NamedTuple):
-    """Commands, each with what is shown of its output."""
+    """Commands, each with what is shown of its output, and the heading that they are under."""
 
     page: str
+    heading: str
     commands: list[tuple[str, str]]
 
     def __str__(self) -> str:
@@ -64,24 +72,30 @@ class Block(NamedTuple):
         }
 
 
-def fenced(page: Path, language: str) -> list[str]:
-    """The blocks of a page in a language, without their indentation."""
+def fenced(page: Path, language: str) -> list[tuple[str, str]]:
+    """The blocks of a page in a language, without their indentation; each after its heading."""
     text = page.read_text(encoding="utf-8")
-    found = [(indent, body) for indent, tag, body in FENCED.findall(text) if tag == language]
-    return [re.sub(f"^{indent}", "", body, flags=re.MULTILINE) for indent, body in found]
+    found = []
+    for block in FENCED.finditer(text):
+        indent, tag, body = block.groups()
+        if tag == language:
+            *_, heading = ["", *re.findall(r"^## (.*)", text[: block.start()], re.MULTILINE)]
+            found.append((heading, re.sub(f"^{indent}", "", body, flags=re.MULTILINE)))
+    return found
 
 
 def blocks() -> Iterator[Block]:
     """All console blocks."""
     for page in PAGES:
-        for body in fenced(page, "console"):
+        for heading, body in fenced(page, "console"):
             assert body.startswith("$ "), f"{page.name}: no command: {body}"
             parts = re.findall(r"^\$ ((?:.*\\\n)*.*)\n((?:(?!\$ ).*\n)*)", body, re.MULTILINE)
-            yield Block(page.name, parts)
+            yield Block(page.name, heading, parts)
 
 
 BLOCKS = list(blocks())
 RUN_HERE = [block for block in BLOCKS if not block.elsewhere()]
+IN_ORDER = ("README.md", "tutorial.md")
 
 
 class Place(NamedTuple):
@@ -141,6 +155,13 @@ def end_daemons(directory: Path) -> None:
         os.kill(int(path.read_text(encoding="ascii")), signal.SIGKILL)
 
 
+def skip_without_tools(commands: list[tuple[str, str]]) -> None:
+    """Skip the test, and name the tools, where some are not installed."""
+    tools = {command.split()[0] for command, _ in commands if command[0] not in "(~"} - SHELL
+    if missing := sorted(tool for tool in tools if not shutil.which(tool, path=PATH)):
+        pytest.skip(f"not installed: {', '.join(missing)}")
+
+
 @pytest.fixture(scope="module")
 def always(tmp_path_factory: pytest.TempPathFactory) -> Iterator[Server]:
     """A server of poem.txt with a log in JSON, one of whose readers is done."""
@@ -153,12 +174,12 @@ def always(tmp_path_factory: pytest.TempPathFactory) -> Iterator[Server]:
         yield server
 
 
-@pytest.mark.parametrize("block", RUN_HERE, ids=str)
+@pytest.mark.parametrize(
+    "block", [block for block in RUN_HERE if block.page not in IN_ORDER], ids=str
+)
 def test_console(block: Block, always: Server, tmp_path: Path) -> None:
     """The commands of a block run as they stand, and print what is shown, or the poem."""
-    tools = {command.split()[0] for command, _ in block.commands} - SHELL
-    if missing := sorted(tool for tool in tools if not shutil.which(tool, path=PATH)):
-        pytest.skip(f"not installed: {', '.join(missing)}")
+    skip_without_tools(block.commands)
     (tmp_path / "poem.txt").write_text(POEM, encoding="utf-8")
     (tmp_path / "err.txt").write_text(always.stderr, encoding="utf-8")
     place = Place(tmp_path, {"10000": str(always.port)}, POEM)
@@ -180,7 +201,142 @@ def test_elsewhere() -> None:
         assert not re.search(r"\n\n {4,}\S", text), f"{page.name}: a block without a language"
 
 
-@pytest.mark.parametrize("script", fenced(PAGES[0], "python"))
+SHELL_FUNCTIONS = """
+set -e
+trap end_server EXIT
+end_server() { kill -9 $! 2> /dev/null || true; wait $! 2> /dev/null || true; }
+await_server() {
+    until port=$(sed -n 's/^Serving .* on .*://p' "$SERVING") && [ "$port" ]; do
+        kill -0 $! 2> /dev/null || { cat "$ERRORS" >&2; exit 1; }
+        sleep 0.05
+    done
+    sed "s/:$port$/:10000/" "$SERVING"
+}
+"""
+
+
+def is_server(command: str) -> bool:
+    """Whether a command goes on, in the background or in a terminal of its own."""
+    return command.endswith(" &") or "poetry serve" in command
+
+
+def in_one_shell(commands: list[tuple[str, str]], directory: Path) -> list[str]:
+    """Run commands one after the other; give what each has printed."""
+    lines = [SHELL_FUNCTIONS]
+    for command, _ in commands:
+        if is_server(command):
+            there = re.sub(r"\b10000\b", "0", command.removesuffix(" &"))
+            serving = f': > "$SERVING"; {there} > "$SERVING" 2> "$ERRORS" &'
+            lines += ["end_server", serving, "await_server"]
+        else:
+            lines.append(re.sub(r"\b10000\b", "$port", command))
+        lines.append(r"printf '\0'")
+    notes = {"SERVING": str(directory / ".serving"), "ERRORS": str(directory / ".errors")}
+    shell = subprocess.Popen(
+        ["bash", "-c", "\n".join(lines)],
+        cwd=directory,
+        env={**os.environ, **UNMEASURED, **notes, "PATH": PATH, "HOME": str(directory)},
+        stdin=subprocess.DEVNULL,
+        stdout=subprocess.PIPE,
+        stderr=subprocess.PIPE,
+        text=True,
+        start_new_session=True,
+    )
+    try:
+        printed, errors = shell.communicate(timeout=2 * PATIENCE)
+    finally:
+        with suppress(ProcessLookupError):
+            os.killpg(shell.pid, signal.SIGKILL)
+    assert shell.returncode == 0, printed + errors
+    return printed.split("\0")[:-1]
+
+
+def counts(line: str) -> tuple[set[str], int]:
+    """The words of what readers.py prints, and the sum of its numbers."""
+    return set(re.findall("[a-z]+", line)), sum(map(int, re.findall(r"\d+", line)))
+
+
+def check_printed(commands: list[tuple[str, str]], printed: list[str]) -> None:
+    """Each command has printed what is shown; the sample poem, or nothing, where nothing is shown.
+
+    Where readers end in several ways, chance decides which of them in which.
+    """
+    for (command, shown), said in zip(commands, printed, strict=True):
+        if "," in shown and "readers.py" in command:
+            (words, total), (shown_words, shown_total) = counts(said), counts(shown)
+            assert words <= shown_words, f"{command}: {said}"
+            assert words != {"whole"}, f"{command}: {said}"
+            assert total == shown_total, f"{command}: {said}"
+        elif shown or not is_server(command):
+            assert said == (shown or SAMPLE * (" get " in command)), command
+
+
+def test_readme_in_order(tmp_path: Path) -> None:
+    """README's commands run in their order, in an empty folder."""
+    (tmp_path / "poems").symlink_to(sys.prefix)  # what README installs, which is done here
+    commands = [each for block in RUN_HERE if block.page == "README.md" for each in block.commands]
+    skip_without_tools(commands)
+    check_printed(commands, in_one_shell(commands, tmp_path))
+
+
+FIRST, *STEPS = [block for block in BLOCKS if block.page == "tutorial.md"]
+
+
+@pytest.mark.parametrize("heading", list(dict.fromkeys(block.heading for block in STEPS)))
+def test_tutorial_in_order(heading: str, tmp_path: Path) -> None:
+    """The commands of a step of the tutorial show the failure before, and the whole poem after."""
+    mine = [each for block in STEPS if block.heading == heading for each in block.commands]
+    commands = [*FIRST.commands, *mine]
+    skip_without_tools(commands)
+    shutil.copytree(ROOT / "examples", tmp_path / "examples")
+    check_printed(commands, in_one_shell(commands, tmp_path))
+
+
+QUOTED = re.compile(r"^<!-- ([\w./ -]+) -->\n```python\n(.*?)^```$", re.DOTALL | re.MULTILINE)
+QUOTES = [
+    (page, name, quote)
+    for page in PAGES
+    for names, quote in QUOTED.findall(page.read_text(encoding="utf-8"))
+    for name in names.split()
+]
+
+
+@pytest.mark.parametrize(("page", "name", "quote"), QUOTES, ids=lambda value: str(value)[-30:])
+def test_quotes(page: Path, name: str, quote: str) -> None:
+    """What a page quotes of a program stands in that program."""
+    assert f"\n{quote}" in f"\n{(ROOT / name).read_text(encoding='utf-8')}", page.name
+
+
+def test_examples_are_in_the_documents() -> None:
+    """Each program of examples/ is quoted, linked or run on a page."""
+    pages = "".join(page.read_text(encoding="utf-8") for page in PAGES)
+    examples = [path for path in (ROOT / "examples").rglob("*") if path.suffix in (".py", ".tac")]
+    assert [path.name for path in examples if path.name not in pages] == []
+
+
+def test_links() -> None:
+    """Each link to a file of this tree leads to one, and each to a heading to a heading."""
+    for page in PAGES:
+        text = page.read_text(encoding="utf-8")
+        for target in re.findall(r"\]\((?!https?:)([^)]+)\)", text):
+            name, _, heading = target.partition("#")
+            path = page.parent / name if name else page
+            assert path.exists(), f"{page.name}: {target}"
+            if heading:
+                titles = re.findall(r"^#+ (.*)", path.read_text(encoding="utf-8"), re.MULTILINE)
+                slugs = [re.sub(r"[^\w -]", "", title).lower() for title in titles]
+                assert heading in [slug.replace(" ", "-") for slug in slugs], f"{page}: {target}"
+
+
+def test_cheaper_peers() -> None:
+    """README names each peer that costs less for a short poem, with its figure, beside ours."""
+    said = behind(newest())
+    named = re.findall(r"short poem costs (\w+) ([\d.]+) times", said)
+    text = " ".join(PAGES[0].read_text(encoding="utf-8").split())
+    assert [peer for peer in named if "{} {} times".format(*peer) not in text] == []
+
+
+@pytest.mark.parametrize("script", [body for _, body in fenced(PAGES[0], "python")])
 def test_readme_python(tmp_path: Path, script: str) -> None:
     """The README's programs run to their end and print something, and nothing on standard error."""
     result = subprocess.run(
