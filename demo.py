@@ -1,5 +1,6 @@
 """`make demo`: serve the sample poem on a free port, fetch it, print it, and stop the server."""
 
+import os
 import subprocess
 import sys
 from pathlib import Path
@@ -22,7 +23,8 @@ def main() -> int:
         stopped = server.wait(60)
     print(f"\nThe poem arrived whole: {'yes' if fetched.returncode == 0 else 'NO'}.")
     print(f"The server was told to stop, and ended with exit code {stopped}.")
-    return fetched.returncode or stopped
+    on_windows = os.name == "nt"  # there to terminate is to kill, and gives 1
+    return fetched.returncode or (0 if on_windows else stopped)
 
 
 if __name__ == "__main__":

@@ -27,6 +27,9 @@ STRAY = (
     "twisted/plugins/dropin.cache",
 )
 
+NOT_PASSED = ("failure", "cancelled", "skipped")
+"""What GitHub calls a job that has not passed."""
+
 
 class Distribution(NamedTuple):
     """What a build makes; the wheel is built from the sdist."""
@@ -97,16 +100,41 @@ def test_checkers(built: Distribution) -> None:
     run("validate-pyproject", ROOT / "pyproject.toml")
 
 
+def github() -> Path:
+    """The folder of the workflows; skips where there is none."""
+    folder = ROOT / ".github"
+    if not folder.exists():
+        pytest.skip("an sdist has no workflows")
+    return folder
+
+
 def test_workflows() -> None:
     """zizmor finds no fault in the workflows: least permissions, pinned actions, no kept token."""
-    workflows = ROOT / ".github" / "workflows"
-    if not workflows.exists():
-        pytest.skip("an sdist has no workflows")
-    run("zizmor", "--offline", "--no-progress", workflows)
+    run("zizmor", "--offline", "--no-progress", github())
+
+
+def test_one_job_stands_for_all() -> None:
+    """The job `all` waits for each other job, and fails where one of them did not pass."""
+    text = (github() / "workflows" / "ci.yml").read_text(encoding="utf-8")
+    jobs = re.findall(r"^  (\w+):$", text.partition("\njobs:\n")[2], re.MULTILINE)
+    *others, last = jobs
+    assert last == "all"
+    [needs] = re.findall(r"^    needs: \[(.*)\]$", text, re.MULTILINE)
+    assert needs.split(", ") == others
+    assert all(f"contains(needs.*.result, '{each}')" in text for each in NOT_PASSED)
+
+
+def test_each_python_is_tested() -> None:
+    """The workflow tests the versions of Python that the package says it runs on."""
+    text = (github() / "workflows" / "ci.yml").read_text(encoding="utf-8")
+    [tested] = re.findall(r"^        python: \[(.*)\]$", text, re.MULTILINE)
+    project = (ROOT / "pyproject.toml").read_text(encoding="utf-8")
+    declared = re.findall(r'"Programming Language :: Python :: (3\.\d+)"', project)
+    assert re.findall(r'"([^"]*)"', tested) == declared
 
 
 def test_pre_commit() -> None:
-    """Before a commit, what `make test` runs before its tests is run; before a push, all of it."""
+    """Before a commit, what `make test` runs before its tests is run, which takes a second."""
     makefile = (ROOT / "Makefile").read_text(encoding="utf-8")
     recipe = makefile.partition("\ntest: ")[2].partition("\n\n")[0]
     checks = re.findall(r"^\t\$\(BIN\)/((?:ruff|mypy).*)", recipe, re.MULTILINE)
@@ -114,5 +142,5 @@ def test_pre_commit() -> None:
     if not config.exists():
         pytest.skip("an sdist has no hooks")
     entries = re.findall(r"^ +entry: (.*)", config.read_text(encoding="utf-8"), re.MULTILINE)
-    assert entries == [*(f".venv/bin/{check}" for check in checks), "make test"]
+    assert entries == [f".venv/bin/{check}" for check in checks]
     assert len(checks) == 3
