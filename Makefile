@@ -37,6 +37,7 @@ test-all: test
 	touch $@
 
 docs: .venv/docs
+	$(BIN)/python docs/manual.py
 	$(BIN)/pydoctor
 
 .venv/bench: .venv/dev

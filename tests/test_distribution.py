@@ -72,12 +72,13 @@ def test_sdist_contents(built: Distribution) -> None:
 
 
 def test_wheel_contents(built: Distribution) -> None:
-    """The wheel has the package and its plugin, and nothing that is Twisted's."""
+    """The wheel has the package, its plugin and its manual page, and nothing that is Twisted's."""
     with zipfile.ZipFile(built.wheel) as archive:
         names = {name for name in archive.namelist() if ".dist-info/" not in name}
     package = [path for path in (ROOT / "poetry").rglob("*") if path.suffix in (".py", ".txt")]
     expected = {str(path.relative_to(ROOT)) for path in package}
-    assert names == expected | {"poetry/py.typed", "twisted/plugins/poetry_plugin.py"}
+    page = f"{built.wheel.name.rpartition('-py3')[0]}.data/data/share/man/man1/twisted-poetry.1"
+    assert names == expected | {"poetry/py.typed", "twisted/plugins/poetry_plugin.py", page}
 
 
 def test_description(built: Distribution) -> None:
@@ -144,3 +145,10 @@ def test_pre_commit() -> None:
     entries = re.findall(r"^ +entry: (.*)", config.read_text(encoding="utf-8"), re.MULTILINE)
     assert entries == [f".venv/bin/{check}" for check in checks]
     assert len(checks) == 3
+
+
+def test_changelog(built: Distribution) -> None:
+    """The newest release in the changelog is this one, and has a date."""
+    text = (ROOT / "CHANGELOG.md").read_text(encoding="utf-8")
+    newest = re.findall(r"^## \[(.*)\] - \d{4}-\d\d-\d\d$", text, re.MULTILINE)[0]
+    assert built.sdist.name == f"twisted_poetry-{newest}.tar.gz"

@@ -38,6 +38,7 @@ FENCED = re.compile(r"^( *)```(\w+)\n(.*?)^\1```$", re.DOTALL | re.MULTILINE)
 SAMPLE = (ROOT / "poetry" / "sample.txt").read_text(encoding="utf-8")
 POEM = "Said the river: I bring what I have to the sea.\n"
 LISTENS = re.compile(r"(?:(?<=-p )|(?<=--metrics )|(?<=--listen ))\d+")
+MANUAL = ROOT / "docs" / "twisted-poetry.1"
 SHELL = {"kill", "cd", "export", "echo"}  # what bash brings itself
 PATH = f"{Path(sys.executable).parent}:{os.environ['PATH']}"
 UNMEASURED = {"COVERAGE_PROCESS_CONFIG": ""}
@@ -326,6 +327,15 @@ def test_links() -> None:
                 titles = re.findall(r"^#+ (.*)", path.read_text(encoding="utf-8"), re.MULTILINE)
                 slugs = [re.sub(r"[^\w -]", "", title).lower() for title in titles]
                 assert heading in [slug.replace(" ", "-") for slug in slugs], f"{page}: {target}"
+
+
+def test_manual_page(tmp_path: Path) -> None:
+    """The manual page is what docs/manual.py makes of the commands."""
+    (tmp_path / "poetry").symlink_to(ROOT / "poetry")
+    shutil.copy(ROOT / "docs" / "manual.py", tmp_path)
+    made = tmp_path / "twisted-poetry.1"
+    subprocess.run([sys.executable, tmp_path / "manual.py"], check=True, timeout=PATIENCE)
+    assert made.read_text(encoding="utf-8") == MANUAL.read_text(encoding="utf-8")
 
 
 def test_cheaper_peers() -> None:
