@@ -3,21 +3,20 @@
 import os
 import subprocess
 import sys
-from pathlib import Path
 
-POETRY = Path(sys.executable).with_name("poetry")
+POETRY = (sys.executable, "-m", "poetry")
 
 
 def main() -> int:
     """Run both commands, and say so."""
     print("$ poetry serve", flush=True)
-    server = subprocess.Popen([POETRY, "serve"], stdout=subprocess.PIPE, text=True)
+    server = subprocess.Popen([*POETRY, "serve"], stdout=subprocess.PIPE, text=True)
     try:
         assert server.stdout is not None
         announcement = server.stdout.readline().strip()
         address = announcement.rpartition(" on ")[2]
         print(f"{announcement}\n\n$ poetry get {address}", flush=True)
-        fetched = subprocess.run([POETRY, "get", address], timeout=60, check=False)
+        fetched = subprocess.run([*POETRY, "get", address], timeout=60, check=False)
     finally:
         server.terminate()
         stopped = server.wait(60)

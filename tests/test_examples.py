@@ -1,14 +1,10 @@
-"""The examples run: those of the help texts, on ports of this machine, and those of examples/."""
+"""The examples of the help texts run as they stand, but for names and ports of this machine."""
 
 from __future__ import annotations
 
-import os
 import re
 import shlex
-import shutil
 import socket
-import subprocess
-import sys
 from collections.abc import Iterator
 from dataclasses import dataclass
 from pathlib import Path
@@ -16,17 +12,11 @@ from pathlib import Path
 import click
 import pytest
 
-from examples.inbox import Inbox
-from poetry import PoetryServerFactory
 from poetry.cli import cli
 from poetry.commands.get import get
 from poetry.commands.serve import serve
 from tests.certificates import Certificates
-from tests.faults.bad import serving
-from tests.faults.readers import eventually
-from tests.processes import PATIENCE, POETRY, listening_port, poetry, running
-
-EXAMPLES = Path(__file__).parents[1] / "examples"
+from tests.processes import PATIENCE, POETRY, poetry, running
 
 POEM = b"One poem, so brief.\n"
 
@@ -117,122 +107,3 @@ def test_serve(tmp_path: Path, example: str) -> None:
         poems = [read(address) for address in server.addresses]
     given = ".txt" in command or before
     assert poems == [POEM] * listeners if given else all(poem.count(b"\n") > 5 for poem in poems)
-
-
-# The programs of examples/; those of the tutorial run in test_documents.py
-
-
-def command(name: str, *words: str | Path) -> list[str | Path]:
-    """A program of examples/ with its words."""
-    return [sys.executable, EXAMPLES / name, *words]
-
-
-def run(name: str, *words: str | Path) -> subprocess.CompletedProcess[bytes]:
-    """Run a program of examples/ to its end."""
-    return subprocess.run(command(name, *words), capture_output=True, timeout=PATIENCE, check=False)
-
-
-@pytest.fixture
-def file(tmp_path: Path) -> Path:
-    """A file with the poem."""
-    path = tmp_path / "poem.txt"
-    path.write_bytes(POEM)
-    return path
-
-
-def test_hello() -> None:
-    """It prints the poem that it serves."""
-    done = run("hello.py")
-    assert (done.returncode, done.stdout, done.stderr) == (0, b"b'So brief.'\n", b"")
-
-
-def test_serve_and_get(file: Path) -> None:
-    """One program serves a poem until it is told to stop, and another one prints it."""
-    with running(command("serve.py", "0", file)) as server:
-        done = run("get.py", "127.0.0.1", str(server.port))
-        assert (done.returncode, done.stdout, done.stderr) == (0, POEM, b"")
-        assert (server.stop(), server.stderr) == (0, "")
-
-
-def test_serve_with_tls(file: Path, certificates: Certificates) -> None:
-    """With a certificate and a key it serves over TLS."""
-    both = certificates.path("good")  # the certificate and its key
-    with running(command("serve.py", "0", file, both, both)) as server:
-        assert poetry("get", certificates.trusting(server.port)).stdout == POEM
-
-
-def test_get_names_what_failed() -> None:
-    """A poem that is not whole is one line on standard error, and exit code 1."""
-    with serving(lambda _: None) as port:
-        done = run("get.py", "127.0.0.1", str(port))
-    assert (done.returncode, done.stdout) == (1, b"")
-    assert re.fullmatch(rf"127\.0\.0\.1:{port}: .+\n", done.stderr.decode())
-
-
-def test_push_into_an_inbox(file: Path, tmp_path: Path) -> None:
-    """A client brings a poem, which then is in a file; one that is too long leaves no file."""
-    box = tmp_path / "box"
-    box.mkdir()
-    long = tmp_path / "long.txt"
-    long.write_bytes(bytes(20_000_000))
-    with running(command("inbox.py", "0", box)) as server:
-        pushed = run("push.py", "127.0.0.1", str(server.port), file)
-        refused = run("push.py", "127.0.0.1", str(server.port), long)
-        assert (pushed.returncode, pushed.stderr) == (0, b"")
-        assert refused.returncode == 1
-        assert refused.stderr.startswith(b"127.0.0.1:")
-        assert eventually(lambda: [path.read_bytes() for path in box.iterdir()] == [POEM])
-
-
-def test_an_inbox_keeps_the_newest(tmp_path: Path) -> None:
-    """The oldest poems make way for new ones."""
-    inbox = Inbox(tmp_path)
-    inbox.max_poems = 2
-    for age, poem in ((3, b"first"), (2, b"second"), (1, b"third")):
-        inbox.poemReceived(poem)
-        [new] = [path for path in tmp_path.iterdir() if path.read_bytes() == poem]
-        os.utime(new, (1000 - age, 1000 - age))
-    assert sorted(path.read_bytes() for path in tmp_path.iterdir()) == [b"second", b"third"]
-
-
-@pytest.mark.xfail(reason="factories do not have getPoem yet")
-def test_personal() -> None:
-    """Each reader gets a poem of its own."""
-    assert hasattr(PoetryServerFactory, "getPoem")
-    with running(command("personal.py", "0")) as server:
-        assert read(server.addresses[0]) == b"A poem for you at 127.0.0.1.\n"
-
-
-def test_tac(tmp_path: Path) -> None:
-    """It runs under twistd."""
-    program = Path(sys.executable).with_name("twistd")
-    words: list[str | Path] = [program, "--nodaemon", "--pidfile=", "-y", EXAMPLES / "poems.tac"]
-    twistd = subprocess.Popen(words, cwd=tmp_path, stdout=subprocess.DEVNULL)
-    try:
-        assert eventually(lambda: listening_port(twistd.pid) is not None)
-        assert read(f"127.0.0.1:{listening_port(twistd.pid)}") == b"So brief."
-    finally:
-        twistd.terminate()
-        twistd.wait(PATIENCE)
-
-
-@pytest.mark.parametrize(
-    ("runner", "passed"),
-    [
-        (["-m", "twisted.trial", "test_poems"], "successes=2"),
-        (["-m", "pytest", "-q", "-p", "no:cacheprovider", "test_poems.py"], "2 passed"),
-    ],
-    ids=["trial", "pytest"],
-)
-def test_testing_your_code(runner: list[str], passed: str, tmp_path: Path) -> None:
-    """The example of a test passes under both runners; trial finds the reactor clean."""
-    shutil.copy(EXAMPLES / "test_poems.py", tmp_path)
-    done = subprocess.run(
-        [sys.executable, "-W", "error", *runner],
-        cwd=tmp_path,
-        capture_output=True,
-        text=True,
-        timeout=PATIENCE,
-        check=False,
-    )
-    assert (done.returncode, passed in done.stdout) == (0, True), done.stdout + done.stderr

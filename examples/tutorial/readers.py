@@ -65,8 +65,8 @@ class Readers:
             await self.begun.wait()
         await asyncio.sleep(self.options.rest)
 
-    async def read(self) -> str:
-        """Read a poem to its end; say how it ended."""
+    async def read(self) -> int:
+        """Read a poem to its end; give its size in bytes."""
         received = 0
         reader, writer = await self.connect()
         try:
@@ -76,27 +76,29 @@ class Readers:
                 writer.write_eof()
             while chunk := await reader.read(FIRST if not received else 1 << 20):
                 if not self.poem.startswith(chunk, received):
-                    return "wrong"
+                    raise ValueError("these bytes are not the poem's")
                 if not received:
                     await self.rest()
                 received += len(chunk)
-        except OSError:
-            return "reset"
         finally:
             writer.close()
-        return "whole" if received == len(self.poem) else "truncated"
+        return received
 
-    async def one(self) -> str:
+    async def end(self) -> str:
+        """Read a poem; say how that ended."""
         try:
-            return await asyncio.wait_for(self.read(), self.options.patience)
+            received = await asyncio.wait_for(self.read(), self.options.patience)
         except asyncio.TimeoutError:
             return "waiting"
+        except OSError:
+            return "reset"
+        return "whole" if received == len(self.poem) else "truncated"
 
     async def all(self) -> Counter[str]:
         """Let them all read; give how many ended in which way."""
         stalled = [await self.connect() for _ in range(self.options.stalled)]
         try:
-            return Counter(await asyncio.gather(*[self.one() for _ in range(self.options.count)]))
+            return Counter(await asyncio.gather(*[self.end() for _ in range(self.options.count)]))
         finally:
             for _, writer in stalled:
                 writer.close()
@@ -105,7 +107,7 @@ class Readers:
 def main() -> None:
     parser = argparse.ArgumentParser(description="Read a poem, in numbers and in odd ways.")
     parser.add_argument("port", type=int)
-    parser.add_argument("poem", type=Path, help="what it should be")
+    parser.add_argument("poem", type=Path, help="the file that is served")
     parser.add_argument("--count", type=int, default=20, help="how many readers (20)")
     parser.add_argument("--speak", action="store_true", help="send something first")
     parser.add_argument("--half-close", action="store_true", help="end the own half first")
