@@ -32,26 +32,28 @@ class Counted(ResetsUnlessSent):
 
 class Poems(PoetryFactory):
     protocol = Counted
-    port: Any
+    port: Any = None
 
     def __init__(self, poem: bytes) -> None:
         super().__init__(poem)
         self.readers: set[Any] = set()
-        self.stopped: Deferred[None] | None = None
+        self.stopping = False
+        self.gone: Deferred[None] = Deferred()
+
+    def listening(self, port: Any) -> None:
+        self.port = port
 
     def stop(self) -> Deferred[None]:
         """Take no new reader; fire when the last one has gone."""
         self.port.stopListening()
-        self.stopped = Deferred()
         reactor.callLater(GRACE, self.abort)
-        stopped = self.stopped
+        self.stopping = True
         self.readerLeft()
-        return stopped
+        return self.gone
 
     def readerLeft(self) -> None:
-        if self.stopped is not None and not self.readers:
-            stopped, self.stopped = self.stopped, None
-            stopped.callback(None)
+        if self.stopping and not self.readers:
+            self.gone.callback(None)
 
     def abort(self) -> None:
         for reader in list(self.readers):
@@ -62,9 +64,10 @@ def serve(factory_class: type[Poems], **listening: Any) -> None:
     """Listen on the port, say so, and run until told to stop."""
     number, poem = sys.argv[1:]
     factory = factory_class(Path(poem).read_bytes())
-    factory.port = reactor.listenTCP(int(number), factory, interface="127.0.0.1", **listening)
+    port = reactor.listenTCP(int(number), factory, interface="127.0.0.1", **listening)
+    factory.listening(port)
     reactor.addSystemEventTrigger("before", "shutdown", factory.stop)
-    print(f"Serving {poem} on 127.0.0.1:{factory.port.getHost().port}", flush=True)
+    print(f"Serving {poem} on 127.0.0.1:{port.getHost().port}", flush=True)
     reactor.run()
 
 

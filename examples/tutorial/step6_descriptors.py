@@ -8,21 +8,26 @@ from __future__ import annotations
 from resource import RLIMIT_NOFILE, getrlimit
 from typing import Any
 
+from step0_tutorial import reactor
 from step4_stop import Counted, Poems, serve
 from step5_burst import BACKLOG
 
-SPARE = 48
-"""Descriptors that are not for readers: logs, the reactor, and a batch that is just accepted."""
+SPARE = 32
+"""Descriptors that are not for readers: the reactor's, the listening socket, standard streams."""
 
 
 class MakesRoom(Counted):
     def makeConnection(self, transport: Any) -> None:
         super().makeConnection(transport)
-        self.factory.acceptWhatFits()
+        reactor.callLater(0, self.factory.acceptWhatFits)
 
 
 class PoemsWithinLimits(Poems):
     protocol = MakesRoom
+
+    def listening(self, port: Any) -> None:
+        super().listening(port)
+        self.acceptWhatFits()
 
     def readerLeft(self) -> None:
         super().readerLeft()
@@ -31,9 +36,7 @@ class PoemsWithinLimits(Poems):
     def acceptWhatFits(self) -> None:
         """Accept no more readers than there is room for; none while there is no room."""
         room = getrlimit(RLIMIT_NOFILE)[0] - SPARE - len(self.readers)
-        if not self.port.connected:
-            return
-        if room > 0:
+        if room > 0 and not self.stopping:
             self.port.numberAccepts = room
             self.port.startReading()
         else:
