@@ -12,7 +12,6 @@ from pathlib import Path
 import pytest
 
 from examples.inbox import Inbox
-from poetry import PoetryServerFactory
 from tests.certificates import Certificates
 from tests.faults.bad import serving
 from tests.faults.readers import eventually
@@ -95,10 +94,8 @@ def test_an_inbox_keeps_the_newest(tmp_path: Path) -> None:
     assert sorted(path.read_bytes() for path in tmp_path.iterdir()) == [b"second", b"third"]
 
 
-@pytest.mark.xfail(reason="factories do not have getPoem yet")
 def test_personal() -> None:
     """Each reader gets a poem of its own."""
-    assert hasattr(PoetryServerFactory, "getPoem")
     with running(command("personal.py", "0")) as server:
         assert poetry("get", server.addresses[0]).stdout == b"A poem for you at 127.0.0.1.\n"
 
