@@ -12,7 +12,13 @@ _log = Logger()
 
 
 def notify(state: str) -> None:
-    """Tell systemd, where it asked to be told (sd_notify(3)): READY=1, RELOADING=1, STOPPING=1."""
+    """Tell systemd, where it asked to be told, and never wait for it.
+
+    A notification for which there is no room is lost, and logged: a server that waited for its
+    supervisor would stop serving, and could not be stopped either.
+
+    @param state: READY=1, RELOADING=1 or STOPPING=1.
+    """
     path = os.environ.get("NOTIFY_SOCKET")
     if not path:
         return
@@ -20,8 +26,9 @@ def notify(state: str) -> None:
         state += f"\nMONOTONIC_USEC={monotonic_ns() // 1000}"
     try:
         with socket.socket(socket.AF_UNIX, socket.SOCK_DGRAM) as notifier:
+            notifier.setblocking(False)
             notifier.connect("\0" + path[1:] if path.startswith("@") else path)
-            notifier.sendall(state.encode())
+            notifier.send(state.encode())
     except OSError as error:
         _log.warn(
             "cannot notify {path}: {reason}", event="notify_failed", path=path, reason=str(error)

@@ -6,6 +6,7 @@ import io
 import os
 import signal
 import sys
+import threading
 from collections.abc import Iterator
 from pathlib import Path
 from types import SimpleNamespace
@@ -173,3 +174,21 @@ def test_hup(reactor: Reactor, tmp_path: Path) -> None:
     reactor.advance(0)
     until(lambda: factories(service)[0].poem == b"new")
     assert service.stopService().called
+
+
+def test_a_reload_without_a_thread(
+    reactor: Reactor, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """Where no thread can be started systemd is told all the same that the reload is over."""
+    path = tmp_path / "poem.txt"
+    path.write_bytes(b"a poem")
+    service = build_service(reactor, [str(path)], ["127.0.0.1:1"])
+    told: list[str] = []
+    monkeypatch.setattr("poetry.daemon.build.notify", told.append)
+
+    def refuse(_: threading.Thread) -> None:
+        raise RuntimeError("can't start new thread")
+
+    monkeypatch.setattr(threading.Thread, "start", refuse)
+    assert service.reload().called
+    assert told == ["RELOADING=1", "READY=1"]

@@ -5,6 +5,7 @@ from __future__ import annotations
 import json
 import os
 import resource
+import shutil
 import signal
 import socket
 import subprocess
@@ -206,6 +207,89 @@ def test_a_killed_server_under_tls(
             server.wait()
             with socket.socket(fileno=os.dup(tls.fileno())) as tcp:
                 assert ended_with_reset(tcp)
+
+
+# A stop
+
+
+HUNG_RELOAD = """
+import threading
+from poetry.serving import poems
+def hang(*_):
+    print("reads on ", flush=True)
+    threading.Event().wait()
+poems._read_again = hang
+from poetry.__main__ import main
+main()
+"""
+"""`poetry` on a machine whose network file system does not answer to a reload."""
+
+
+def test_a_reload_that_hangs(poem_file: PoemFile) -> None:
+    """Readers are served and TERM ends the server, although a file system does not answer."""
+    command = [sys.executable, "-c", HUNG_RELOAD, "serve", str(poem_file(SHORT))]
+    with running(command) as server:
+        server.signal(signal.SIGHUP)
+        server.await_listeners(2)  # it reads, and will for ever
+        assert read_all(server.addresses[0], poem(SHORT), count=5) == {"whole": 5}
+        assert server.stop() == 0
+
+
+def test_notifications_that_nobody_reads(poem_file: PoemFile, tmp_path: Path) -> None:
+    """A supervisor that does not read is logged; readers are served, HUP and TERM are heard."""
+    path = tmp_path / "notify"
+    with socket.socket(socket.AF_UNIX, socket.SOCK_DGRAM) as supervisor:
+        supervisor.bind(str(path))
+        with running([*SERVE, poem_file(SHORT)], env={"NOTIFY_SOCKET": str(path)}) as server:
+
+            def failed() -> bool:
+                server.signal(signal.SIGHUP)
+                return "cannot notify" in server.stderr
+
+            assert eventually(failed)
+            assert read_all(server.addresses[0], poem(SHORT), count=5) == {"whole": 5}
+            assert server.stop() == 0
+
+
+LOADING = """
+import os, sys
+os.write(1, b"loads on \\n")
+os.read(0, 1)
+"""
+"""A module that tells when it is imported, and waits."""
+
+
+@pytest.mark.parametrize(("words", "code"), [(["serve"], 0), (["get", "1"], 130)])
+@pytest.mark.parametrize("module", ["click", "twisted"])
+def test_process_1_hears_term_while_it_is_loaded(
+    tmp_path: Path, module: str, words: list[str], code: int
+) -> None:
+    """A container's first process, which no signal ends that it does not ask for, hears TERM."""
+    if (unshare := shutil.which("unshare")) is None:
+        pytest.skip("unshare is not installed")
+    (tmp_path / f"{module}.py").write_text(LOADING)
+    command = [unshare, "--user", "--map-root-user", "--pid", "--fork", *SERVE[:-1], *words]
+    with subprocess.Popen(
+        command,
+        env={**os.environ, "PYTHONPATH": str(tmp_path)},
+        stdin=subprocess.PIPE,
+        stdout=subprocess.PIPE,
+        stderr=subprocess.PIPE,
+    ) as process:
+        assert process.stdin is not None
+        assert process.stdout is not None
+        if process.stdout.readline() != b"loads on \n":
+            pytest.skip("no namespace can be made here")
+        [first] = Path(f"/proc/{process.pid}/task/{process.pid}/children").read_text().split()
+        os.kill(int(first), signal.SIGTERM)
+        try:
+            assert process.wait(PATIENCE) == code
+        finally:
+            if process.poll() is None:
+                os.kill(int(first), signal.SIGKILL)
+                process.wait(PATIENCE)
+        assert process.stderr is not None
+        assert process.stderr.read() == b""
 
 
 # Descriptors

@@ -4,14 +4,12 @@ from __future__ import annotations
 
 import io
 import os
-import signal
 import threading
 from collections.abc import Callable
 from pathlib import Path
 from types import SimpleNamespace
 
 import pytest
-from twisted.internet.threads import deferToThread
 
 from poetry.errors import EmptyPoem
 from poetry.serving import poems
@@ -23,18 +21,6 @@ from tests.transfers import Log
 SAMPLE = (Path(__file__).parents[2] / "poetry" / "sample.txt").read_bytes()
 
 
-def write(path: Path, poem: bytes) -> None:
-    """A file that was changed long ago."""
-    path.write_bytes(poem)
-    age(path)
-
-
-def age(path: Path, seconds: int = 3600) -> None:
-    """Let a file have been changed that long ago."""
-    status = path.stat()
-    os.utime(path, ns=(status.st_atime_ns, status.st_mtime_ns - seconds * 10**9))
-
-
 # At the start
 
 
@@ -42,13 +28,18 @@ def test_read_at_start(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     """A poem is the sample, standard input or a file, which is remembered by its whole path."""
     monkeypatch.chdir(tmp_path)
     path = tmp_path / "poem.txt"
-    write(path, b"a poem")
+    path.write_bytes(b"a poem")
     monkeypatch.setattr("sys.stdin", SimpleNamespace(buffer=io.BytesIO(b"given")))
     assert read_at_start(None) == Text(SAMPLE, "sample.txt")
     assert read_at_start("-") == Text(b"given", "-")
-    text = read_at_start("poem.txt")
-    assert text[:3] == (b"a poem", "poem.txt", path)
-    assert text.version is not None
+    assert read_at_start("poem.txt") == Text(b"a poem", "poem.txt", path)
+
+
+def test_a_name_that_is_not_utf_8(tmp_path: Path) -> None:
+    """A name that cannot be written as text is escaped, for logs, metrics and the announcement."""
+    path = tmp_path / os.fsdecode(b"po\xe8me.txt")
+    path.write_bytes(b"a poem")
+    assert read_at_start(str(path)).name == "po\\xe8me.txt"
 
 
 def test_what_does_not_end(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
@@ -74,41 +65,6 @@ def test_a_fifo(tmp_path: Path) -> None:
     writer.join()
 
 
-@pytest.mark.parametrize("what", ["fifo", "-"])
-def test_term_while_nothing_comes(
-    tmp_path: Path, monkeypatch: pytest.MonkeyPatch, what: str
-) -> None:
-    """A silent FIFO or standard input does not keep the process from being ended."""
-    monkeypatch.chdir(tmp_path)
-    os.mkfifo(tmp_path / "fifo")
-    reading, writing = os.pipe()
-    with os.fdopen(reading, "rb") as silent, os.fdopen(writing):
-        monkeypatch.setattr("sys.stdin", SimpleNamespace(buffer=silent))
-        before = signal.getsignal(signal.SIGTERM)
-
-        def term_when_reading() -> None:
-            """It waits in the kernel for the FIFO to be opened, or for what comes in."""
-            own = Path(f"/proc/self/task/{threading.main_thread().native_id}/wchan")
-            while own.read_text() not in ("wait_for_partner", "pipe_read", "anon_pipe_read"):
-                pass
-            signal.pthread_kill(threading.main_thread().ident or 0, signal.SIGTERM)
-
-        waiter = threading.Thread(target=term_when_reading)
-        waiter.start()
-        with pytest.raises(SystemExit) as caught:
-            read_at_start(what)
-        waiter.join()
-    assert caught.value.code == 0
-    assert signal.getsignal(signal.SIGTERM) is before
-
-
-def test_a_poem_may_be_read_in_a_thread(tmp_path: Path) -> None:
-    """Where signals are not ours to hear, it is read all the same."""
-    path = tmp_path / "poem.txt"
-    path.write_bytes(b"a poem")
-    assert wait(deferToThread(read_at_start, str(path))).poem == b"a poem"
-
-
 # Again
 
 
@@ -117,7 +73,7 @@ class Served:
 
     def __init__(self, path: Path, poem: bytes = b"old") -> None:
         self.path = path
-        write(path, poem)
+        path.write_bytes(poem)
         text = read_at_start(str(path))
         self.factory = PoemFactory(*text)
         self.reloads = Reloads([self.factory, PoemFactory(b"fixed", "sample.txt")])
@@ -145,7 +101,7 @@ def test_reload(served: Served, log: Log) -> None:
     assert served.reload() == (b"new", False)
     served.path.unlink()
     assert served.reload() == (b"new", False)
-    write(served.path, b"back")
+    served.path.write_bytes(b"back")
     assert served.reload() == (b"back", True)
     assert events(log) == ["reloaded", "reload_failed", "reload_failed", "reloaded"]
 
@@ -177,28 +133,61 @@ def test_what_does_not_fit(served: Served, log: Log, monkeypatch: pytest.MonkeyP
     assert log[0]["reason"] == "it does not fit into memory"
 
 
-def test_unchanged(served: Served, monkeypatch: pytest.MonkeyPatch) -> None:
-    """A file that has not changed is not read; one that may have changed just now is."""
-    read: list[bytes] = []
-    read_all = poems._read_all
-
-    def note(file: io.BufferedReader) -> bytes:
-        read.append(read_all(file))
-        return read[-1]
-
-    monkeypatch.setattr(poems, "_read_all", note)
-    assert served.reload() == (b"old", True)
-    assert not read
-    served.path.write_bytes(b"new")  # within the same tick of the clock as what follows
+def test_a_file_that_looks_the_same(served: Served) -> None:
+    """Another text of the same size and time, under the same inode, is read (`cp -p`, `rsync`)."""
+    before = served.path.stat()
+    served.path.write_bytes(b"new")
+    os.utime(served.path, ns=(before.st_atime_ns, before.st_mtime_ns - 3600 * 10**9))
     assert served.reload() == (b"new", True)
-    os.utime(served.path)
+    looks = served.path.stat()
     served.path.write_bytes(b"wen")
+    os.utime(served.path, ns=(looks.st_atime_ns, looks.st_mtime_ns))
+    after = served.path.stat()
+    assert (after.st_ino, after.st_size, after.st_mtime_ns) == (
+        looks.st_ino,
+        looks.st_size,
+        looks.st_mtime_ns,
+    )
     assert served.reload() == (b"wen", True)
-    age(served.path)
-    served.reload()
-    read.clear()
-    assert served.reload() == (b"wen", True)
-    assert not read
+
+
+def test_a_file_without_size_and_time() -> None:
+    """What the kernel writes as it is read (/proc) is read each time."""
+    comm = Path("/proc/self/comm")
+    before = comm.read_text()
+    factory = PoemFactory(*read_at_start(str(comm)))
+    reloads = Reloads([factory])
+    try:
+        for name in (b"first", b"other"):
+            comm.write_bytes(name)
+            wait(reloads.reload())
+            assert factory.poem == name + b"\n"
+    finally:
+        comm.write_text(before)
+
+
+def test_unchanged(served: Served) -> None:
+    """A file that says what it said leaves the poem, and what readers share of it, alone."""
+    before = served.factory.sending
+    served.path.unlink()
+    served.path.write_bytes(b"old")
+    assert served.reload() == (b"old", True)
+    assert served.factory.sending is before
+
+
+def test_no_thread(served: Served, log: Log, monkeypatch: pytest.MonkeyPatch) -> None:
+    """Where no thread can be started the old poem is kept, and the log says why."""
+
+    def refuse(_: threading.Thread) -> None:
+        raise RuntimeError("can't start new thread")
+
+    served.path.write_bytes(b"new")
+    with monkeypatch.context() as patched:
+        patched.setattr(threading.Thread, "start", refuse)
+        assert served.reload() == (b"old", False)
+    [event] = log
+    assert (event["event"], event["reason"]) == ("reload_failed", "can't start new thread")
+    assert served.reload() == (b"new", True)
 
 
 def test_a_long_poem_shares_its_file(tmp_path: Path) -> None:
