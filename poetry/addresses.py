@@ -13,6 +13,7 @@ from typing import Any, NamedTuple
 from twisted.internet.abstract import isIPAddress, isIPv6Address
 from twisted.internet.address import UNIXAddress
 from twisted.internet.endpoints import (
+    AdoptedStreamServerEndpoint,
     HostnameEndpoint,
     TCP4ClientEndpoint,
     TCP4ServerEndpoint,
@@ -29,6 +30,8 @@ from twisted.internet.interfaces import (
     IStreamServerEndpoint,
 )
 
+from poetry.system.adopted import WrongSocket, checked
+from poetry.system.certificates import BadCertificate, TLSEndpoint
 from poetry.system.features import UNIX
 from poetry.system.unix import TakingOver, check_path, path_of
 
@@ -109,7 +112,13 @@ def server_endpoint(reactor: Any, text: str) -> IStreamServerEndpoint:
         raise BadAddress(f"{text!r}: standard input and output is not a listener")
     if kind_of in _WITH_BACKLOG and ":backlog=" not in text:
         full = f"{text}:backlog={BACKLOG}"
-    server: IStreamServerEndpoint = _parse(serverFromString, reactor, full, text)
+    parser = TLSEndpoint if kind_of == "ssl" else serverFromString
+    server: IStreamServerEndpoint = _parse(parser, reactor, full, text)
+    if isinstance(server, AdoptedStreamServerEndpoint):
+        try:
+            server = checked(reactor, server)
+        except WrongSocket as error:
+            raise BadAddress(f"{text!r}: {error}") from error
     path = path_of(server)
     return server if path is None else TakingOver(server, path)
 
@@ -208,7 +217,7 @@ def _check_unix(kind_of: str, text: str) -> None:
 
 
 def _parse(parser: Any, reactor: Any, full: str, text: str) -> Any:
-    listening = parser is serverFromString
+    listening = parser is not clientFromString
     if ":" not in text or _URL.match(text):
         raise BadAddress(f"{text!r} is no address: {_instead(text, listening=listening)}")
     try:
@@ -223,6 +232,8 @@ def _parse(parser: Any, reactor: Any, full: str, text: str) -> Any:
     except TypeError as error:
         reason = "too few or too many arguments" + _without_tcp(text)
         raise BadAddress(f"{text!r} is no address: {reason}") from error
+    except BadCertificate as error:
+        raise BadAddress(f"{text!r}: {error}") from error
     except Exception as error:
         reason = _reason(error, text, listening=listening)
         raise BadAddress(f"{text!r} is no address: {reason}") from error

@@ -7,6 +7,7 @@ from collections.abc import Sequence
 from typing import Any
 
 from twisted.internet.defer import Deferred
+from twisted.logger import Logger
 
 from poetry.addresses import server_endpoint
 from poetry.daemon.logs import TransferLog
@@ -15,11 +16,20 @@ from poetry.daemon.systemd import notify
 from poetry.errors import EmptyPoem
 from poetry.limits import DEFAULTS, Limits
 from poetry.server import PoetryService
-from poetry.serving.poems import PoemFactory, Text, describe, read_at_start
+from poetry.serving.poems import (
+    PoemFactory,
+    Text,
+    describe,
+    in_daemon_thread,
+    read_at_start,
+)
+from poetry.system.certificates import TLSEndpoint
 from poetry.system.clock import use_monotonic_time
 from poetry.system.features import HANGUP
 from poetry.wire.outgoing import Pace
 from poetry.wire.poem import Poem
+
+_log = Logger()
 
 
 class UsageError(ValueError):
@@ -126,7 +136,9 @@ def build_service(
 
 
 class DaemonService(PoetryService):
-    """The service as a process of its own: reads the poems again on HUP, and tells systemd."""
+    """The service as a process of its own: reads its files again on HUP, and tells systemd."""
+
+    _renewed = True
 
     def privilegedStartService(self) -> None:
         """Listen, on time that runs on steadily."""
@@ -141,11 +153,47 @@ class DaemonService(PoetryService):
         self.whenListening().addCallbacks(lambda _: notify("READY=1"), lambda _: None)
 
     def reload(self) -> Deferred[None]:
-        """Read the poems again, as PoetryService does."""
+        """Read the keys and certificates of TLS listeners again, and the poems as PoetryService
+        does. What cannot be read stays as it is, and is logged.
+        """
         notify("RELOADING=1")
-        return super().reload().addCallback(lambda _: notify("READY=1"))
+        return Deferred.fromCoroutine(self._reload())
+
+    async def _reload(self) -> None:
+        renewed = True
+        for endpoint, factory in [*self.listeners, *self.others]:
+            if isinstance(endpoint, TLSEndpoint):
+                renewed &= await renew(endpoint, getattr(factory, "listener", "metrics"))
+        self._renewed = renewed
+        await super().reload()
+        notify("READY=1")
+
+    @property
+    def reloaded_well(self) -> bool:
+        """Whether all poems and certificates could be read."""
+        return self._renewed and super().reloaded_well
 
     def stopService(self) -> Deferred[None]:
         """Stop, as PoetryService does."""
         notify("STOPPING=1")
         return super().stopService()
+
+
+async def renew(endpoint: TLSEndpoint, listener: str) -> bool:
+    """Read the key and certificate of an endpoint again, in a thread; log how that went.
+
+    @param listener: where it listens, for the log.
+    @return: whether they could be read.
+    """
+    try:
+        await in_daemon_thread(endpoint.renew)
+    except Exception as error:
+        _log.error(
+            "kept the old certificate of {listener}: {reason}",
+            event="renewal_failed",
+            listener=listener,
+            reason=" ".join(str(error).split()),
+        )
+        return False
+    _log.info("read the certificate of {listener} again", event="renewed", listener=listener)
+    return True

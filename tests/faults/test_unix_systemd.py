@@ -4,6 +4,8 @@ from __future__ import annotations
 
 import shutil
 import signal
+import socket
+import subprocess
 import sys
 from pathlib import Path
 
@@ -22,7 +24,7 @@ from tests.faults.readers import (
     read_all,
     refuses,
 )
-from tests.processes import running
+from tests.processes import PATIENCE, poetry, running
 
 LONG = 10_000_000
 
@@ -35,7 +37,7 @@ HABITS = {
 
 LAUNCHER = """
 import os, socket, sys
-given = socket.create_server(("127.0.0.1", 0), backlog=4096)
+given = {given}
 os.dup2(given.fileno(), 3)
 os.set_inheritable(3, True)
 os.environ.update(LISTEN_FDS="1", LISTEN_FDNAMES="poem", LISTEN_PID=str(os.getpid()))
@@ -43,7 +45,16 @@ os.execv(sys.executable, [sys.executable, *sys.argv[1:]])
 """
 """What systemd does: the socket is descriptor 3, and the environment says for whom."""
 
-SYSTEMD = (sys.executable, "-c", LAUNCHER, *SERVE[1:], "-l", "systemd:domain=INET:index=0")
+
+def passed_in(given: str) -> tuple[str | Path, ...]:
+    """A server on a socket that a program makes and passes in."""
+    launcher = LAUNCHER.format(given=given)
+    return (sys.executable, "-c", launcher, *SERVE[1:], "-l", "systemd:domain=INET:index=0")
+
+
+UNIX_SOCKET = "socket.socket(socket.AF_UNIX); given.bind(''); given.listen()"
+
+SYSTEMD = passed_in('socket.create_server(("127.0.0.1", 0), backlog=4096)')
 
 
 @pytest.mark.parametrize("habit", HABITS)
@@ -128,3 +139,32 @@ def test_systemd_socket_activate(poem_file: PoemFile, tmp_path: Path) -> None:
         assert Path(f"/proc/{server.pid}/exe").readlink() == Path(sys.executable).resolve()
         assert read_all(f"unix:{path}", poem(3_000), count=5) == {"whole": 5}
         assert server.stop() == 0
+
+
+@pytest.mark.parametrize(
+    ("given", "reason"),
+    [
+        ("socket.socketpair()[0]", "does not listen (systemd's Accept= has to be no)"),
+        ("socket.socket(type=socket.SOCK_DGRAM)", "has no streams (ListenStream=)"),
+        (UNIX_SOCKET, "is AF_UNIX: write domain=UNIX"),
+    ],
+)
+def test_systemd_wrong_socket(poem_file: PoemFile, given: str, reason: str) -> None:
+    """A socket from systemd that is of the wrong kind is refused in a line, as is no address."""
+    done = subprocess.run(
+        [*passed_in(given), poem_file(3_000)], capture_output=True, timeout=PATIENCE, check=False
+    )
+    said = f"'systemd:domain=INET:index=0': the socket that was passed in {reason}"
+    assert (done.returncode, done.stdout) == (2, b"")
+    assert done.stderr.decode().startswith(f"Error: {said}")
+    assert done.stderr.count(b"\n") == 1
+
+
+def test_systemd_ipv6(poem_file: PoemFile) -> None:
+    """A socket from systemd is announced with the family that it has, whatever the text says."""
+    if not socket.has_dualstack_ipv6():
+        pytest.skip("needs IPv6")
+    given = 'socket.create_server(("::1", 0), family=socket.AF_INET6)'
+    with running([*passed_in(given), poem_file(3_000)]) as server:
+        assert server.addresses[0].startswith("[::1]:")
+        assert poetry("get", server.addresses[0]).stdout == poem(3_000)

@@ -1,0 +1,105 @@
+"""Sockets that another program passed in: which are listened on, and which are refused."""
+
+from __future__ import annotations
+
+import os
+import re
+import socket
+from collections.abc import Callable
+from contextlib import ExitStack
+from pathlib import Path
+
+import pytest
+from twisted.internet.endpoints import AdoptedStreamServerEndpoint
+from twisted.internet.testing import MemoryReactor
+
+from poetry.system.adopted import WrongSocket, checked
+
+Make = Callable[[ExitStack, Path], socket.socket]
+
+
+def listening(stack: ExitStack, _: Path) -> socket.socket:
+    return stack.enter_context(socket.create_server(("127.0.0.1", 0)))
+
+
+def connected(stack: ExitStack, _: Path) -> socket.socket:
+    server = listening(stack, _)
+    stack.enter_context(socket.create_connection(server.getsockname()))
+    return stack.enter_context(server.accept()[0])
+
+
+def unbound(stack: ExitStack, _: Path) -> socket.socket:
+    return stack.enter_context(socket.socket())
+
+
+def datagrams(stack: ExitStack, _: Path) -> socket.socket:
+    return stack.enter_context(socket.socket(type=socket.SOCK_DGRAM))
+
+
+def packets(stack: ExitStack, directory: Path) -> socket.socket:
+    sock = stack.enter_context(socket.socket(socket.AF_UNIX, socket.SOCK_SEQPACKET))
+    sock.bind(str(directory / "packets"))
+    sock.listen()
+    return sock
+
+
+def unix(stack: ExitStack, directory: Path) -> socket.socket:
+    sock = stack.enter_context(socket.socket(socket.AF_UNIX))
+    sock.bind(str(directory / "unix"))
+    sock.listen()
+    return sock
+
+
+def ipv6(stack: ExitStack, _: Path) -> socket.socket:
+    try:
+        return stack.enter_context(socket.create_server(("::1", 0), family=socket.AF_INET6))
+    except OSError:
+        pytest.skip("needs IPv6")
+
+
+def checked_as(family: int, descriptor: int) -> AdoptedStreamServerEndpoint:
+    reactor = MemoryReactor()
+    return checked(reactor, AdoptedStreamServerEndpoint(reactor, descriptor, family))
+
+
+@pytest.mark.parametrize(
+    ("make", "family", "reason"),
+    [
+        (connected, socket.AF_INET, "the socket that was passed in does not listen"),
+        (unbound, socket.AF_INET, "the socket that was passed in does not listen"),
+        (datagrams, socket.AF_INET, "the socket that was passed in has no streams"),
+        (packets, socket.AF_UNIX, "the socket that was passed in has no streams"),
+        (unix, socket.AF_INET, "the socket that was passed in is AF_UNIX: write domain=UNIX"),
+        (listening, socket.AF_UNIX, "the socket that was passed in is AF_INET: write domain=INET"),
+    ],
+)
+def test_refused(tmp_path: Path, make: Make, family: int, reason: str) -> None:
+    """What would be a traceback for each reader, or announce nonsense, is refused at the start."""
+    with ExitStack() as stack, pytest.raises(WrongSocket, match=re.escape(reason)):
+        checked_as(family, make(stack, tmp_path).fileno())
+
+
+def test_no_socket() -> None:
+    """A descriptor that is a file, or is closed, is refused at the start."""
+    with Path(os.devnull).open("rb") as file:
+        number = file.fileno()
+        with pytest.raises(WrongSocket, match="no socket: Socket operation on non-socket"):
+            checked_as(socket.AF_INET, number)
+    with pytest.raises(WrongSocket, match="no socket: Bad file descriptor"):
+        checked_as(socket.AF_INET, number)
+
+
+@pytest.mark.parametrize(
+    ("make", "said", "family"),
+    [
+        (listening, socket.AF_INET, socket.AF_INET),
+        (listening, socket.AF_INET6, socket.AF_INET),
+        (ipv6, socket.AF_INET, socket.AF_INET6),
+        (unix, socket.AF_UNIX, socket.AF_UNIX),
+    ],
+)
+def test_the_family_is_the_sockets(tmp_path: Path, make: Make, said: int, family: int) -> None:
+    """Of INET and INET6 the socket knows which it is."""
+    with ExitStack() as stack:
+        endpoint = checked_as(said, make(stack, tmp_path).fileno())
+        assert endpoint.addressFamily == family

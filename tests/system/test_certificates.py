@@ -1,0 +1,99 @@
+"""TLS endpoints: which keys and certificates are refused, and how they are read again."""
+
+from __future__ import annotations
+
+import datetime
+import re
+from pathlib import Path
+
+import pytest
+from twisted.internet.testing import MemoryReactor
+
+from poetry.addresses import BadAddress, server_endpoint
+from poetry.system.certificates import BadCertificate, TLSEndpoint
+from tests.certificates import Certificates
+from tests.loop import reactor
+
+
+def weak(directory: Path) -> Path:
+    """A certificate with a key that OpenSSL takes for too short."""
+    from cryptography import x509
+    from cryptography.hazmat.primitives import hashes, serialization
+    from cryptography.hazmat.primitives.asymmetric import rsa
+
+    key = rsa.generate_private_key(65537, 1024)
+    name = x509.Name([x509.NameAttribute(x509.NameOID.COMMON_NAME, "127.0.0.1")])
+    now = datetime.datetime.now(datetime.timezone.utc)
+    certificate = (
+        x509.CertificateBuilder(name, name, key.public_key(), x509.random_serial_number())
+        .not_valid_before(now)
+        .not_valid_after(now + datetime.timedelta(days=1))
+        .sign(key, hashes.SHA256())
+    )
+    pem, form = serialization.Encoding.PEM, serialization.PrivateFormat.PKCS8
+    path = directory / "weak.pem"
+    path.write_bytes(
+        key.private_bytes(pem, form, serialization.NoEncryption()) + certificate.public_bytes(pem)
+    )
+    return path
+
+
+def encrypted(directory: Path, *, traditional: bool = False) -> Path:
+    """A key that needs a passphrase."""
+    from cryptography.hazmat.primitives import serialization
+    from cryptography.hazmat.primitives.asymmetric import ec
+
+    form = serialization.PrivateFormat
+    path = directory / "a:key.pem"
+    path.write_bytes(
+        ec.generate_private_key(ec.SECP256R1()).private_bytes(
+            serialization.Encoding.PEM,
+            form.TraditionalOpenSSL if traditional else form.PKCS8,
+            serialization.BestAvailableEncryption(b"secret"),
+        )
+    )
+    return path
+
+
+def reason(text: str) -> str:
+    """Why an address is refused, without the address."""
+    with pytest.raises(BadAddress) as caught:
+        server_endpoint(MemoryReactor(), text)
+    assert str(caught.value).startswith(f"{text!r}: ")
+    return str(caught.value).removeprefix(f"{text!r}: ")
+
+
+def test_a_key_that_openssl_refuses(tmp_path: Path) -> None:
+    """A key with which each handshake would fail is refused at the start, in OpenSSL's words."""
+    path = weak(tmp_path)
+    refused = "OpenSSL refuses its key or certificate: ee key too small"
+    assert reason(f"ssl:0:privateKey={path}:certKey={path}") == refused
+    path.write_bytes(b"no key")
+    said = reason(f"ssl:0:privateKey={path}:certKey={path}")
+    assert re.fullmatch("OpenSSL refuses its key or certificate: [a-z ]+", said)
+
+
+@pytest.mark.parametrize("traditional", [False, True])
+def test_an_encrypted_key(tmp_path: Path, certificates: Certificates, *, traditional: bool) -> None:
+    """A key that needs a passphrase is refused: OpenSSL would ask for it, where it can."""
+    path = encrypted(tmp_path, traditional=traditional)
+    quoted = str(path).replace(":", "\\:")
+    for words in (f"privateKey={quoted}", quoted):
+        said = reason(f"ssl:0:{words}:certKey={certificates.path('good')}")
+        assert said.startswith(f"{path} is encrypted, and a server starts without anybody to ask")
+
+
+def test_renewed(tmp_path: Path, certificates: Certificates) -> None:
+    """Files that can be used replace what was read; others leave it."""
+    path = tmp_path / "server.pem"
+    path.write_bytes(certificates.path("good").read_bytes())
+    endpoint = server_endpoint(reactor, f"ssl:0:privateKey={path}")
+    assert isinstance(endpoint, TLSEndpoint)
+    first = endpoint.getContext()
+    path.write_bytes(b"")
+    with pytest.raises(BadCertificate):
+        endpoint.renew()
+    assert endpoint.getContext() is first
+    path.write_bytes(certificates.path("misnamed").read_bytes())
+    endpoint.renew()
+    assert endpoint.getContext() is not first
