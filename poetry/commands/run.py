@@ -6,9 +6,12 @@ import signal
 import sys
 from collections.abc import Coroutine
 from functools import partial
+from importlib.metadata import version
 from shlex import quote
 from threading import Thread
 from typing import TYPE_CHECKING, Any
+
+from twisted.logger import Logger
 
 from poetry.commands.console import FAILED, INTERRUPTED, complain
 from poetry.commands.progress import is_terminal
@@ -20,12 +23,17 @@ if TYPE_CHECKING:
     from poetry.server import PoetryService
 
 
+_log = Logger()
+
+
 class ServiceRunner:
     """Runs a started service until TERM or INT, and lets readers in flight finish."""
 
-    def __init__(self, reactor: Any, service: PoetryService) -> None:
+    def __init__(self, reactor: Any, service: PoetryService, log_format: str = "text") -> None:
+        """@param log_format: in `json` the log says as well what is printed for people."""
         self._reactor = reactor
         self._service = service
+        self._in_log = log_format == "json"
         self._stopping = False
         self._failure: Any = None
 
@@ -40,6 +48,8 @@ class ServiceRunner:
         _ignore_signals()
         if self._failure is not None:
             self._failure.raiseException()
+        if self._in_log:
+            _log.info("stopped", event="stopped")
         return 0
 
     def _start(self) -> None:
@@ -51,12 +61,24 @@ class ServiceRunner:
         names = [factory.name for _, factory in self._service.listeners] + ["metrics"]
         addresses = self._service.addresses
         lines = [f"Serving {n} on {a}\n" for n, a in zip(names, addresses, strict=False)]
+        if self._in_log:
+            _log.info(
+                "serving on {addresses}, version {version}",
+                event="started",
+                addresses=" ".join(addresses),
+                version=version("twisted-poetry"),
+            )
         try:
             say(sys.stdout.fileno(), "".join(lines))
-            if is_terminal(sys.stderr):
+            if is_terminal(sys.stderr) and not self._in_log:
                 say(sys.stderr.fileno(), f"To fetch it: poetry get {quote(addresses[0])}\n")
         except OSError as error:
-            complain(f"standard output: {error.strerror}", FAILED)
+            if self._in_log:
+                _log.error(
+                    "standard output: {reason}", event="not_announced", reason=error.strerror
+                )
+            else:
+                complain(f"standard output: {error.strerror}", FAILED)
 
     def _cannotListen(self, failure: Any) -> None:
         from twisted.internet.defer import CancelledError

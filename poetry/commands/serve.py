@@ -6,6 +6,9 @@ import errno
 import os
 import re
 import sys
+from collections.abc import Sequence
+from contextlib import suppress
+from traceback import extract_tb
 from typing import Any
 
 import click
@@ -97,63 +100,92 @@ def serve(
     port: int | None,
     interface: str | None,
     addresses: tuple[str, ...],
-    max_connections: int | None,
-    idle_timeout: float,
-    grace: float,
-    num_bytes: int | None,
-    delay: float | None,
     log_format: str,
-    log_level: str,
-    metrics: str | None,
+    **options: Any,
 ) -> int:
     """Send each POEM to everyone who connects.
 
     POEM is a file, or - for standard input; without one, it is the sample poem.
     """
-    if addresses and (port is not None or interface is not None):
-        raise click.UsageError("give --listen, or --port and --interface, not both")
-    if len(poems) > 1 and port:
-        raise click.UsageError("several poems cannot share --port: give each a --listen")
-    if not addresses and (port is not None or interface is not None):
-        host = "127.0.0.1" if interface is None else interface_of(interface)
-        address = f"{bracketed(host)}:{port or 0}"
-        addresses = (address,) * max(1, len(poems))
+    tell = complain if log_format == "text" else complain_in_json
+    try:
+        addresses = where(poems, port, interface, addresses)
+        return run(poems, addresses, log_format, **options)
+    except click.UsageError as error:
+        if log_format == "text":
+            raise  # it also says where to read on
+        return tell(error.format_message(), USAGE)
+    except Exception as error:
+        return tell(why_not(error, addresses), FAILED)
 
+
+def run(
+    poems: Sequence[str],
+    addresses: Sequence[str],
+    log_format: str,
+    *,
+    log_level: str,
+    max_connections: int | None,
+    idle_timeout: float,
+    grace: float,
+    **options: Any,
+) -> int:
+    """Serve until a signal comes; give the exit code.
+
+    @raise Exception: whatever keeps it from serving, which `why_not` puts into words.
+    """
     from poetry.system.descriptors import LEAST, raise_limit
 
+    tell = complain if log_format == "text" else complain_in_json
     if (descriptors := raise_limit()) < LEAST:
-        return complain(f"{descriptors} open files (ulimit -n) do not do: it takes {LEAST}", FAILED)
+        return tell(f"{descriptors} open files (ulimit -n) do not do: it takes {LEAST}", FAILED)
 
     from twisted.internet import reactor
-    from twisted.internet.error import CannotListenError
 
     from poetry.commands.run import ServiceRunner
     from poetry.daemon.build import BadPoem, UsageError, build_service
     from poetry.daemon.logs import start_logging
 
     start_logging(sys.stderr, log_format, log_level, reactor)
+    limits = Limits(max_connections, idle_timeout, grace)
     try:
         service = build_service(
-            reactor,
-            poems,
-            addresses,
-            limits=Limits(max_connections, idle_timeout, grace),
-            num_bytes=num_bytes,
-            delay=delay,
-            metrics=metrics,
-            log_level=log_level,
+            reactor, poems, addresses, limits=limits, log_level=log_level, **options
         )
     except BadPoem as error:
         name = str(error).partition(":")[0]
         hint = f"; to listen on that port: -p {name}" if name.isdecimal() else ""
-        return complain(f"{error}{hint}", USAGE)
+        return tell(f"{error}{hint}", USAGE)
     except UsageError as error:
         raise click.UsageError(str(error)) from error
-    try:
-        service.startService()
-        return ServiceRunner(reactor, service).run()
-    except CannotListenError as error:
-        return complain(cannot_listen(error), FAILED)
+    service.startService()
+    return ServiceRunner(reactor, service, log_format).run()
+
+
+def complain_in_json(message: str, code: int) -> int:
+    """Say what was wrong as a log line in JSON; give the exit code back."""
+    from poetry.daemon.logs import error_line
+
+    with suppress(OSError):
+        click.echo(error_line(" ".join(message.split())), err=True, nl=False)
+    return code
+
+
+def where(
+    poems: Sequence[str], port: int | None, interface: str | None, addresses: tuple[str, ...]
+) -> tuple[str, ...]:
+    """Where to listen, as `--listen` has it or, in its place, `--port` and `--interface`.
+
+    @raise click.UsageError: where they make no sense together.
+    """
+    if port is None and interface is None:
+        return addresses
+    if addresses:
+        raise click.UsageError("give --listen, or --port and --interface, not both")
+    if len(poems) > 1 and port:
+        raise click.UsageError("several poems cannot share --port: give each a --listen")
+    host = "127.0.0.1" if interface is None else interface_of(interface)
+    return (f"{bracketed(host)}:{port or 0}",) * max(1, len(poems))
 
 
 def interface_of(text: str) -> str:
@@ -172,22 +204,72 @@ def bracketed(host: str) -> str:
     return f"[{host}]" if ":" in host else host
 
 
-def cannot_listen(error: Any) -> str:
-    """Why an address cannot be had, and what to do about it."""
+def why_not(error: Exception, addresses: Sequence[str]) -> str:
+    """Why there is no serving, and what to do about it where that is known.
+
+    @param addresses: where it was to listen.
+    """
+    if hasattr(error, "socketError"):  # Twisted's CannotListenError
+        return cannot_listen(error, addresses)
+    first = refusal(error)
+    if getattr(first, "errno", None) in (errno.EMFILE, errno.ENFILE):
+        return f"{described(first)}: raise the limit (ulimit -n)"
+    # A refused system call does not tell its name; the line of source that made it does.
+    call = extract_tb(first.__traceback__)[-1].line
+    return f"cannot start: {described(first) or type(first).__name__} ({call})"
+
+
+def refusal(error: BaseException) -> BaseException:
+    """The system's refusal that an error came from, or the error itself: there was none.
+
+    Where epoll refuses a descriptor Twisted tries another way, which fails for want of a reactor.
+    """
+    before: BaseException | None = error
+    while before is not None:
+        if isinstance(before, OSError):
+            return before
+        before = before.__context__
+    return error
+
+
+def described(error: Any) -> str:
+    """What an exception says, without its number, and with its file."""
+    said = getattr(error, "strerror", None) or str(error)
+    file = getattr(error, "filename", None)
+    return f"{said}: {file}" if file and not error.filename2 else said
+
+
+def cannot_listen(error: Any, addresses: Sequence[str] = ()) -> str:
+    """Why an address cannot be had, and what to do about it.
+
+    @param addresses: where else it was to listen.
+    """
     reason = error.socketError
     if isinstance(reason, str):  # Twisted could not lock a Unix socket
         reason = OSError(errno.EADDRINUSE, reason)
-    elif not isinstance(reason, OSError):  # an endpoint has errors of its own
-        reason = OSError(None, str(reason))
+    number = getattr(reason, "errno", None)  # an endpoint has errors of its own
     host, port = error.interface, error.port
     if isinstance(port, bytes):
         port = os.fsdecode(port)
     where = ":".join(str(part) for part in (host and bracketed(host), port) if part)
-    said = reason.strerror or str(reason)
-    if reason.errno == errno.EADDRNOTAVAIL:
+    said = described(reason)
+    if number == errno.EADDRNOTAVAIL:
         said = "no interface of this machine has that address"
-    elif reason.errno == errno.EADDRINUSE:
+    elif number == errno.EADDRINUSE and (other := sharing(host, port, addresses)):
+        said += f", perhaps by {other}: [::] takes IPv4 too, 0.0.0.0 each address; leave one out"
+    elif number == errno.EADDRINUSE:
         said += "; choose another" + ", or port 0 for any free one" * isinstance(port, int)
-    elif reason.errno == errno.EACCES and isinstance(port, int):
+    elif number == errno.EACCES and isinstance(port, int) and port:
         said += "; ports below 1024 need privileges"
     return f"cannot listen on {where}: {said}"
+
+
+def sharing(host: str, port: object, addresses: Sequence[str]) -> str:
+    """The first of the addresses before `host` on the same port, as text; "": there is none."""
+    from poetry.addresses import split
+
+    for text in addresses:
+        plain = split(text)
+        if plain is not None and plain.port == port:
+            return "" if plain.host == host else text
+    return ""

@@ -125,6 +125,7 @@ def build_service(
         )
         if metrics is not None:
             site = Metrics(service).site()
+            site.address = metrics
             service.others.append((server_endpoint(reactor, metrics), site))
     except UsageError:
         raise

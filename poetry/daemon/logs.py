@@ -5,7 +5,7 @@ from __future__ import annotations
 import json
 from collections.abc import Callable
 from datetime import datetime, timezone
-from time import monotonic
+from time import monotonic, time
 from typing import Any, TextIO
 
 from twisted.logger import (
@@ -101,6 +101,20 @@ def format_json(event: LogEvent) -> str:
     if "log_failure" in event:
         fields["traceback"] = event["log_failure"].getTraceback()
     return _to_json(fields) + "\n"
+
+
+def error_line(message: str) -> str:
+    """What keeps a server from starting, as one flat JSON object."""
+    return format_json(
+        {
+            "log_time": time(),
+            "log_level": LogLevel.error,
+            "log_namespace": __name__,
+            "log_format": "{reason}",
+            "event": "start_failed",
+            "reason": message,
+        }
+    )
 
 
 def _message(event: LogEvent) -> str:

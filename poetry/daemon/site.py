@@ -75,9 +75,12 @@ class Scrape(HTTPChannel):
 class ScrapeSite(Site):
     """A page at `/metrics`. Of `SCRAPES` connections the oldest makes room for a new one.
 
-    A scraper asks as soon as it is connected, so that who has to go is one that does not.
+    A scraper asks as soon as it is connected, so that the oldest is one that does not.
+
+    @ivar address: where to serve it, as text.
     """
 
+    address = ""
     noisy = False
     protocol: Any = Scrape
 

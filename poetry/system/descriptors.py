@@ -11,32 +11,33 @@ LEAST = 24
 """Descriptors without which hardly anything works: 16 are open while one poem is read."""
 
 
-def highest_limit() -> int:
-    """What the limit of open files can be raised to: RLIMIT_NOFILE's hard value, where there is
-    one, or what the reactor can wait for.
+def raise_limit() -> int:
+    """Raise the soft limit of open files (RLIMIT_NOFILE) to its hard value, or to what the reactor
+    can wait for.
+
+    @return: the limit: where it may not be raised, what it is.
+    @raise OSError: where the system does not tell.
     """
     if resource is None:
         return SELECTABLE
-    _, hard = resource.getrlimit(resource.RLIMIT_NOFILE)
-    return SELECTABLE if hard == resource.RLIM_INFINITY else min(hard, SELECTABLE)
-
-
-def raise_limit() -> int:
-    """Raise the soft limit of open files (RLIMIT_NOFILE) as far as it goes.
-
-    @return: the limit.
-    """
-    most = highest_limit()
-    if resource is not None:
-        soft, hard = resource.getrlimit(resource.RLIMIT_NOFILE)
-        if soft != hard and soft < most:
+    soft, hard = resource.getrlimit(resource.RLIMIT_NOFILE)
+    most = _usable(hard)
+    if _usable(soft) < most:
+        try:
             resource.setrlimit(resource.RLIMIT_NOFILE, (most, hard))
+        except (OSError, ValueError):  # ValueError: macOS has a lower one, which it does not tell
+            return _usable(soft)
     return most
 
 
+def _usable(limit: int) -> int:
+    """How many descriptors a reactor can wait for under a limit, which may be infinite."""
+    return SELECTABLE if limit == resource.RLIM_INFINITY else min(limit, SELECTABLE)
+
+
 def most_connections(listeners: int = 1) -> int:
-    """How many the highest limit allows beside the listeners.
+    """Raise the limit of open files, and say how many connections it allows beside the listeners.
 
     Out of descriptors, Twisted accepts and closes at once, which reads as an empty poem.
     """
-    return max(1, highest_limit() - RESERVED - 3 * listeners)  # its socket, poem and drain
+    return max(1, raise_limit() - RESERVED - 3 * listeners)  # its socket, poem and lingering close

@@ -139,7 +139,7 @@ def test_checks_cost_no_poem(poem_file: PoemFile, tmp_path: Path, check: str) ->
         assert check == "plain" or eventually(lambda: proxy.says("Server poems/a is UP"))
         for server in proxy.servers:
             assert not any("poems_total" in name for name in samples(server.addresses[1]))
-            assert server.stderr == ""
+            assert [event["event"] for event in events(server)] == ["started"]
 
 
 @pytest.mark.evidence

@@ -54,3 +54,16 @@ def test_a_reactor_that_cannot_wait_for_more(monkeypatch: pytest.MonkeyPatch) ->
     assert raise_limit() == 1024
     assert raised == [(1024, resource.RLIM_INFINITY)]
     assert most_connections() == 1024 - RESERVED - 3
+
+
+@pytest.mark.parametrize("error", [OSError(1, "Operation not permitted"), ValueError("too much")])
+def test_a_limit_that_may_not_be_raised(monkeypatch: pytest.MonkeyPatch, error: Exception) -> None:
+    """Where the system refuses, the limit is the soft one."""
+
+    def refuse(*_: object) -> None:
+        raise error
+
+    monkeypatch.setattr(resource, "getrlimit", lambda _: (500, 1000))
+    monkeypatch.setattr(resource, "setrlimit", refuse)
+    assert raise_limit() == 500
+    assert most_connections() == 500 - RESERVED - 3

@@ -1,0 +1,171 @@
+"""The start of `poetry serve`: what a system refuses, and what is said of a server's life."""
+
+from __future__ import annotations
+
+import errno
+import json
+import os
+import shutil
+import socket
+import subprocess
+import sys
+from importlib.metadata import version
+from pathlib import Path
+from typing import Any
+
+import pytest
+from twisted.internet.error import CannotListenError
+
+from poetry.commands.serve import why_not
+from tests.conftest import PoemFile
+from tests.processes import PATIENCE, POETRY, poetry, running
+
+JSON = ("--log-format", "json")
+
+
+@pytest.mark.parametrize(
+    ("refused", "said"),
+    [
+        ("prlimit64:error=EPERM", "Operation not permitted (soft, hard = resource.getrlimit("),
+        ("epoll_create1:error=ENOSYS", "Function not implemented (self._poller = epoll("),
+        ("epoll_ctl:error=ENOMEM", "Cannot allocate memory (self._poller.register("),
+        ("epoll_ctl:error=EPERM", "Operation not permitted (self._poller.register("),
+        ("pipe2:error=EPERM", "Operation not permitted (self.i, self.o = os.pipe()"),
+    ],
+)
+def test_refused_at_the_start(refused: str, said: str) -> None:
+    """A system call that is refused is named in one line, and is not blamed on standard output."""
+    if (strace := shutil.which("strace")) is None:
+        pytest.skip("strace is not installed")
+    inject = ["-f", "-o", os.devnull, "-e", f"trace={refused.split(':')[0]}", "-e"]
+    done = subprocess.run(
+        [strace, *inject, f"inject={refused}", *POETRY, "serve"],
+        capture_output=True,
+        timeout=PATIENCE,
+        check=False,
+    )
+    assert (done.returncode, done.stdout) == (1, b"")
+    assert done.stderr.decode().startswith(f"Error: cannot start: {said}")
+    assert done.stderr.count(b"\n") == 1
+
+
+LOWER = """
+import resource
+def refuse(*_):
+    raise PermissionError(1, "Operation not permitted")
+_, hard = resource.getrlimit(resource.RLIMIT_NOFILE)
+resource.setrlimit(resource.RLIMIT_NOFILE, (500, hard))
+resource.setrlimit = refuse
+from poetry.__main__ import main
+main()
+"""
+"""`poetry` in a sandbox that lets no limit be raised."""
+
+
+def test_a_limit_that_may_not_be_raised(poem_file: PoemFile) -> None:
+    """Where setrlimit(2) is refused the server goes on with the limit that it has."""
+    command = [sys.executable, "-c", LOWER, "serve", *JSON, "--max-connections", "600"]
+    with running([*command, poem_file(3_000)]) as server:
+        assert poetry("get", server.addresses[0]).returncode == 0
+        lowered = json.loads(server.stderr.splitlines()[0])
+        assert (lowered["event"], lowered["limit"]) == ("limit_lowered", 500 - 48 - 3)
+
+
+@pytest.mark.parametrize("words", [("[::]:{}", "0.0.0.0:{}"), ("0.0.0.0:{}", "[::]:{}")])
+def test_two_addresses_of_which_one_covers_the_other(words: tuple[str, str]) -> None:
+    """The error says which two they are, and not that a free port would do."""
+    if not socket.has_dualstack_ipv6():
+        pytest.skip("needs IPv6")
+    with socket.create_server(("127.0.0.1", 0)) as free:
+        port = free.getsockname()[1]
+    first, second = (word.format(port) for word in words)
+    done = poetry("serve", "-l", first, "-l", second)
+    assert (done.returncode, done.stdout) == (1, b"")
+    assert done.stderr.decode() == (
+        f"Error: cannot listen on {second}: Address already in use, perhaps by {first}:"
+        " [::] takes IPv4 too, 0.0.0.0 each address; leave one out\n"
+    )
+
+
+@pytest.mark.parametrize(
+    ("error", "message"),
+    [
+        (
+            CannotListenError("", "0", FileNotFoundError(2, "No such file", "/dev/null")),
+            "cannot listen on 0: No such file: /dev/null",
+        ),
+        (
+            CannotListenError("", "unix:/x", FileNotFoundError(2, "No such file", "1", None, "/x")),
+            "cannot listen on unix:/x: No such file",
+        ),
+        (
+            CannotListenError("::", 9, OSError(errno.EADDRINUSE, "taken")),
+            "cannot listen on [::]:9: taken; choose another, or port 0 for any free one",
+        ),
+        (OSError(errno.EMFILE, "Too many"), "Too many: raise the limit (ulimit -n)"),
+    ],
+)
+def test_why_not(error: Exception, message: str) -> None:
+    """A file that is missing is named, and a port that nobody else of us has is just taken."""
+    assert why_not(error, ["unix:/run/poem", "8"]) == message
+
+
+def test_what_nobody_foresaw() -> None:
+    """An error of another kind is one line that says what and where."""
+    with pytest.raises(RuntimeError) as caught:
+        raise RuntimeError
+    assert why_not(caught.value, []) == "cannot start: RuntimeError (raise RuntimeError)"
+
+
+def lines(text: str) -> list[dict[str, Any]]:
+    return [json.loads(line) for line in text.splitlines()]
+
+
+@pytest.mark.parametrize(
+    ("words", "code", "message"),
+    [
+        (["-l", "0", "-p", "0"], 2, "give --listen, or --port and --interface, not both"),
+        (["-l", "nonsense"], 2, "'nonsense' is no address: use PORT, HOST:PORT or an endpoint"),
+        (["no-such-poem.txt"], 2, "no-such-poem.txt: No such file or directory"),
+        (["-i", "192.0.2.1"], 1, "cannot listen on 192.0.2.1: no interface of this machine"),
+    ],
+)
+def test_errors_in_json(words: list[str], code: int, message: str) -> None:
+    """With a log in JSON, why there is no serving is an object as well."""
+    done = poetry("serve", *JSON, *words)
+    assert (done.returncode, done.stdout) == (code, b"")
+    [event] = lines(done.stderr.decode())
+    assert (event["level"], event["event"]) == ("error", "start_failed")
+    assert event["message"] == event["reason"]
+    assert event["message"].startswith(message)
+
+
+def test_life_in_json(poem_file: PoemFile, tmp_path: Path) -> None:
+    """With a log in JSON it also says where the server serves, its version, and that it stopped."""
+    listen = ("-l", "0", "-l", f"unix:{tmp_path / 'poem'}")
+    with running([*POETRY, "serve", *JSON, *listen, poem_file(3_000)], listeners=2) as server:
+        assert server.stop() == 0
+        [started, stopped] = lines(server.stderr)
+        assert server.lines == [f"Serving 3000.txt on {address}" for address in server.addresses]
+    assert (started["event"], started["level"]) == ("started", "info")
+    assert started["addresses"].split() == server.addresses
+    assert started["version"] == version("twisted-poetry")
+    assert (stopped["event"], stopped["level"]) == ("stopped", "info")
+
+
+def test_an_announcement_that_fails_in_json(poem_file: PoemFile) -> None:
+    """With a log in JSON a full standard output is an object, and the server goes on."""
+    with Path("/dev/full").open("wb") as full:
+        process = subprocess.Popen(
+            [*POETRY, "serve", *JSON, str(poem_file(3_000))],
+            stdout=full,
+            stderr=subprocess.PIPE,
+            text=True,
+        )
+        with process:
+            assert process.stderr is not None
+            events = [json.loads(process.stderr.readline()) for _ in range(2)]
+            process.terminate()
+            assert process.wait(PATIENCE) == 0
+    assert [event["event"] for event in events] == ["started", "not_announced"]
+    assert events[1]["message"] == "standard output: No space left on device"
