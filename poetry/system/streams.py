@@ -52,7 +52,7 @@ class LossyStream:
         self._piece = 1 if own is None and os.isatty(descriptor) else PIECE
         self._rest = b""
         self._poll: select.poll | None = None
-        if hasattr(select, "poll"):
+        if hasattr(select, "poll") and not stat.S_ISREG(os.fstat(self._descriptor).st_mode):
             self._poll = select.poll()
             self._poll.register(self._descriptor, select.POLLOUT)
 

@@ -24,6 +24,7 @@ from twisted.logger import (
     LogPublisher,
 )
 from twisted.python.failure import Failure
+from twisted.python.log import LogPublisher as LegacyPublisher
 
 from poetry.daemon import logs
 from poetry.daemon.logs import (
@@ -139,14 +140,14 @@ def test_a_failure_has_its_traceback() -> None:
 @pytest.mark.parametrize(
     ("threshold", "own", "foreign"),
     [
-        ("debug", ["debug", "info", "warn", "error", "critical"], ["debug", "info"]),
+        ("debug", ["debug", "info", "warn", "error", "critical"], ["debug", "debug"]),
         ("info", ["info", "warn", "error", "critical"], []),
         ("warn", ["warn", "error", "critical"], []),
         ("error", ["error", "critical"], []),
     ],
 )
 def test_threshold(threshold: str, own: list[str], foreign: list[str]) -> None:
-    """Our events pass from the level up, and others' below a warning only to debug."""
+    """Our events pass from the level up, and others' below a warning only as debug."""
     log = Log()
     observer = Threshold(log, threshold, Clock())
     for level in LogLevel.iterconstants():
@@ -181,6 +182,30 @@ def test_a_flood(log: Log) -> None:
     trouble()
     assert (len(log), len(passed)) == (1, FLOOD_LINES + 4)
     assert not clock.getDelayedCalls()
+
+
+def raised(error: Exception) -> Failure:
+    try:
+        raise error
+    except Exception:
+        return Failure()
+
+
+def test_floods_of_others(log: Log) -> None:
+    """What others fail with is told apart by its kind, although all is logged in one format."""
+    passed, clock = Log(), Clock()
+    legacy = LegacyPublisher(publishPublisher=LogPublisher(Threshold(passed, "info", clock)))
+    for error in (KeyError("a peer's words"), KeyError("others"), OSError()):
+        for _ in range(FLOOD_LINES):
+            failure = raised(error)
+            legacy.msg(failure=failure, why="it failed", isError=1)
+    assert len(passed) == 2 * FLOOD_LINES
+    legacy.msg(failure=Failure(OSError()), why="it was never raised", isError=1)
+    legacy.msg("an error without a failure", isError=1)
+    assert len(passed) == 2 * FLOOD_LINES + 2
+    clock.advance(FLOOD_SECONDS)
+    [event] = log
+    assert (event["kind"], event["count"]) == ("KeyError in raised", FLOOD_LINES)
 
 
 def test_no_more_than_a_flood(log: Log) -> None:
