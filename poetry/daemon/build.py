@@ -3,7 +3,8 @@
 from __future__ import annotations
 
 import signal
-from collections.abc import Sequence
+from collections import Counter
+from collections.abc import Iterable, Sequence
 from typing import Any
 
 from twisted.internet.defer import Deferred
@@ -21,6 +22,7 @@ from poetry.serving.poems import (
     Text,
     describe,
     in_daemon_thread,
+    printable,
     read_at_start,
 )
 from poetry.system.certificates import TLSEndpoint
@@ -68,6 +70,20 @@ def read_poem(word: str | None) -> Text:
         raise BadPoem(f"{word}: {describe(error)}") from error
 
 
+def read_poems(words: Iterable[str | None]) -> dict[str | None, Text]:
+    """The poems that words name, each read once. Of files with one name each has its whole path as
+    it was given for a name, so that logs and metrics tell them apart.
+
+    @raise BadPoem: for the first that cannot be read or is empty.
+    """
+    read = {word: read_poem(word) for word in dict.fromkeys(words)}
+    names = Counter(text.name for text in read.values())
+    return {
+        word: text._replace(name=printable(word)) if word and names[text.name] > 1 else text
+        for word, text in read.items()
+    }
+
+
 def pace_of(num_bytes: int | None, delay: float | None, clock: Any) -> Pace | None:
     """The pace of the slow server, for which one of the two is enough; None: as fast as can be.
 
@@ -104,13 +120,12 @@ def build_service(
     """
     transfers = TransferLog(log_level)
     pace = pace_of(num_bytes, delay, reactor)
-    read: dict[str | None, Text] = {}
     sending: dict[str | None, Poem | None] = {}
     listeners = []
+    pairs = pair(poems, addresses)
+    read = read_poems(word for word, _ in pairs)
     try:
-        for word, address in pair(poems, addresses):
-            if word not in read:
-                read[word] = read_poem(word)
+        for word, address in pairs:
             factory = PoemFactory(*read[word], address=address)
             factory.sending = sending.setdefault(word, factory.sending)
             factory.observers = (transfers,)
@@ -127,8 +142,6 @@ def build_service(
             site = Metrics(service).site()
             site.address = metrics
             service.others.append((server_endpoint(reactor, metrics), site))
-    except UsageError:
-        raise
     except ValueError as error:
         raise UsageError(str(error)) from error
     except ImportError as error:

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 from collections.abc import Callable
 from functools import partial
+from importlib.metadata import version
 from time import monotonic
 from typing import TYPE_CHECKING, Any
 
@@ -15,19 +16,37 @@ if TYPE_CHECKING:
     from poetry.daemon.site import ScrapeSite
     from poetry.server import PoetryService
 
+OUTCOMES = ("sent", "truncated", "timed_out", "stopped", "failed", "handshake")
+"""How a poem's transfer can end where it is sent: each is there from the start, at 0, or the first
+failure would be no increase to Prometheus."""
+
 
 class Metrics:
-    """Prometheus metrics of a `PoetryService`: an observer of its transfers, and a web resource."""
+    """Prometheus metrics of a `PoetryService`: an observer of its transfers, and a web resource.
+
+    The label `poem` is the name of a poem that is served, so that there are no more than these.
+    """
 
     def __init__(self, service: PoetryService) -> None:
         """@raise ImportError: without prometheus-client (the extra `metrics`)."""
-        from prometheus_client import CollectorRegistry, Counter, Gauge, Histogram
+        from prometheus_client import (
+            CollectorRegistry,
+            Counter,
+            Gauge,
+            Histogram,
+            Info,
+            ProcessCollector,
+        )
 
         self._clock = service.clock
         self.registry: CollectorRegistry = CollectorRegistry()
         given: dict[str, Any] = {"registry": self.registry}
-        self._poems = Counter("poetry_poems", "Transfers, by how they ended.", ["outcome"], **given)
-        self._bytes = Counter("poetry_bytes", "Bytes of poems sent or received.", **given)
+        ProcessCollector(**given)
+        Info("poetry_build", "What serves.", **given).info({"version": version("twisted-poetry")})
+        self._poems = Counter(
+            "poetry_poems", "Transfers, by how they ended.", ["poem", "outcome"], **given
+        )
+        self._bytes = Counter("poetry_bytes", "Bytes of poems sent or received.", ["poem"], **given)
         self._seconds = Histogram(
             "poetry_transfer_seconds",
             "Seconds from connection to its end.",
@@ -58,12 +77,16 @@ class Metrics:
         sizes = Gauge("poetry_poem_size_bytes", "Size of each poem.", ["poem"], **given)
         for factory in {factory for _, factory in service.listeners}:
             sizes.labels(factory.name).set_function(partial(_poem_size, factory))
+            self._bytes.labels(factory.name)
+            for outcome in OUTCOMES:
+                self._poems.labels(factory.name, outcome)
             factory.observers = (*factory.observers, self)
 
     def __call__(self, protocol: PoetryProtocol) -> None:
         """Be one of a factory's `observers`."""
-        self._poems.labels(protocol.outcome).inc()
-        self._bytes.inc(protocol.size)
+        poem = protocol.factory.name
+        self._poems.labels(poem, protocol.outcome).inc()
+        self._bytes.labels(poem).inc(protocol.size)
         self._seconds.observe(monotonic() - protocol.started)
 
     def site(self) -> ScrapeSite:

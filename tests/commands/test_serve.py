@@ -171,7 +171,7 @@ def test_metrics() -> None:
         assert poetry("get", server.addresses[0]).stdout == SAMPLE
         assert server.lines[1] == f"Serving metrics on {server.addresses[1]}"
         with urllib.request.urlopen(f"http://{server.addresses[1]}/metrics", timeout=60) as page:
-            assert b'poetry_poems_total{outcome="sent"} 1.0' in page.read()
+            assert b'poetry_poems_total{outcome="sent",poem="sample.txt"} 1.0' in page.read()
 
 
 def test_without_metrics(poems: Path) -> None:

@@ -122,6 +122,22 @@ def test_standard_input_is_read_once(monkeypatch: pytest.MonkeyPatch, reactor: R
     assert (first.address, second.address) == ("1", "2")
 
 
+def test_poems_of_one_name(
+    monkeypatch: pytest.MonkeyPatch, reactor: Reactor, tmp_path: Path
+) -> None:
+    """Logs and metrics tell files of one name apart by the path that they were given with."""
+    monkeypatch.chdir(tmp_path)
+    words = ["a/poem.txt", "b/poem.txt", "envoi.txt"]
+    for word in words:
+        Path(word).parent.mkdir(exist_ok=True)
+        Path(word).write_text(word, encoding="utf-8")
+    service = build_service(reactor, words, [])
+    assert [factory.name for factory in factories(service)] == words
+    assert [factory.path for factory in factories(service)] == [tmp_path / word for word in words]
+    [only] = factories(build_service(reactor, ["a/poem.txt"], []))
+    assert only.name == "poem.txt"
+
+
 @pytest.mark.parametrize(
     ("num_bytes", "delay", "expected"),
     [(None, None, None), (3, 0.5, (3, 0.5)), (3, None, (3, 0.1)), (None, 0.5, (10, 0.5))],

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Iterator
+from importlib.metadata import version
 
 import pytest
 from twisted.internet.address import IPv4Address
@@ -11,7 +12,7 @@ from twisted.internet.error import ConnectionDone
 from twisted.internet.testing import StringTransport
 from twisted.python.failure import Failure
 
-from poetry.daemon.metrics import Metrics
+from poetry.daemon.metrics import OUTCOMES, Metrics
 from poetry.server import PoetryService
 from poetry.serving.poems import PoemFactory
 from tests.loop import reactor, wait
@@ -38,11 +39,15 @@ def value(metrics: Metrics, name: str, **labels: str) -> float | None:
 def test_metrics(service: PoetryService) -> None:
     """Transfers are counted by outcome, and the service's own numbers are read when asked for."""
     metrics = Metrics(service)
+    assert [value(metrics, "poems_total", poem="poem.txt", outcome=each) for each in OUTCOMES] == (
+        [0] * len(OUTCOMES)
+    )
+    assert value(metrics, "bytes_total", poem="poem.txt") == 0
     for whole in (True, True, False):
         transferred(metrics, whole=whole)
-    assert value(metrics, "poems_total", outcome="sent") == 2
-    assert value(metrics, "poems_total", outcome="truncated") == 1
-    assert value(metrics, "bytes_total") == 18
+    assert value(metrics, "poems_total", poem="poem.txt", outcome="sent") == 2
+    assert value(metrics, "poems_total", poem="poem.txt", outcome="truncated") == 1
+    assert value(metrics, "bytes_total", poem="poem.txt") == 18
     assert value(metrics, "transfer_seconds_count") == 3
     assert value(metrics, "open_connections") == 0
     assert value(metrics, "poem_size_bytes", poem="poem.txt") == 6
@@ -50,6 +55,8 @@ def test_metrics(service: PoetryService) -> None:
     assert value(metrics, "last_reload_timestamp_seconds") == service.reloaded_at
     assert value(metrics, "waiting_connections") == 0
     assert value(metrics, "max_connections") == service.limit
+    assert value(metrics, "build_info", version=version("twisted-poetry")) == 1
+    assert metrics.registry.get_sample_value("process_open_fds")
 
 
 def test_metrics_page(service: PoetryService) -> None:

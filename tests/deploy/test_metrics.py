@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import json
+import os
 import re
 import socket
 import subprocess
@@ -25,8 +26,12 @@ SHORT = 3_000
 PAUSES = Habit(takes=65536)
 
 QUERIES = {
-    'poetry_poems_total{outcome="sent"}': 5.0,
-    "poetry_bytes_total": 5.0 * SHORT,
+    'poetry_poems_total{outcome="sent",poem="3000.txt"}': 5.0,
+    'poetry_poems_total{outcome="timed_out"}': 0.0,
+    'sum(increase(poetry_poems_total{outcome!="sent"}[1m]))': 0.0,
+    'poetry_bytes_total{poem="3000.txt"}': 5.0 * SHORT,
+    "count(poetry_build_info)": 1.0,
+    "process_start_time_seconds > bool 0": 1.0,
     "poetry_open_connections": 0.0,
     "poetry_waiting_connections": 0.0,
     'poetry_poem_size_bytes{poem="3000.txt"}': float(SHORT),
@@ -43,8 +48,8 @@ def test_promtool(poem_file: PoemFile) -> None:
         assert read_all(server.addresses[0], poem(LONG)) == {"whole": 1}
         with Crowd(server.addresses[0], poem(LONG), PAUSES) as crowd:
             crowd.run(until=crowd.begun)
-            failed = 'poetry_poems_total{outcome="timed_out"}'
-            assert eventually(lambda: failed in samples(server.addresses[1]))
+            failed = 'poetry_poems_total{outcome="timed_out",poem="10000000.txt"}'
+            assert eventually(lambda: samples(server.addresses[1])[failed] == 1)
         text = fetch(f"http://{server.addresses[1]}/metrics")
     done = subprocess.run(
         [need("promtool"), "check", "metrics"],
@@ -55,6 +60,16 @@ def test_promtool(poem_file: PoemFile) -> None:
         timeout=PATIENCE,
     )
     assert (done.returncode, done.stdout, done.stderr) == (0, "", "")
+
+
+def test_a_name_that_is_not_utf_8(tmp_path: Path) -> None:
+    """A poem whose name is no text has a label that is, and the page is there."""
+    path = tmp_path / os.fsdecode(b"po\xe8me.txt")
+    path.write_bytes(poem(SHORT))
+    with running([*POETRY, "serve", "--metrics", "0", path], listeners=2) as server:
+        assert read_all(server.addresses[0], poem(SHORT)) == {"whole": 1}
+        sent = r'poetry_poems_total{outcome="sent",poem="po\\xe8me.txt"}'
+        assert eventually(lambda: samples(server.addresses[1])[sent] == 1)
 
 
 def test_alerts(poem_file: PoemFile) -> None:
@@ -104,7 +119,7 @@ def test_prometheus(poem_file: PoemFile, tmp_path: Path) -> None:
         log = tmp_path / "log"
         with tool(command, log) as prometheus:
             assert eventually(lambda: listening_port(prometheus.pid) is not None), log.read_text()
-            assert eventually(lambda: asked("poetry_poems_total") == 5.0), log.read_text()
+            assert eventually(lambda: asked(next(iter(QUERIES))) == 5.0), log.read_text()
             # A scrape that comes too late on a busy machine takes them back until the next one.
             assert eventually(lambda: {query: asked(query) for query in QUERIES} == QUERIES)
 
