@@ -90,6 +90,28 @@ def test_alerts(poem_file: PoemFile) -> None:
     assert all(f"# TYPE {name} " in text for name in asked)
 
 
+def test_alerts_fire() -> None:
+    """Each alert fires where it should, and for no less: tests/deploy/alerts_test.yml."""
+    done = subprocess.run(
+        [need("promtool"), "test", "rules", str(Path(__file__).with_name("alerts_test.yml"))],
+        capture_output=True,
+        text=True,
+        check=False,
+        timeout=PATIENCE,
+    )
+    assert done.returncode == 0, done.stdout + done.stderr
+    rules, tests = DEPLOY / "alerts.yml", Path(__file__).with_name("alerts_test.yml")
+    alerts = set(re.findall(r"alert: (\w+)", rules.read_text(encoding="utf-8")))
+    assert alerts == set(re.findall(r"alertname: (\w+)", tests.read_text(encoding="utf-8")))
+
+
+def dashboard() -> list[str]:
+    """The queries of the dashboard, with what Grafana replaces replaced."""
+    board = json.loads((DEPLOY / "dashboard.json").read_text(encoding="utf-8"))
+    found = [target["expr"] for panel in board["panels"] for target in panel["targets"]]
+    return [expr.replace("$__rate_interval", "1m").replace("$instance", ".*") for expr in found]
+
+
 def test_prometheus(poem_file: PoemFile, tmp_path: Path) -> None:
     """A Prometheus scrapes the server, and answers with what its readers had."""
     with running([*POETRY, "serve", "--metrics", "0", poem_file(SHORT)], listeners=2) as server:
@@ -122,6 +144,9 @@ def test_prometheus(poem_file: PoemFile, tmp_path: Path) -> None:
             assert eventually(lambda: asked(next(iter(QUERIES))) == 5.0), log.read_text()
             # A scrape that comes too late on a busy machine takes them back until the next one.
             assert eventually(lambda: {query: asked(query) for query in QUERIES} == QUERIES)
+            # Each query of the dashboard has an answer, which may be "not a number".
+            for query in dashboard():
+                assert eventually(lambda: asked(query) is not None), query  # noqa: B023
 
 
 def test_at_the_limit(poem_file: PoemFile) -> None:

@@ -93,6 +93,21 @@ def test_security(installed: list[Path]) -> None:
         assert done.returncode == 0, done.stdout
 
 
+@pytest.mark.parametrize("service", ["poetry.service", "poetry@9101.service"])
+def test_enabled_with_its_socket(tmp_path: Path, service: str) -> None:
+    """To enable a service is enough: its socket is enabled too, and starts before it."""
+    units = tmp_path / "etc" / "systemd" / "system"
+    units.mkdir(parents=True)
+    for unit in UNITS:
+        shutil.copy(DEPLOY / unit, units)
+    command = [need("systemctl"), f"--root={tmp_path}", "enable", service]
+    done = subprocess.run(command, capture_output=True, text=True, check=False, timeout=PATIENCE)
+    assert done.returncode == 0, done.stderr
+    wanted = {path.name for path in units.glob("*.wants/*")}
+    assert wanted == {service, "poetry.socket"}
+    assert {"Requires=poetry.socket", "After=poetry.socket"} <= set(directives("poetry.service"))
+
+
 def test_services_alike() -> None:
     """The two services differ in the socket's name and the metrics, and share it unblocking."""
     one, several = directives("poetry.service"), directives("poetry@.service")

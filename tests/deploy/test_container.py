@@ -1,0 +1,99 @@
+"""The Containerfile, as far as it can be checked without building it: each of its commands."""
+
+from __future__ import annotations
+
+import importlib.util
+import json
+import re
+import shutil
+import signal
+import subprocess
+import sys
+from pathlib import Path
+
+import pytest
+
+from tests.conftest import PoemFile
+from tests.deploy.tools import DEPLOY, replaced
+from tests.faults.readers import eventually, poem, read_all
+from tests.processes import PATIENCE, POETRY, running
+
+ROOT = DEPLOY.parent
+TEXT = (DEPLOY / "Containerfile").read_text(encoding="utf-8")
+LINES = [line.partition(" ")[::2] for line in TEXT.splitlines() if line and line[0] not in "# "]
+INSTALLED = "/opt/twisted-poetry/bin/"
+SHORT = 3_000
+
+
+def words_of(instruction: str) -> list[str]:
+    """The command of an instruction, which is written as words, so that no shell runs it."""
+    [text] = [rest for name, rest in LINES if name == instruction]
+    words: list[str] = json.loads(text[text.index("[") :])
+    return words
+
+
+def here(words: list[str], ports: dict[str, str]) -> list[str]:
+    """A command of the image's, as this machine has it."""
+    text = replaced("\0".join(words), {INSTALLED: "", **ports})
+    program, *arguments = text.split("\0")
+    return [*(POETRY if program == "poetry" else [sys.executable]), *arguments]
+
+
+def test_no_shell_and_no_root() -> None:
+    """Each command is a list of words, and the last stage runs as a user that has nothing."""
+    for name, rest in LINES:
+        if name in ("RUN", "CMD", "ENTRYPOINT"):
+            assert isinstance(json.loads(rest), list)
+    names = [name for name, _ in LINES]
+    last = LINES[len(names) - 1 - names[::-1].index("FROM") :]
+    [user] = [rest for name, rest in last if name == "USER"]
+    assert re.fullmatch(r"[1-9]\d*:[1-9]\d*", user)
+    assert "RUN" not in dict(last)
+
+
+def test_what_is_copied_is_enough(tmp_path: Path) -> None:
+    """A wheel can be built from what the first stage copies, and has the command and the sample."""
+    if importlib.util.find_spec("pip") is None:
+        pytest.skip("pip is not installed")
+    for name, rest in LINES:
+        if name == "COPY" and not rest.startswith("--from"):
+            *sources, to = rest.split()
+            for source in sources:
+                path = tmp_path / to.lstrip("/")
+                if (ROOT / source).is_dir():
+                    shutil.copytree(
+                        ROOT / source, path, ignore=shutil.ignore_patterns("__pycache__")
+                    )
+                else:
+                    path.mkdir(exist_ok=True)
+                    shutil.copy(ROOT / source, path)
+    built = subprocess.run(
+        [sys.executable, "-m", "pip", "wheel", "--no-deps", "--no-build-isolation", "./source"],
+        cwd=tmp_path,
+        capture_output=True,
+        text=True,
+        timeout=PATIENCE,
+        check=False,
+    )
+    assert built.returncode == 0, built.stderr
+    assert list(tmp_path.glob("twisted_poetry-*.whl"))
+
+
+def test_it_serves_is_probed_and_stops(poem_file: PoemFile) -> None:
+    """Its command serves a poem that is named after it; the probe succeeds until TERM has come."""
+    command = here(words_of("ENTRYPOINT"), {":10000": ":0", ":9101": ":0"})
+    with running([*command, poem_file(SHORT)], listeners=2) as server:
+        assert read_all(f"127.0.0.1:{server.port}", poem(SHORT)) == {"whole": 1}
+        metrics = server.addresses[1].rpartition(":")[2]
+        probe = here(words_of("HEALTHCHECK"), {":9101": f":{metrics}"})
+        assert subprocess.run(probe, timeout=PATIENCE, check=False).returncode == 0
+        server.signal(signal.SIGTERM)
+        assert server.wait() == 0
+        assert eventually(
+            lambda: (
+                subprocess.run(
+                    probe, stderr=subprocess.DEVNULL, timeout=PATIENCE, check=False
+                ).returncode
+                != 0
+            )
+        )
