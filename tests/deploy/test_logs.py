@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import json
 import re
+import shlex
 import signal
 import socket
 import subprocess
@@ -67,6 +68,18 @@ def test_text(poem_file: PoemFile) -> None:
         assert eventually(lambda: server.stderr.endswith("\n"))
         line = rf"{TIME} info  sent 3000\.txt 127\.0\.0\.1:\d+ 3000 bytes in [\d.e-]+ s\n"
         assert re.fullmatch(line, server.stderr)
+
+
+def test_rotated(poem_file: PoemFile, tmp_path: Path) -> None:
+    """A log file that is copied and emptied while the server writes goes on from its beginning."""
+    log = tmp_path / "poems.log"
+    command = f"exec {shlex.join(map(str, POETRY))} serve {poem_file(SHORT)} 2>> {log}"
+    with running(["sh", "-c", command]) as server:
+        for _ in range(2):
+            assert read_all(server.addresses[0], poem(SHORT), count=3) == {"whole": 3}
+            assert eventually(lambda: log.read_text().count(" sent ") == 3)
+            with log.open("w"):
+                assert log.stat().st_size == 0
 
 
 def test_reload_failed(tmp_path: Path) -> None:

@@ -179,6 +179,27 @@ def test_one_of_two_ends(poem_file: PoemFile, number: int, ends: dict[str, int])
         assert servers[1].stop() == 0
 
 
+def test_shared_without_systemd(tmp_path: Path) -> None:
+    """The program in docs/operating.md lets two servers share a socket, and ends when they end."""
+    page = (DEPLOY.parent / "docs" / "operating.md").read_text(encoding="utf-8")
+    [program] = re.findall(r"^```python\n(.*?)^```$", page, re.DOTALL | re.MULTILINE)
+    program = replaced(program, {"10000": 0, "(9101, 9102)": "(0, 0)"})
+    (tmp_path / "poem.txt").write_bytes(poem(SHORT))
+    path = f"{Path(sys.executable).parent}:{os.environ['PATH']}"
+    command = [sys.executable, "-c", program]
+    with running(command, listeners=4, cwd=tmp_path, env={"PATH": path}) as parent:
+        children = Path(f"/proc/{parent.pid}/task/{parent.pid}/children").read_text().split()
+        try:
+            addresses = {line.split()[-1] for line in parent.lines if "poem.txt" in line}
+            [address] = addresses
+            assert read_all(address, poem(SHORT), count=100, at_once=10) == {"whole": 100}
+            os.kill(int(children[0]), signal.SIGTERM)
+            assert read_all(address, poem(SHORT), count=100, at_once=10) == {"whole": 100}
+        finally:
+            os.kill(int(children[1]), signal.SIGTERM)
+        assert parent.wait() == 0
+
+
 @pytest.mark.parametrize("abstract", [False, True])
 def test_notifies(poem_file: PoemFile, tmp_path: Path, abstract: bool) -> None:
     """systemd hears when the server is ready, reloading (since when) and stopping."""
