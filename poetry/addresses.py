@@ -91,7 +91,7 @@ def split(text: str) -> HostPort | None:
 
 
 def server_endpoint(reactor: Any, text: str) -> IStreamServerEndpoint:
-    """Where to listen, with a backlog of `BACKLOG` unless the text has one.
+    """Make an endpoint to listen on, with a backlog of `BACKLOG` unless the text has one.
 
     @raise BadAddress: where the text makes no sense.
     """
@@ -286,7 +286,7 @@ def _instead(text: str, *, listening: bool) -> str:
 
 
 def listening_address(port: IListeningPort, text: str = "") -> str:
-    """What `client_endpoint` takes to reach a listener that `text` asked for."""
+    """Write the address by which `client_endpoint` reaches a listener that `text` asked for."""
     plain = _format(port.getHost())
     return f"tls:{plain}" if text.partition(":")[0] in ("ssl", "tls") else plain
 

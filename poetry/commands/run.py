@@ -88,7 +88,7 @@ class ServiceRunner:
             self._stop()
 
     def _stop(self) -> None:
-        """Stop; the second time, reset who is still in flight."""
+        """Stop; the second time, reset the readers that are still in flight."""
         if self._stopping:
             self._service.abort()
         else:

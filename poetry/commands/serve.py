@@ -1,4 +1,4 @@
-"""`poetry serve`: its options, and what it says. Twisted is imported only when it is called."""
+"""`poetry serve`: its options, and its error lines. Twisted is imported only when it is called."""
 
 from __future__ import annotations
 
@@ -174,7 +174,7 @@ def complain_in_json(message: str, code: int) -> int:
 def where(
     poems: Sequence[str], port: int | None, interface: str | None, addresses: tuple[str, ...]
 ) -> tuple[str, ...]:
-    """Where to listen, as `--listen` has it or, in its place, `--port` and `--interface`.
+    """Choose where to listen: by `--listen` or, in its place, `--port` and `--interface`.
 
     @raise click.UsageError: where they make no sense together.
     """
@@ -189,7 +189,10 @@ def where(
 
 
 def interface_of(text: str) -> str:
-    """A host, or an IPv6 address without the brackets that it may be given in."""
+    """Read a host, or an IPv6 address with or without brackets.
+
+    @raise click.UsageError: where it is neither.
+    """
     host = re.fullmatch(r"[^\s:/*\[\]]+|\[(?=.*:.*:)[^\s/\[\]]+\]|(?=.*:.*:)[^\s/\[\]]+", text)
     if host is None:
         raise click.UsageError(
@@ -200,12 +203,12 @@ def interface_of(text: str) -> str:
 
 
 def bracketed(host: str) -> str:
-    """A host as it is written before `:PORT`."""
+    """Write a host as it stands before `:PORT`: IPv6 in brackets."""
     return f"[{host}]" if ":" in host else host
 
 
 def why_not(error: Exception, addresses: Sequence[str]) -> str:
-    """Why there is no serving, and what to do about it where that is known.
+    """Say why the server cannot start, and what to do about it where that is known.
 
     @param addresses: where it was to listen.
     """
@@ -220,7 +223,7 @@ def why_not(error: Exception, addresses: Sequence[str]) -> str:
 
 
 def refusal(error: BaseException) -> BaseException:
-    """The system's refusal that an error came from, or the error itself: there was none.
+    """Find the system's refusal (OSError) that an error came from; without one, give the error.
 
     Where epoll refuses a descriptor Twisted tries another way, which fails for want of a reactor.
     """
@@ -233,14 +236,14 @@ def refusal(error: BaseException) -> BaseException:
 
 
 def described(error: Any) -> str:
-    """What an exception says, without its number, and with its file."""
+    """Say what an exception says, without its number, and with its file."""
     said = getattr(error, "strerror", None) or str(error)
     file = getattr(error, "filename", None)
     return f"{said}: {file}" if file and not error.filename2 else said
 
 
 def cannot_listen(error: Any, addresses: Sequence[str] = ()) -> str:
-    """Why an address cannot be had, and what to do about it.
+    """Say why an address cannot be listened on, and what to do about it.
 
     @param addresses: where else it was to listen.
     """
@@ -265,7 +268,7 @@ def cannot_listen(error: Any, addresses: Sequence[str] = ()) -> str:
 
 
 def sharing(host: str, port: object, addresses: Sequence[str]) -> str:
-    """The first of the addresses before `host` on the same port, as text; "": there is none."""
+    """Find the first of the addresses that has the same port before `host`; "": there is none."""
     from poetry.addresses import split
 
     for text in addresses:

@@ -1,4 +1,4 @@
-"""From words to a service: what `poetry serve`, `twistd poetry` and `twist poetry` share."""
+"""Builds the service from words: what `poetry serve`, `twistd poetry` and `twist poetry` share."""
 
 from __future__ import annotations
 
@@ -35,15 +35,15 @@ _log = Logger()
 
 
 class UsageError(ValueError):
-    """What was asked for makes no sense; the message says why, in one line."""
+    """The command line makes no sense; the message says why, in one line."""
 
 
 class BadPoem(UsageError):
-    """What was asked for makes sense, but a poem cannot be read, or is empty."""
+    """The command line makes sense, but a poem cannot be read, or is empty."""
 
 
 def pair(poems: Sequence[str], addresses: Sequence[str]) -> list[tuple[str | None, str]]:
-    """Which poem goes where. No poem is the sample; no address, a free port for each.
+    """Pair poems with addresses. No poem is the sample; no address, a free port for each.
 
     @raise UsageError: where it is not one poem anywhere, or one address for each of several.
     """
@@ -60,7 +60,7 @@ def pair(poems: Sequence[str], addresses: Sequence[str]) -> list[tuple[str | Non
 
 
 def read_poem(word: str | None) -> Text:
-    """The poem that a word of the command line names.
+    """Read the poem that a word of the command line names.
 
     @raise BadPoem: where it cannot be read or is empty.
     """
@@ -71,8 +71,10 @@ def read_poem(word: str | None) -> Text:
 
 
 def read_poems(words: Iterable[str | None]) -> dict[str | None, Text]:
-    """The poems that words name, each read once. Of files with one name each has its whole path as
-    it was given for a name, so that logs and metrics tell them apart.
+    """Read the poems that words name, each once.
+
+    Files that have one name are named by the path that was given, so that logs and metrics tell
+    them apart.
 
     @raise BadPoem: for the first that cannot be read or is empty.
     """
@@ -85,7 +87,7 @@ def read_poems(words: Iterable[str | None]) -> dict[str | None, Text]:
 
 
 def pace_of(num_bytes: int | None, delay: float | None, clock: Any) -> Pace | None:
-    """The pace of the slow server, for which one of the two is enough; None: as fast as can be.
+    """Make the pace of the slow server, for which one of the two is enough; None: no limit.
 
     @param num_bytes: bytes at a time; None: 10.
     @param delay: seconds between them; None: 0.1.
@@ -112,7 +114,7 @@ def build_service(
     metrics: str | None = None,
     log_level: str = "info",
 ) -> PoetryService:
-    """A service for poems and addresses as on the command line.
+    """Build a service for poems and addresses as on the command line.
 
     @param num_bytes: of the slow server, as is `delay`: see `pace_of`.
     @param metrics: where to serve metrics, `[HOST:]PORT`.
@@ -155,20 +157,23 @@ class DaemonService(PoetryService):
     _renewed = True
 
     def privilegedStartService(self) -> None:
-        """Listen, on time that runs on steadily."""
+        """Listen, with timers that do not follow the clock of the machine."""
         use_monotonic_time(self.clock)
         super().privilegedStartService()
 
     def startService(self) -> None:
-        """Start, and listen to HUP."""
+        """Start, and reload at each HUP."""
         super().startService()
         if HANGUP is not None:
             signal.signal(HANGUP, lambda *_: self.clock.callFromThread(self.reload))
         self.whenListening().addCallbacks(lambda _: notify("READY=1"), lambda _: None)
 
     def reload(self) -> Deferred[None]:
-        """Read the keys and certificates of TLS listeners again, and the poems as PoetryService
-        does. What cannot be read stays as it is, and is logged.
+        """Read the certificates of TLS listeners again, and then the poems as PoetryService does.
+
+        A poem or certificate that cannot be read is logged, and the old one stays.
+
+        @return: fires with None when all are read.
         """
         notify("RELOADING=1")
         return Deferred.fromCoroutine(self._reload())
@@ -184,11 +189,11 @@ class DaemonService(PoetryService):
 
     @property
     def reloaded_well(self) -> bool:
-        """Whether all poems and certificates could be read."""
+        """Whether the last reload could read all poems and certificates."""
         return self._renewed and super().reloaded_well
 
     def stopService(self) -> Deferred[None]:
-        """Stop, as PoetryService does."""
+        """Tell systemd, and stop as PoetryService does."""
         notify("STOPPING=1")
         return super().stopService()
 

@@ -1,4 +1,4 @@
-"""Log lines: one for each transfer, as text or JSON, and floods cut short."""
+"""Logging: a line for each transfer, as text or JSON; floods are cut short."""
 
 from __future__ import annotations
 
@@ -25,10 +25,10 @@ from poetry.protocol import PoetryProtocol
 from poetry.system.streams import LossyStream
 
 FLOOD_LINES, FLOOD_SECONDS = 10, 10.0
-"""So many lines of the same trouble are logged in so many seconds; of the rest, their number."""
+"""Most lines of one kind of trouble in so many seconds; of the rest their number is logged."""
 
 ROOM_SECONDS = 1.0
-"""How often a log that nobody reads is tried again."""
+"""Seconds between two attempts to say how many lines were lost."""
 
 _LEVELS = {LogLevel.debug: 0, LogLevel.info: 1, LogLevel.warn: 2, LogLevel.error: 3}
 _WARN, _WORST = 2, 4
@@ -45,11 +45,11 @@ class TransferLog:
     """Logs a line for each transfer: success at info, failure at warn."""
 
     def __init__(self, level: str = "info") -> None:
-        """@param level: below this nothing is logged, and hardly anything spent on it."""
+        """@param level: events below it are not even made."""
         self._successes = level in ("debug", "info")
 
     def __call__(self, protocol: PoetryProtocol) -> None:
-        """Be one of a factory's `observers`."""
+        """Log how a transfer ended; it is one of a factory's `observers`."""
         level, text, reason = LogLevel.info, _SUCCESS, {}
         if protocol.outcome not in _SUCCESSES:
             level, text, reason = LogLevel.warn, _FAILURE, {"reason": _one_line(protocol.error)}
@@ -75,7 +75,7 @@ def _one_line(value: object) -> str:
 
 
 def format_text(event: LogEvent) -> str:
-    """One event for a reader at a terminal; a traceback only for what nobody foresaw."""
+    """Format an event as a line for people; a failure has its traceback below it."""
     if "log_failure" in event:
         text = eventAsText(event, includeTimestamp=False, includeSystem=False)
     elif not (text := _message(event)).isprintable():
@@ -85,7 +85,7 @@ def format_text(event: LogEvent) -> str:
 
 
 def format_json(event: LogEvent) -> str:
-    """One event as one flat JSON object: time, level, event, message, and its own fields."""
+    """Format an event as one flat JSON object: time, level, event, message, and its own fields."""
     fields = {
         "time": _time(event),
         "level": event["log_level"].name,
@@ -101,7 +101,7 @@ def format_json(event: LogEvent) -> str:
 
 
 def error_line(message: str) -> str:
-    """What keeps a server from starting, as one flat JSON object."""
+    """Format the reason why a server does not start as one flat JSON object."""
     return format_json(
         {
             "log_time": time(),
@@ -115,14 +115,14 @@ def error_line(message: str) -> str:
 
 
 def _message(event: LogEvent) -> str:
-    """What an event says. Ours need nothing but `str.format`; Twisted's way takes 8 us more."""
+    """Format an event's message. Ours need `str.format` alone; Twisted's way takes 8 us more."""
     if str(event.get("log_namespace")).startswith("poetry.") and "log_format" in event:
         return event["log_format"].format_map(event)  # type: ignore[no-any-return]
     return formatEvent(event)
 
 
 def _time(event: LogEvent) -> str:
-    """When it was, in UTC and to the millisecond (RFC 3339)."""
+    """Format an event's time, in UTC and to the millisecond (RFC 3339)."""
     when = event["log_time"]
     second = int(when)
     return f"{_second(second)}.{int((when - second) * 1000):03d}Z"
@@ -130,7 +130,7 @@ def _time(event: LogEvent) -> str:
 
 @lru_cache(maxsize=2)
 def _second(second: int) -> str:
-    """The text of a second since the epoch, once for all lines of that second."""
+    """Format a second since the epoch, once for all lines of that second."""
     return strftime("%Y-%m-%dT%H:%M:%S", gmtime(second))
 
 
@@ -155,7 +155,7 @@ class Threshold:
         self._seen: dict[str, tuple[float, int]] = {}
 
     def __call__(self, event: LogEvent) -> None:
-        """Be an ILogObserver."""
+        """Pass an event on, or not."""
         level = _LEVELS.get(event["log_level"], _WORST)
         if level < _WARN and not str(event.get("log_namespace", "")).startswith("poetry"):
             level = _LEVELS[LogLevel.debug]
@@ -177,7 +177,7 @@ class Threshold:
         return count >= FLOOD_LINES
 
     def tell(self, kind: str) -> None:
-        """Say how many lines of a flood were not logged, if any: when its time is over."""
+        """Log how many lines of a kind were not logged, if any, once its seconds are over."""
         _, count = self._seen.pop(kind, (0.0, 0))
         if count > FLOOD_LINES:
             _log.warn(
@@ -188,13 +188,13 @@ class Threshold:
             )
 
     def tell_all(self) -> None:
-        """Say it of all floods: there is no later."""
+        """Log that for all kinds, at the end of the process."""
         for kind in list(self._seen):
             self.tell(kind)
 
 
 def kind_of(event: LogEvent) -> str:
-    """What a warning or an error has in common with others of its flood.
+    """Name the kind of a warning or an error, by which floods are counted.
 
     Kinds are kept, so they are bounded: nothing that a peer chooses is in them. Of a failure that
     somebody else logs it is what failed and in which function, as all those have one format.
@@ -209,7 +209,7 @@ def kind_of(event: LogEvent) -> str:
 
 @implementer(ILogObserver)
 class LogWriter:
-    """Writes events to a stream, and says how many lines were lost where nobody read it."""
+    """Writes events to a stream, and logs how many lines were lost where nobody read it."""
 
     def __init__(self, stream: LossyStream, log_format: str, clock: Any) -> None:
         """@param log_format: one of `FORMATS`.
@@ -222,7 +222,7 @@ class LogWriter:
         self._telling: Any = None
 
     def __call__(self, event: LogEvent) -> None:
-        """Be an ILogObserver."""
+        """Write an event."""
         self._stream.write(self._format(event))
         if self._stream.dropped and self._telling is None:
             self._telling = self._clock.callLater(ROOM_SECONDS, self._tell)

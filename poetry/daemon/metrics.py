@@ -17,12 +17,12 @@ if TYPE_CHECKING:
     from poetry.server import PoetryService
 
 OUTCOMES = ("sent", "truncated", "timed_out", "stopped", "failed", "handshake")
-"""How a poem's transfer can end where it is sent: each is there from the start, at 0, or the first
-failure would be no increase to Prometheus."""
+"""Outcomes of a poem that is sent. Each has a counter from the start, at 0: to Prometheus the first
+value of a new counter is no increase."""
 
 
 class Metrics:
-    """Prometheus metrics of a `PoetryService`: an observer of its transfers, and a web resource.
+    """Counts the transfers of a `PoetryService` and reads its numbers, for Prometheus.
 
     The label `poem` is the name of a poem that is served, so that there are no more than these.
     """
@@ -83,14 +83,14 @@ class Metrics:
             factory.observers = (*factory.observers, self)
 
     def __call__(self, protocol: PoetryProtocol) -> None:
-        """Be one of a factory's `observers`."""
+        """Count a transfer that has ended; it is one of a factory's `observers`."""
         poem = protocol.factory.name
         self._poems.labels(poem, protocol.outcome).inc()
         self._bytes.labels(poem).inc(protocol.size)
         self._seconds.observe(monotonic() - protocol.started)
 
     def site(self) -> ScrapeSite:
-        """A web site that has them at /metrics."""
+        """Make a web site that has the metrics at /metrics."""
         from prometheus_client import CONTENT_TYPE_LATEST, generate_latest
 
         from poetry.daemon.site import Page, ScrapeSite

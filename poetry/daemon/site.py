@@ -1,4 +1,4 @@
-"""The web site that has the metrics: one page, for scrapers of any kind, at hardly any cost."""
+"""The web site of the metrics: one page, bounded in connections, seconds and renderings."""
 
 from __future__ import annotations
 
@@ -14,14 +14,14 @@ from twisted.web.resource import IResource, Resource
 from twisted.web.server import Request, Site
 
 SCRAPES, SCRAPE_SECONDS = 8, 5.0
-"""Connections at once, and how long each may take in all: half of what Prometheus waits for."""
+"""Most connections at once, and most seconds for each: half of what Prometheus waits by default."""
 
 FRESH_SECONDS = 1.0
-"""For so long a page is answered as it was rendered."""
+"""Seconds for which a page is answered as it was rendered."""
 
 
 class Page(Resource):
-    """What `render` gives, at most once in `FRESH_SECONDS`."""
+    """A page that is rendered at most once in `FRESH_SECONDS`."""
 
     isLeaf = True
 
@@ -33,7 +33,7 @@ class Page(Resource):
         self._stale_at = 0.0
 
     def render_GET(self, request: Request) -> bytes:
-        """The page, and for HEAD its headers."""
+        """Give the page; for HEAD twisted.web leaves it out."""
         now = monotonic()
         if not self._rendered or now >= self._stale_at:
             self._rendered = self._render()
@@ -43,7 +43,7 @@ class Page(Resource):
 
 
 class Scrape(HTTPChannel):
-    """One request without a body, and a deadline for all of it, however it drips."""
+    """A connection that answers one request without a body, within a deadline for all of it."""
 
     site: ScrapeSite
     transport: Any
@@ -55,17 +55,17 @@ class Scrape(HTTPChannel):
         self._deadline = self.callLater(SCRAPE_SECONDS, self.transport.abortConnection)
 
     def allHeadersReceived(self) -> None:
-        """Take what follows for another request, which nobody will read."""
+        """Answer at the end of the headers: a body would be read into memory."""
         self.length = 0
         super().allHeadersReceived()  # type: ignore[no-untyped-call]
 
     def checkPersistence(self, request: Request, version: bytes) -> bool:  # noqa: ARG002
-        """Close after the answer."""
+        """Have the connection closed after its first answer."""
         request.setHeader(b"connection", b"close")
         return False
 
     def connectionLost(self, reason: Failure = connectionDone) -> None:
-        """Be in time."""
+        """Cancel the deadline."""
         self.site.scrapes.remove(self)
         if self._deadline.active():
             self._deadline.cancel()
@@ -90,15 +90,18 @@ class ScrapeSite(Site):
         self.scrapes: list[Scrape] = []
 
     def getResourceFor(self, request: Request) -> IResource:
-        """The page, or 404."""
+        """Give the page at its path, and 404 elsewhere."""
         return self.resource if request.path == b"/metrics" else notFound()
 
     def acceptableProtocols(self) -> list[bytes]:
-        """For TLS: no HTTP/2."""
+        """Offer HTTP/1.1 alone over TLS: twisted.web would offer HTTP/2 too."""
         return [b"http/1.1"]
 
     def buildProtocol(self, addr: Any) -> Any:
-        """Abort the oldest for it; that takes a turn, in which not too many may come."""
+        """Make a protocol, and abort the oldest connection for it where there are too many.
+
+        An abort takes a turn of the reactor, in which as many again may come, and no more.
+        """
         too_many = len(self.scrapes) - SCRAPES
         if too_many >= SCRAPES:
             return None

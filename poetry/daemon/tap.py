@@ -1,4 +1,4 @@
-"""What twistd and twist need: the options of `twistd poetry`, and the service that they make."""
+"""The plugin of twistd and twist: the options of `twistd poetry`, and their service."""
 
 from __future__ import annotations
 
@@ -48,7 +48,7 @@ class Options(usage.Options):
 
 
 def makeService(options: Options) -> Service:
-    """The service, for twistd.
+    """Make the service, for twistd.
 
     @raise SystemExit: with 2, after a line on standard error, where the options make no sense.
     """

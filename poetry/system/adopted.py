@@ -16,7 +16,7 @@ class WrongSocket(ValueError):
 
 
 def checked(reactor: Any, endpoint: AdoptedStreamServerEndpoint) -> AdoptedStreamServerEndpoint:
-    """Take an endpoint of a socket that was passed in at the word of its socket, not of its text.
+    """Check the socket of an endpoint that was passed in, and take its family from it.
 
     A socket that is connected already (systemd's `Accept=yes`) or takes datagrams would be a
     traceback for each turn of the reactor. An IPv6 one that is called INET would have nonsense for

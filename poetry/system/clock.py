@@ -1,4 +1,4 @@
-"""A reactor's time."""
+"""Time that runs on steadily."""
 
 from __future__ import annotations
 

@@ -1,4 +1,4 @@
-"""How many connections a process may have: each takes a descriptor, and so do other things."""
+"""The limit of open files, and how many connections it allows."""
 
 from __future__ import annotations
 
@@ -31,12 +31,12 @@ def raise_limit() -> int:
 
 
 def _usable(limit: int) -> int:
-    """How many descriptors a reactor can wait for under a limit, which may be infinite."""
+    """Bound a limit, which may be infinite, by what a reactor can wait for."""
     return SELECTABLE if limit == resource.RLIM_INFINITY else min(limit, SELECTABLE)
 
 
 def most_connections(listeners: int = 1) -> int:
-    """Raise the limit of open files, and say how many connections it allows beside the listeners.
+    """Raise the limit of open files; give the connections that it allows beside the listeners.
 
     Out of descriptors, Twisted accepts and closes at once, which reads as an empty poem.
     """

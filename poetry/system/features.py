@@ -30,7 +30,7 @@ HANGUP: int | None = getattr(signal, "SIGHUP", None)
 """The signal of a terminal that is closed, and of a reload; not on Windows."""
 
 NOT_BLOCKING: int = getattr(os, "O_NONBLOCK", 0)
-"""A flag of open(2); not on Windows."""
+"""The flag of open(2) that it must not block; not on Windows."""
 
 UNIX: int | None = getattr(socket, "AF_UNIX", None)
 """The family of Unix sockets; Python has none on Windows."""

@@ -20,7 +20,9 @@ from poetry.limits import Limits
 from poetry.server import PoetryService
 from poetry.serving.poems import PoemFactory
 from poetry.wire.outgoing import Pace
-from tests.loop import until
+from tests.certificates import Certificates
+from tests.loop import until, wait
+from tests.transfers import Log
 
 SAMPLE = (Path(__file__).parents[2] / "poetry" / "sample.txt").read_bytes()
 
@@ -208,3 +210,19 @@ def test_a_reload_without_a_thread(
     monkeypatch.setattr(threading.Thread, "start", refuse)
     assert service.reload().called
     assert told == ["RELOADING=1", "READY=1"]
+
+
+def test_certificates_are_read_again(
+    reactor: Reactor, certificates: Certificates, tmp_path: Path, log: Log
+) -> None:
+    """A reload reads the certificates of TLS listeners too; what cannot be read is no success."""
+    path = tmp_path / "server.pem"
+    path.write_bytes(certificates.path("good").read_bytes())
+    service = build_service(reactor, [], ["1", f"ssl:0:privateKey={path}"])
+    wait(service.reload())
+    assert service.reloaded_well
+    path.write_bytes(b"none")
+    wait(service.reload())
+    assert not service.reloaded_well
+    events = [event["event"] for event in log if "event" in event]
+    assert events == ["renewed", "reloaded", "renewal_failed", "reloaded"]

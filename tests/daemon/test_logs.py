@@ -35,6 +35,7 @@ from poetry.daemon.logs import (
     LogWriter,
     Threshold,
     TransferLog,
+    error_line,
     format_json,
     format_text,
     start_logging,
@@ -115,6 +116,13 @@ def test_json() -> None:
         "ever": "inf",
     }
     assert json.loads(format_json(event_of()))["event"] == "log"
+
+
+def test_why_there_is_no_serving() -> None:
+    """What keeps a server from starting is an object like the lines of a log."""
+    line = json.loads(error_line("no {braces} are read"))
+    assert (line["level"], line["event"]) == ("error", "start_failed")
+    assert line["message"] == line["reason"] == "no {braces} are read"
 
 
 @pytest.mark.parametrize("write", FORMATS.values(), ids=FORMATS.keys())

@@ -13,6 +13,7 @@ import pytest
 from twisted.internet.endpoints import AdoptedStreamServerEndpoint
 from twisted.internet.testing import MemoryReactor
 
+from poetry.addresses import BadAddress, server_endpoint
 from poetry.system.adopted import WrongSocket, checked
 
 Make = Callable[[ExitStack, Path], socket.socket]
@@ -103,3 +104,21 @@ def test_the_family_is_the_sockets(tmp_path: Path, make: Make, said: int, family
     with ExitStack() as stack:
         endpoint = checked_as(said, make(stack, tmp_path).fileno())
         assert endpoint.addressFamily == family
+
+
+def test_an_address_of_one(monkeypatch: pytest.MonkeyPatch, tmp_path: Path) -> None:
+    """The address of a socket from systemd is checked with the socket, and its error names it."""
+    text = "systemd:domain=INET:index=0"
+    with ExitStack() as stack:
+        for make, refused in ((listening, False), (datagrams, True)):
+            descriptor = make(stack, tmp_path).fileno()
+            monkeypatch.setattr(
+                "poetry.addresses.serverFromString",
+                lambda reactor, _: AdoptedStreamServerEndpoint(reactor, descriptor, socket.AF_INET),  # noqa: B023
+            )
+            if refused:
+                with pytest.raises(BadAddress, match=f"{text}': the socket that was passed in"):
+                    server_endpoint(MemoryReactor(), text)
+            else:
+                endpoint = server_endpoint(MemoryReactor(), text)
+                assert isinstance(endpoint, AdoptedStreamServerEndpoint)
