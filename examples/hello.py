@@ -9,10 +9,10 @@ from poetry import get_poem, serve_poem
 
 
 async def main(reactor: Any) -> None:
-    port: Any = await serve_poem(
-        serverFromString(reactor, "tcp:0:interface=127.0.0.1"), b"So brief."
-    )
-    print(await get_poem(clientFromString(reactor, f"tcp:127.0.0.1:{port.getHost().port}")))
+    here = serverFromString(reactor, "tcp:0:interface=127.0.0.1")
+    port: Any = await serve_poem(here, b"So brief.")
+    there = clientFromString(reactor, f"tcp:127.0.0.1:{port.getHost().port}")
+    print(await get_poem(there))
 
 
 react(main)

@@ -345,7 +345,8 @@ def test_cheaper_peers() -> None:
     )
     text = " ".join(PAGES[0].read_text(encoding="utf-8").split())
     for peer, ratio, lossless in told:
-        assert re.search(rf"\b{peer}\b[^;,]* {ratio} times[^;,]* \({lossless}\b", text), peer
+        said = rf"\b{peer}\b[^;,]* {ratio} times[^;,]* \({lossless}\b"
+        assert re.search(said, text), f"README: {peer} {ratio} times ... ({lossless} ...)"
     assert told
 
 
