@@ -1,4 +1,4 @@
-"""The programs of examples/ run; those of the tutorial run in tests/test_documents.py."""
+"""The programs of examples/ run, and the demo; the tutorial's run in tests/test_documents.py."""
 
 from __future__ import annotations
 
@@ -37,6 +37,14 @@ def file(tmp_path: Path) -> Path:
     path = tmp_path / "poem.txt"
     path.write_bytes(POEM)
     return path
+
+
+def test_demo() -> None:
+    """What `make demo` runs fetches the sample poem whole, and stops its server."""
+    done = run("../demo.py")
+    assert done.returncode == 0
+    assert (EXAMPLES.parent / "poetry" / "sample.txt").read_bytes() in done.stdout
+    assert done.stdout.endswith(b"stop, and ended with exit code 0.\n")
 
 
 def test_hello() -> None:
