@@ -1,4 +1,4 @@
-"""Text to Twisted endpoints and back, for both sides.
+"""Addresses in text, to Twisted endpoints and back, for both sides.
 
 An address is `PORT`, `HOST:PORT`, `[IPV6]:PORT`, or a Twisted endpoint string such as `unix:/path`.
 """
@@ -64,7 +64,7 @@ _ASCII_NAME = re.compile(r"(?:[\w-]{1,63}\.)*[\w-]{1,63}\.?", re.ASCII)
 
 
 class BadAddress(ValueError):
-    """The text is no address; the message says why, in one line."""
+    """The text is no address; the message is one line with the reason."""
 
 
 class HostPort(NamedTuple):
@@ -126,7 +126,7 @@ def server_endpoint(reactor: Any, text: str) -> IStreamServerEndpoint:
 def client_endpoint(
     reactor: Any, text: str, timeout: float = 30.0, trust: Any = None
 ) -> IStreamClientEndpoint:
-    """Where to connect to, `timeout` seconds an attempt for a plain address.
+    """Give the endpoint to connect to, `timeout` seconds an attempt for a plain address.
 
     @param trust: who signs certificates, as `authorities` gives it; None: the system's.
     @raise BadAddress: where the text makes no sense.
@@ -171,7 +171,7 @@ def _plain_client(
 
 
 def authorities(path: str) -> Any:
-    """Who signs certificates: an IOpenSSLTrustRoot of those in a PEM file.
+    """Read the authorities that sign certificates from a PEM file: an IOpenSSLTrustRoot.
 
     @raise BadAddress: where it has none.
     """
@@ -194,7 +194,7 @@ def authorities(path: str) -> Any:
 def _over_tls(
     endpoint: IStreamClientEndpoint, host: str, text: str, trust: Any
 ) -> IStreamClientEndpoint:
-    """What Twisted's `tls:` is, which cannot read IPv6.
+    """Give an endpoint over TLS, as Twisted's `tls:` does, which cannot read IPv6.
 
     @param host: whose the certificate has to be.
     """
@@ -241,7 +241,7 @@ def _parse(parser: Any, reactor: Any, full: str, text: str) -> Any:
 
 
 def _reason(error: Exception, text: str, *, listening: bool) -> str:
-    """What a plugin raises for its arguments is its own: ValueError, OSError, SSL.Error."""
+    """Give the reason of whatever a plugin raises: ValueError, OSError, SSL.Error."""
     reason = " ".join(str(error).split()) or type(error).__name__
     reason += _without_tcp(text)
     if reason.startswith("Unknown endpoint type"):
@@ -255,13 +255,13 @@ def _needs_tls(text: str, error: Exception) -> BadAddress:
 
 
 def _without_tcp(text: str) -> str:
-    """What to add where `tcp:` is too much."""
+    """Give a hint for an address that is right without its `tcp:`."""
     kind_of, _, rest = text.partition(":")
     return f"; write {rest}" if kind_of == "tcp" and _PLAIN.fullmatch(rest) else ""
 
 
 def _instead(text: str, *, listening: bool) -> str:
-    """What to write instead of a text that is nearly an address, as far as that can be told."""
+    """Give a hint for a text that is nearly an address."""
     if _FILE.fullmatch(text) or (":" not in text and Path(text).is_file()):
         to_write = "" if listening else f", `get -o {text} ADDRESS` writes it"
         return f"it looks like a file: `serve {text}` sends it{to_write}"
@@ -292,7 +292,7 @@ def listening_address(port: IListeningPort, text: str = "") -> str:
 
 
 def peer_address(transport: Any) -> str:
-    """Who is at the other end, for a log line."""
+    """Give the peer's address, for a log line."""
     return _format(transport.getPeer())
 
 

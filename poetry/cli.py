@@ -1,4 +1,4 @@
-"""The commands `poetry` and `twisted-poetry`: the group, and what becomes of its errors."""
+"""The commands `poetry` and `twisted-poetry`: the group of commands, and its errors."""
 
 from __future__ import annotations
 
@@ -41,7 +41,7 @@ def main() -> None:
 
 
 def hint(error: click.UsageError) -> str:
-    """What `serve` has instead of an option that other servers have."""
+    """Give what `serve` has instead of an option that other servers have."""
     if not isinstance(error, click.NoSuchOption) or error.option_name not in INSTEAD:
         return ""
     serving = error.ctx is not None and error.ctx.command is serve
@@ -49,12 +49,12 @@ def hint(error: click.UsageError) -> str:
 
 
 class Commands(click.Group):
-    """The commands, and what becomes of those of the other program that is called poetry."""
+    """The group, which tells commands of Python Poetry, the other program, apart."""
 
     def resolve_command(
         self, ctx: click.Context, args: list[str]
     ) -> tuple[str | None, click.Command | None, list[str]]:
-        """Find one."""
+        """Find a command."""
         try:
             return super().resolve_command(ctx, args)
         except click.UsageError as error:

@@ -1,4 +1,4 @@
-"""The receiving side: get_poem, and the download that hands each part on."""
+"""The receiving side: `get_poem`, and a download that hands each chunk on."""
 
 from __future__ import annotations
 
@@ -62,33 +62,33 @@ def get_poem(
         )
         return bytes(poem)
 
-    return in_time(get(), max_time, clock, lambda: len(poem))
+    return with_deadline(get(), max_time, clock, lambda: len(poem))
 
 
-def in_time(
+def with_deadline(
     work: Coroutine[Any, Any, _T], max_time: float | None, clock: Any, received: Callable[[], int]
 ) -> Deferred[_T]:
-    """Do the work, and cancel it after `max_time` seconds: it fails with a `PoemTimedOut` then.
+    """Run a coroutine, and cancel it after `max_time` seconds: it fails with a `PoemTimedOut` then.
 
     @param received: gives how many bytes have come.
     """
     done = Deferred.fromCoroutine(work)
 
     def late(_: object, seconds: float) -> NoReturn:
-        raise _TookTooLong(seconds, received())
+        raise _DeadlinePassed(seconds, received())
 
     return done if max_time is None else done.addTimeout(max_time, clock, late)
 
 
-class _TookTooLong(PoemTimedOut):
+class _DeadlinePassed(PoemTimedOut):
     """The poem was not whole within `seconds`."""
 
     def __str__(self) -> str:
         return f"timed out: not whole after {self.seconds:g} s and {self.received:,} bytes"
 
 
-class _Patience:
-    """Gives up after so many seconds in which nothing came.
+class _IdleTimeout:
+    """Call `give_up` after so many seconds in which nothing came.
 
     What came in the last moment, or while this process was stopped, is still in the kernel: the
     reactor turns once more, and reads it, before it is too late.
@@ -101,16 +101,16 @@ class _Patience:
         self.start()
 
     def start(self) -> None:
-        """Wait from now on."""
+        """Start the time."""
         self._call = self._clock.callLater(self.seconds, self._look)
 
     def restart(self) -> None:
-        """Something came."""
+        """Start the time again."""
         self.stop()
         self.start()
 
     def stop(self) -> None:
-        """Wait no longer."""
+        """Stop the time."""
         if self._call.active():
             self._call.cancel()
 
@@ -128,7 +128,7 @@ async def download(
     clock: Any,
     tell: Callable[[str], object] | None = None,
 ) -> None:
-    """Fetch a poem and `write` each part of it as it comes; memory stays flat.
+    """Fetch a poem and `write` each chunk of it as it comes; memory stays flat.
 
     Done when the whole poem was written. Fails as `get_poem` does, with what `write` raises, or
     with `ConsumerGone`.
@@ -162,7 +162,7 @@ async def _connect(endpoint: IStreamClientEndpoint, factory: _DownloadFactory) -
         late = True
         connecting.cancel()
 
-    patience = _Patience(factory.clock, factory.timeout, give_up)
+    idle = _IdleTimeout(factory.clock, factory.timeout, give_up)
     try:
         await connecting
     except Exception as failed:
@@ -174,24 +174,24 @@ async def _connect(endpoint: IStreamClientEndpoint, factory: _DownloadFactory) -
             raise error.ConnectError(string="the server's queue is full") from failed
         raise
     finally:
-        patience.stop()
+        idle.stop()
 
 
 class ConsumerGone(Exception):
-    """The consumer takes no more; why, it knows itself."""
+    """The consumer takes no more; its own error tells the reason."""
 
 
 class _DownloadProtocol(PoetryProtocol):
-    """Hands each part on at once, and gives up on a sender that falls silent."""
+    """Hand each chunk on at once, and give up on a sender that falls silent."""
 
     factory: _DownloadFactory
-    _patience: _Patience
+    _idle: _IdleTimeout
 
     def connectionMade(self) -> None:
         factory = self.factory
         factory.tell(f"connected to {peer_address(self.transport)}")
         self._held_back: set[object] = set()
-        self._patience = _Patience(factory.clock, factory.timeout, self._timedOut)
+        self._idle = _IdleTimeout(factory.clock, factory.timeout, self._timedOut)
         super().connectionMade()
         if factory.consumer is not None:
             factory.consumer.registerProducer(_Throttle(self), True)
@@ -218,7 +218,7 @@ class _DownloadProtocol(PoetryProtocol):
         self.transport.registerProducer(_Answers(self), True)
 
     def chunkReceived(self, data: bytes) -> None:
-        self._patience.restart()
+        self._idle.restart()
         if self.size == len(data):
             self.factory.tell(f"first byte after {monotonic() - self.started:.3f} s")
         try:
@@ -227,16 +227,16 @@ class _DownloadProtocol(PoetryProtocol):
             self.fail(unwritten)
 
     def pause(self, throttle: _Throttle) -> None:
-        """Let the kernel hold the sender back."""
-        if throttle.patient:
-            self._patience.stop()
+        """Read no more: the kernel holds the sender back."""
+        if throttle.excuses_silence:
+            self._idle.stop()
         self._held_back.add(throttle)
         self.transport.pauseProducing()
 
     def resume(self, throttle: _Throttle) -> None:
-        """Go on, unless something else holds the sender back."""
-        if throttle.patient:
-            self._patience.restart()
+        """Read on, unless the sender is held back for another reason."""
+        if throttle.excuses_silence:
+            self._idle.restart()
         self._held_back.discard(throttle)
         if not self._held_back:
             self.transport.resumeProducing()
@@ -247,7 +247,7 @@ class _DownloadProtocol(PoetryProtocol):
     def connectionLost(self, reason: Failure = connectionDone) -> None:
         if reason.check(IndexError):  # of Twisted's own, for a close_notify during the handshake
             reason = Failure(error.SSLError(string="the server ended TLS before it was up"))
-        self._patience.stop()
+        self._idle.stop()
         if self.factory.consumer is not None:
             self.factory.consumer.unregisterProducer()
         self.factory.tell(
@@ -279,10 +279,10 @@ class _DownloadFactory(PoetryClientFactory):
 class _Throttle:
     """A download as the producer of its consumer.
 
-    @cvar patient: whether the sender is not to blame for its silence while it is held back.
+    @cvar excuses_silence: whether the sender is not to blame for its silence while it is held back.
     """
 
-    patient = True
+    excuses_silence = True
 
     def __init__(self, download: _DownloadProtocol) -> None:
         self._download = download
@@ -298,9 +298,9 @@ class _Throttle:
 
 
 class _Answers(_Throttle):
-    """A download as the producer of what TLS answers to it."""
+    """A download as the producer of the answers of TLS."""
 
-    patient = False
+    excuses_silence = False
 
     def stopProducing(self) -> None:
         """Do nothing: the connection is lost, and its protocol is told."""

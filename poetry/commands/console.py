@@ -1,4 +1,4 @@
-"""What the commands share: exit codes, error lines, and the numbers that options are given."""
+"""Exit codes, error lines, and the numbers of options, for all commands."""
 
 from __future__ import annotations
 
@@ -16,14 +16,14 @@ FAILED, USAGE, INTERRUPTED = 1, 2, 130
 
 
 def complain(message: str, code: int) -> int:
-    """Say what was wrong, in one line; give the exit code back."""
+    """Print an error in one line; give the exit code."""
     with suppress(OSError):
         click.echo("Error: " + " ".join(message.split()), err=True)
     return code
 
 
 def cannot_print(error: OSError) -> int:
-    """Say why standard output takes no more, and let it take what Python flushes at its end."""
+    """Print why standard output failed, and discard what Python flushes at its end."""
     if error.errno in (errno.EMFILE, errno.ENFILE):  # that was not what could not be written
         return complain(f"{error.strerror}: raise the limit (ulimit -n)", FAILED)
     with Path(os.devnull).open("wb") as nowhere:
@@ -32,7 +32,7 @@ def cannot_print(error: OSError) -> int:
 
 
 class Seconds(click.ParamType):  # type: ignore[type-arg]  # it has none in click 8.1
-    """A time in seconds, more than 0 or from 0 on; inf is for ever."""
+    """A time in seconds, more than 0 or at least 0; inf is for ever."""
 
     name = "seconds"
 
@@ -40,7 +40,7 @@ class Seconds(click.ParamType):  # type: ignore[type-arg]  # it has none in clic
         self.zero = zero
 
     def convert(self, value: Any, param: Any, ctx: Any) -> float:
-        """Take a number in the range; to compare with nan is always false."""
+        """Check the range; comparing with nan is always false."""
         try:
             seconds = float(value)
         except ValueError:
@@ -63,7 +63,7 @@ class Count(click.ParamType):  # type: ignore[type-arg]  # it has none in click 
         self.most = most
 
     def convert(self, value: Any, param: Any, ctx: Any) -> int:
-        """Take a number in the range."""
+        """Check the range."""
         try:
             number = int(value)
         except ValueError:

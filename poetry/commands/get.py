@@ -163,7 +163,7 @@ def get(
 
 
 def sources_at(addresses: Sequence[str], trust: Any, say: Say | None) -> list[Source]:
-    """Where to fetch from; for how long to try, the download knows.
+    """Give the endpoint of each address; the download has the timeouts.
 
     @param trust: who signs certificates; None: the system's authorities.
     @param say: is told what happens; None: nobody wants to know.
@@ -191,7 +191,7 @@ def sources_at(addresses: Sequence[str], trust: Any, say: Say | None) -> list[So
 
 
 def authorities_in(path: str) -> Any:
-    """Who signs certificates: those in a file."""
+    """Read the authorities that sign certificates from a PEM file."""
     from poetry.addresses import BadAddress, authorities
 
     try:
@@ -201,14 +201,14 @@ def authorities_in(path: str) -> Any:
 
 
 def digest_wanted(text: str | None) -> str | None:
-    """A SHA-256 in lower case."""
+    """Check a SHA-256, and give it in lower case."""
     if text is not None and not re.fullmatch("[0-9a-fA-F]{64}", text):
         raise click.UsageError(f"--sha256 {text}: not 64 hexadecimal digits")
     return text and text.lower()
 
 
 def files_in(directory: Path, addresses: Sequence[str]) -> list[str]:
-    """A file in the directory for each address."""
+    """Give the path of a file in the directory for each address."""
     names = [re.sub(r"[^\w.-]+", "_", address).strip("_") + ".txt" for address in addresses]
     if len(set(names)) < len(names):
         raise click.UsageError("two addresses would share a file in --directory")

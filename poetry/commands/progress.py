@@ -1,4 +1,4 @@
-"""What a download says on standard error, and how it gets on, on a terminal."""
+"""Messages of a download on standard error, and its progress on a terminal."""
 
 from __future__ import annotations
 
@@ -26,13 +26,13 @@ Say = Callable[[str], object]
 
 
 def is_terminal(stream: TextIO | None) -> bool:
-    """Whether a standard stream is open, and a terminal."""
+    """Tell whether a standard stream is open, and a terminal."""
     return stream is not None and stream.isatty()
 
 
 @contextmanager
 def progress_bar(reactor: Any, *, shown: bool) -> Iterator[tuple[Callable[[int], object], Say]]:
-    """Standard error: how to advance a bar on it by bytes, and how to write a line beside it.
+    """Give two functions: to advance a bar on standard error by bytes, and to write a line there.
 
     Nothing waits for a reader, and no control character of a server's reaches the terminal.
     """
@@ -51,7 +51,7 @@ def progress_bar(reactor: Any, *, shown: bool) -> Iterator[tuple[Callable[[int],
 
 
 class _Bar:
-    """A bar of tqdm's, whose clock runs on while nothing comes."""
+    """A bar of tqdm, whose clock runs on while nothing comes."""
 
     def __init__(self, reactor: Any, stream: Any) -> None:
         from tqdm import tqdm
@@ -80,7 +80,7 @@ class _Bar:
         self._tqdm.close()
 
     def advance(self, size: int) -> None:
-        """So many bytes came."""
+        """Advance the bar by `size` bytes."""
         self._last = time.time()
         self._tqdm.set_postfix_str("", refresh=False)
         self._tqdm.update(size)

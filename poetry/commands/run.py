@@ -103,7 +103,7 @@ def _ignore_signals() -> None:
 
 
 def run_to_end(reactor: Any, work: Coroutine[Any, Any, bool]) -> int:
-    """Run the reactor until the work is done; a signal cancels it, so that it can clean up."""
+    """Run the reactor until the work is done; a signal cancels the work, which then cleans up."""
     from twisted.internet.defer import CancelledError, Deferred
     from twisted.internet.error import ReactorNotRunning
     from twisted.python.failure import Failure

@@ -1,4 +1,4 @@
-"""Whose a file is and who may do what with it, for a new file that replaces an old one."""
+"""Owner, permissions and attributes of a file, for the new file that replaces it."""
 
 from __future__ import annotations
 
@@ -17,7 +17,7 @@ ACCESS_CONTROL = "system."
 
 
 class Access(NamedTuple):
-    """What holds for a file.
+    """Owner, group, permissions and extended attributes of a file.
 
     @ivar attributes: its extended attributes; None: they cannot be read.
     """
@@ -27,22 +27,22 @@ class Access(NamedTuple):
 
     @classmethod
     def of(cls, descriptor: int) -> Access:
-        """Read it from an open file."""
+        """Read them from an open file."""
         return cls(os.fstat(descriptor), _attributes(descriptor))
 
     @property
     def mode(self) -> int:
-        """What may be done with it; never as whom (setuid)."""
+        """The permissions, without setuid and setgid: a download never runs as another user."""
         return self.status.st_mode & 0o777
 
     @property
     def mode_to_begin_with(self) -> int:
-        """What may be done with a new file until it gets this: a list has to come first."""
+        """The permissions of the new file until its access control list is set."""
         plain = self.attributes is not None and not any(map(_is_list, self.attributes))
         return self.mode if plain else self.mode & 0o700
 
     def give_to(self, descriptor: int) -> str:
-        """Make it hold for a new file.
+        """Give them to a new file.
 
         Nobody may do more with the new file than with the old one, whatever cannot be kept. The
         owner comes last: whoever gives a file away can change no more of it.
@@ -91,7 +91,7 @@ def _is_list(name: str) -> bool:
 
 
 def _attributes(descriptor: int) -> dict[str, bytes] | None:
-    """The extended attributes of an open file, but for what belongs to its bytes."""
+    """Read the extended attributes of an open file, except those that belong to its bytes."""
     if not hasattr(os, "listxattr"):  # Linux alone has them in Python
         return {}
     try:
@@ -103,7 +103,7 @@ def _attributes(descriptor: int) -> dict[str, bytes] | None:
 
 @contextmanager
 def _losing(what: str, lost: dict[str, OSError], *, fatal: bool = False) -> Iterator[None]:
-    """Note what cannot be kept, unless that is `fatal`."""
+    """Record that `what` cannot be kept, unless that is `fatal`."""
     try:
         yield
     except OSError as error:

@@ -1,4 +1,4 @@
-"""What `poetry get` does with its addresses: retries, order, and what it says of failures."""
+"""Fetching for `poetry get`: retries, the order of the poems, and the words for failures."""
 
 from __future__ import annotations
 
@@ -16,8 +16,8 @@ from twisted.internet.interfaces import IStreamClientEndpoint
 from twisted.internet.task import deferLater
 from twisted.python.failure import Failure
 
-from poetry.client import ConsumerGone, download, in_time
-from poetry.download.files import Spool, Unwritten
+from poetry.client import ConsumerGone, download, with_deadline
+from poetry.download.files import OutputError, Spool
 from poetry.download.output import STANDARD_OUTPUT, Destination, Sink, open_sink
 from poetry.errors import EmptyPoem, PoemMismatch, PoemTimedOut, PoemTruncated
 
@@ -26,7 +26,7 @@ TRANSIENT = (PoemTruncated, EmptyPoem, PoemTimedOut, ConnectError, DNSLookupErro
 
 
 class Source(NamedTuple):
-    """Where a poem comes from: the endpoint, and what the user calls it.
+    """The source of a poem: its endpoint, and its address as the user wrote it.
 
     @ivar tell: is told what happens to it, a line at a time; None: nobody wants to know.
     """
@@ -37,7 +37,7 @@ class Source(NamedTuple):
 
 
 class Wanted(NamedTuple):
-    """What is wanted of each source.
+    """The limits of each download.
 
     @ivar timeout: in seconds, as is max_time.
     @ivar sha256: hexadecimal.
@@ -53,7 +53,7 @@ class Wanted(NamedTuple):
 
 
 class Fetcher:
-    """Fetches poems at the same time. Each method gives whether all of them arrived."""
+    """Fetch poems at the same time. Each method gives whether all of them arrived."""
 
     def __init__(
         self,
@@ -78,13 +78,15 @@ class Fetcher:
         self._wrote = wrote
 
     async def fetch(self, sources: Sequence[Source], path: str | None) -> bool:
-        """All into one file, or onto standard output (None): one poem as it arrives; several are
-        spooled, and written in order when whole. A regular file appears only if all arrived.
+        """Fetch all into one file, or to standard output (None).
+
+        One poem is written as it arrives; several are spooled, and written in order when whole. A
+        regular file appears only if all arrived.
         """
-        return await self._blame(self._write(sources, path))
+        return await self._report_output_error(self._write(sources, path))
 
     async def fetch_each(self, sources: Sequence[Source], paths: Sequence[str]) -> bool:
-        """Each poem into a file of its own."""
+        """Fetch each poem into a file of its own."""
         jobs = [self.fetch([source], path) for source, path in zip(sources, paths, strict=True)]
         with _started(jobs) as started:
             return all([await job for job in started])
@@ -106,7 +108,7 @@ class Fetcher:
         with ExitStack() as stack:
             spools = [stack.enter_context(closing(Spool())) for _ in sources]
             jobs = [
-                self._blame(self._spool(source, spool))
+                self._report_output_error(self._spool(source, spool))
                 for source, spool in zip(sources, spools, strict=True)
             ]
             started = stack.enter_context(_started(jobs))
@@ -126,11 +128,11 @@ class Fetcher:
         return whole
 
     async def _attempt(self, source: Source, sink: Sink) -> bool:
-        """Download in time, and say what went wrong with the source."""
+        """Download before the deadline, and report an error of the source."""
         work, max_time = self._download(source, sink), self._wanted.max_time
         try:
-            await in_time(work, max_time, self._reactor, lambda: sink.size)
-        except (CancelledError, Unwritten):
+            await with_deadline(work, max_time, self._reactor, lambda: sink.size)
+        except (CancelledError, OutputError):
             raise
         except errors.ConnectingCancelledError as error:
             raise CancelledError from error
@@ -184,11 +186,11 @@ class Fetcher:
         if wanted.sha256 not in (None, digest.hexdigest()):
             raise PoemMismatch(str(wanted.sha256), digest.hexdigest())
 
-    async def _blame(self, work: Coroutine[Any, Any, bool]) -> bool:
-        """Do the work, and say what went wrong with what it was to be written to."""
+    async def _report_output_error(self, work: Coroutine[Any, Any, bool]) -> bool:
+        """Do the work, and report an error of its output."""
         try:
             return await work
-        except Unwritten as error:
+        except OutputError as error:
             if error.place == STANDARD_OUTPUT and isinstance(error.reason, BrokenPipeError):
                 return False  # `head` has enough: nothing to complain of
             return self._failed(error.place, error.reason)
@@ -199,7 +201,7 @@ class Fetcher:
 
 
 class _NotText(Exception):
-    """Has bytes that no text has; `shown`: whether what came before them is."""
+    """The poem has bytes that no text has; `shown`: whether some of it is on the terminal."""
 
     def __init__(self, *, shown: bool) -> None:
         super().__init__(shown)
@@ -223,7 +225,7 @@ def _started(jobs: Sequence[Coroutine[Any, Any, bool]]) -> Iterator[list[Deferre
 
 
 def explain(error: Exception) -> str:
-    """What was wrong, in a few words, and what to do about it where that is known."""
+    """Say in a few words what was wrong, and what to do about it where that is known."""
     if isinstance(error, DNSLookupError):
         return f"no such host ({error})"
     if isinstance(error, errors.ConnectionRefusedError):
@@ -249,6 +251,6 @@ def _no_connection(error: ConnectError) -> str:
 
 
 def _tls_error(error: Exception) -> str:
-    """What OpenSSL says, in lists of what it calls library, function and reason."""
+    """Give the reasons that OpenSSL lists, each after its library and function."""
     reasons = [str(each[-1]) for each in (error.args or [()])[0]]
     return "; ".join(reasons) or type(error).__name__

@@ -23,8 +23,8 @@ NOT_SYNCED = frozenset({errno.EINVAL, errno.ENOSYS, errno.ENOTSUP, errno.EOPNOTS
 """What fsync(2) fails with where a file system has none; of all else the disk lost something."""
 
 
-class Unwritten(Exception):
-    """It could not be written: `place` is at fault, for `reason`."""
+class OutputError(Exception):
+    """An error of what a poem is written to: `place` failed, for `reason`."""
 
     def __init__(self, place: str, reason: Exception) -> None:
         super().__init__(place, reason)
@@ -33,16 +33,16 @@ class Unwritten(Exception):
 
 
 @contextmanager
-def blaming(place: str) -> Iterator[None]:
-    """Whatever goes wrong in the block, `place` is at fault."""
+def output_errors(place: str) -> Iterator[None]:
+    """Turn each error in the block into an `OutputError` of `place`."""
     try:
         yield
     except Exception as reason:
-        raise Unwritten(place, reason) from reason
+        raise OutputError(place, reason) from reason
 
 
 class _File:
-    """A sink that can start again, and that holds nobody back."""
+    """A sink that can start again, and that is never full."""
 
     consumer = None
     size = 0
@@ -54,13 +54,13 @@ class _File:
     def write(self, data: bytes) -> None:
         """Take some more."""
         self.size += len(data)
-        with blaming(self._place):
+        with output_errors(self._place):
             self.file.write(data)
 
     def restart(self) -> bool:
         """Empty the file."""
         self.size = 0
-        with blaming(self._place):
+        with output_errors(self._place):
             self.file.seek(0)
             self.file.truncate()
         return True
@@ -72,7 +72,7 @@ class _File:
 
 
 class Spool(_File):
-    """Holds a poem that is not yet due; finished, it can be read from its start."""
+    """A temporary file for a poem that is not yet due; once finished, it is read from its start."""
 
     def __init__(self) -> None:
         file = SpooledTemporaryFile(SPOOL_BYTES)  # noqa: SIM115 (`close` does)
@@ -82,11 +82,11 @@ class Spool(_File):
 
     async def finish(self, *, whole: bool) -> None:  # noqa: ARG002
         """Go to the start."""
-        with blaming(self._place):
+        with output_errors(self._place):
             self.file.seek(0)
 
     def read(self, size: int = -1) -> bytes:
-        """Give some of the poem, as a file does; nothing where it cannot be read any more."""
+        """Read some of the poem; `check` raises the error of a read that was refused."""
         try:
             data = self.file.read(size)
         except OSError as error:
@@ -96,11 +96,11 @@ class Spool(_File):
         return data
 
     def check(self) -> None:
-        """See that what was read is all that was written: a refused read looks like an end.
+        """Check that all that was written was read: a refused read looks like an end.
 
-        @raise Unwritten: where it is not.
+        @raise OutputError: where it is not.
         """
-        with blaming(self._place):
+        with output_errors(self._place):
             if self._error is not None:
                 raise self._error
             if self._read != self.size:
@@ -128,7 +128,7 @@ class AtomicFile(_File):
         super().__init__(os.fdopen(descriptor, "wb"), path)
 
     def _old_access(self) -> Access | None:
-        """What holds for the file that has the name now; None: there is none."""
+        """Read the access of the file that has the name now; None: there is none."""
         status = self._location.status()
         if status is None or not stat.S_ISREG(status.st_mode):
             return None
@@ -142,8 +142,8 @@ class AtomicFile(_File):
             os.close(descriptor)
 
     async def copy(self, spool: Spool) -> None:
-        """Take all of a spool."""
-        with blaming(self._place):
+        """Copy a whole spool."""
+        with output_errors(self._place):
             shutil.copyfileobj(spool, self.file)
         self.size += spool.size
 
@@ -151,7 +151,7 @@ class AtomicFile(_File):
         """Give the file its name, if it is whole: only when the disk has it."""
         if not whole:
             return
-        with blaming(self._place):
+        with output_errors(self._place):
             self.file.flush()
             old = self._old_access()
             if old is not None and (lost := old.give_to(self.file.fileno())):
@@ -170,7 +170,7 @@ class AtomicFile(_File):
                 raise
 
     def close(self) -> None:
-        """Leave no file that is not finished."""
+        """Remove the file if it is not finished."""
         super().close()
         if self._part is not None:
             try:

@@ -1,4 +1,4 @@
-"""Where a file is: a name in a directory that stays the same whatever others do there meanwhile."""
+"""The location of a file: a name in a directory that is held open."""
 
 from __future__ import annotations
 
@@ -18,7 +18,7 @@ _STANDARD = {"stdin": 0, "stdout": 1, "stderr": 2}
 
 
 def descriptor_of(path: str) -> int | None:
-    """The descriptor of this process that a path names, such as /dev/fd/3; None: it is a file."""
+    """Give the descriptor that a path such as /dev/fd/3 names; None: it is a file."""
     named = _DESCRIPTOR.fullmatch(path)
     if named is None or named["process"] not in (None, str(os.getpid())):
         return None
@@ -26,7 +26,7 @@ def descriptor_of(path: str) -> int | None:
 
 
 class Location:
-    """A name in a directory that is held open: openat(2).
+    """A name in a directory that is held open, for openat(2).
 
     Whatever is renamed or linked meanwhile, all that is done there is done in that directory, and
     the last part of the path is looked up once.
@@ -62,7 +62,7 @@ class Location:
             raise
 
     def _look_up(self, path: str) -> str | None:
-        """Go to a path, from here if it is relative; give what the link there points to, if any."""
+        """Go to a path, relative to here; give the target if that is a symbolic link."""
         self.descriptor = descriptor_of(path)
         parent, self.name = os.path.split(path)
         if self.descriptor is not None:
@@ -81,7 +81,7 @@ class Location:
         return os.readlink(self.name, dir_fd=self.directory)
 
     def _check_link(self, link: os.stat_result) -> None:
-        """Refuse what somebody else may have put there, to have a file elsewhere overwritten.
+        """Refuse a link that another user may have made, to have a file elsewhere overwritten.
 
         Linux does so itself for sticky directories, where fs.protected_symlinks is set (proc(5)).
         """
@@ -93,32 +93,32 @@ class Location:
             raise PermissionError(errno.EACCES, why)
 
     def status(self) -> os.stat_result | None:
-        """Of what has the name now, a link being a link; None: nothing has."""
+        """Give the status of what has the name now, links not followed; None: nothing has it."""
         try:
             return os.stat(self.name, dir_fd=self.directory, follow_symlinks=False)
         except FileNotFoundError:
             return None
 
     def beside(self, name: str) -> str:
-        """Another name in the same directory."""
+        """Give the path of another name in the directory."""
         return os.path.join(os.path.dirname(self.name), name)  # noqa: PTH118, PTH120
 
     def open(self, name: str, flags: int, mode: int = 0o666) -> int:
-        """Open what has a name there, unless it is a link."""
+        """Open a name in the directory, unless it is a symbolic link."""
         flags |= getattr(os, "O_NOFOLLOW", 0)
         return os.open(name, flags, mode, dir_fd=self.directory)
 
     def replace(self, name: str) -> None:
-        """Give what has another name there this one: rename(2)."""
+        """Rename another file of the directory to this name."""
         here = self.directory
         os.replace(name, self.name, src_dir_fd=here, dst_dir_fd=here)
 
     def remove(self, name: str) -> None:
-        """Remove a name there."""
+        """Remove another file of the directory."""
         os.unlink(name, dir_fd=self.directory)
 
     def close(self) -> None:
-        """Let the directory go."""
+        """Close the directory."""
         if self.directory is not None:
             os.close(self.directory)
             self.directory = None

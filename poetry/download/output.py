@@ -1,4 +1,4 @@
-"""Where a poem is written: a file, or what takes it as it comes."""
+"""Where a poem is written: a file, or an output that takes it as it comes."""
 
 from __future__ import annotations
 
@@ -19,7 +19,7 @@ from twisted.internet.main import CONNECTION_DONE, CONNECTION_LOST
 from twisted.protocols.basic import FileSender
 from twisted.python.failure import Failure
 
-from poetry.download.files import AtomicFile, Spool, Unwritten, blaming
+from poetry.download.files import AtomicFile, OutputError, Spool, output_errors
 from poetry.download.location import Location
 from poetry.download.visible import VisibleControls
 from poetry.system.features import NOT_BLOCKING, ONLY_SOCKETS
@@ -32,7 +32,7 @@ MOMENT = 1.0
 
 
 class Sink(Protocol):
-    """What a poem is written to. Whatever goes wrong with it is an `Unwritten`.
+    """What a poem is written to. Each of its errors is an `OutputError`.
 
     @ivar size: bytes written since the start, or the last restart.
     @ivar consumer: what holds the sender back, where anything does.
@@ -50,10 +50,10 @@ class Sink(Protocol):
         """Take some more."""
 
     def restart(self) -> bool:
-        """Take back what was written; whether that can be."""
+        """Take back what was written; give whether that is possible."""
 
     def finish(self, *, whole: bool) -> Awaitable[None]:
-        """All is written; a file that is not `whole` is given up."""
+        """Complete the output; a file that is not `whole` is given up."""
 
     def close(self) -> None:
         """Give up what is not finished, and keep nothing open."""
@@ -63,11 +63,11 @@ class Destination(Sink, Protocol):
     """A sink that spooled poems end up in."""
 
     def copy(self, spool: Spool) -> Awaitable[None]:
-        """Take all of a spool."""
+        """Copy a whole spool."""
 
 
 def is_standard_output(path: str) -> bool:
-    """Whether a path is standard output, by whatever name."""
+    """Tell whether a path is standard output, by any of its names."""
     return path == "-" or _is_open_as(path, sys.__stdout__)
 
 
@@ -86,20 +86,20 @@ def open_sink(
     *,
     terminal: bool = False,
 ) -> Destination:
-    """Standard output (None), a file that appears when it is whole, or what is no regular file.
+    """Open standard output (None), a file that appears when it is whole, or a special file.
 
     @param note: is told, in one line, what cannot be kept of an old file.
     @param max_time: seconds after which what is not taken is given up; None: any. A regular file
         takes all at once.
     @param terminal: control characters are made visible.
-    @raise Unwritten: where it cannot be written.
+    @raise OutputError: where it cannot be written.
     """
     if path is None:
-        with blaming(STANDARD_OUTPUT):
+        with output_errors(STANDARD_OUTPUT):
             out = sys.stdout
             controls = VisibleControls(out.encoding) if terminal else None
             return output_to(reactor, out.fileno(), STANDARD_OUTPUT, max_time, controls)
-    with blaming(path), ExitStack() as stack:
+    with output_errors(path), ExitStack() as stack:
         if _is_open_as(path, sys.stderr):
             return output_to(reactor, sys.stderr.fileno(), path, max_time)
         location = Location(path)
@@ -128,7 +128,7 @@ def output_to(
     max_time: float | None = None,
     controls: VisibleControls | None = None,
 ) -> Output:
-    """Write to what is open already, which others may share; see `Output`.
+    """Make an output of a descriptor, which other processes may share.
 
     @raise OSError: where the descriptor is not open.
     """
@@ -139,14 +139,14 @@ def output_to(
 
 
 class Output(FileDescriptor):
-    """A Sink for what takes a poem as it comes: a pipe, a terminal, a device, an open file.
+    """A sink for a pipe, a terminal, a device or an open file, which take a poem as it comes.
 
     No write blocks: the description is our own, and the reactor tells when there is room; or it is
     of a regular file.
 
     @ivar size: bytes given to it.
     @ivar closed: fires with None when all is written and `loseConnection` was called, or fails with
-        `Unwritten`, for a BrokenPipeError where the reader went away.
+        `OutputError`, for a BrokenPipeError where the reader went away.
     """
 
     connected = 1
@@ -180,23 +180,23 @@ class Output(FileDescriptor):
 
     @property
     def consumer(self) -> IConsumer:
-        """Itself: it pauses a producer that writes more than it has room for."""
+        """Itself: it pauses its producer while its buffer is full."""
         return self
 
     def fileno(self) -> int:
-        """For the reactor."""
+        """The descriptor that the reactor waits for."""
         return self._descriptor
 
     def write(self, data: bytes) -> None:
         """Take some more: IConsumer.
 
-        @raise Unwritten: where the reactor cannot wait for room.
+        @raise OutputError: where the reactor cannot wait for room.
         """
         self.size += len(data)
         self._write(data if self._controls is None else self._controls.part(data))
 
     def _write(self, data: bytes) -> None:
-        with blaming(self._place):
+        with output_errors(self._place):
             super().write(data)
 
     def writeSomeData(self, data: bytes) -> int | BaseException:
@@ -210,7 +210,7 @@ class Output(FileDescriptor):
             return CONNECTION_LOST
 
     async def copy(self, spool: Spool) -> None:
-        """Take all of a spool, as there is room."""
+        """Copy a whole spool, as there is room."""
         try:
             await FileSender().beginFileTransfer(spool, self)
         except CancelledError:
@@ -224,25 +224,25 @@ class Output(FileDescriptor):
             self._write(self._controls.part(b"", last=True))
 
     def restart(self) -> bool:
-        """What is out is out."""
+        """Take nothing back: what is written is out."""
         return not self.size
 
     async def finish(self, *, whole: bool) -> None:  # noqa: ARG002
-        """Wait until all is out, which what is not whole is as well."""
+        """Wait until everything is written, also of a poem that is not whole."""
         self._end_of_poem()
-        with blaming(self._place):
+        with output_errors(self._place):
             self.loseConnection()
         await self.closed
 
     def _look(self, late: TimeoutError) -> None:
-        """Time is up: give up what nobody takes; what is taken has a moment for the rest."""
+        """End at the deadline: at once if nobody reads, else with a moment for the rest."""
         if self._waits() and not _has_room(self._descriptor):
             self._give_up(late)
         else:
             self._timer = self._clock.callLater(MOMENT, self._give_up, late)
 
     def _waits(self) -> bool:
-        """Whether something is to be written that was not taken yet."""
+        """Tell whether something is still to be written."""
         return self in self._clock.getWriters()
 
     def _give_up(self, late: TimeoutError) -> None:
@@ -250,13 +250,13 @@ class Output(FileDescriptor):
         self.connectionLost(Failure(CONNECTION_LOST))
 
     def close(self) -> None:
-        """Give up what is not out."""
+        """Give up what is not written."""
         if not self.closed.called:
             self.closed.addErrback(lambda _: None)
             self.connectionLost(Failure(CONNECTION_DONE))
 
     def connectionLost(self, reason: Failure) -> None:
-        """All is written, or no more can be: whatever fails now, `closed` fires."""
+        """Close the descriptor, and fire `closed`, whatever fails meanwhile."""
         if self._timer is not None and self._timer.active():
             self._timer.cancel()
         if self._error is None and (not self.disconnecting or self.producer is not None):
@@ -265,7 +265,7 @@ class Output(FileDescriptor):
             super().connectionLost(reason)  # type: ignore[no-untyped-call]
         self._close_descriptor()
         if self._error is not None:
-            self.closed.errback(Unwritten(self._place, self._error))
+            self.closed.errback(OutputError(self._place, self._error))
         else:
             self.closed.callback(None)
 
@@ -282,7 +282,7 @@ class Output(FileDescriptor):
 
 
 class ThreadedOutput(Output):
-    """An Output to what others share, and may block: a thread does each write.
+    """An output whose writes may block: a thread does each of them.
 
     To keep it from blocking would keep it from blocking for them as well. So it is for a socket, a
     pipe or terminal of another user, and for whatever a reactor cannot wait for (Windows).
@@ -299,10 +299,10 @@ class ThreadedOutput(Output):
             self._clock.callLater(0, self._turn)
 
     def stopWriting(self) -> None:
-        """There is nothing to stop."""
+        """Do nothing: no write is waited for."""
 
     def writeSomeData(self, data: bytes) -> int | BaseException:
-        """Give the result of the write that a thread has done; or have one begin, and give 0."""
+        """Give the result of the write that a thread has done; else begin one, and give 0."""
         result, self._result = self._result, None
         if result is not None:
             return result
@@ -349,7 +349,7 @@ class ThreadedOutput(Output):
 
 
 def _has_room(descriptor: int) -> bool:
-    """Whether the next write takes something; yes, where nobody can tell."""
+    """Tell whether the next write takes something; yes, where the system cannot tell."""
     return _poll(descriptor, 0)
 
 

@@ -1,4 +1,4 @@
-"""What happens on the way to a connection: the names that are looked up, and each attempt."""
+"""Reports of name lookups and of connection attempts, for `poetry get -v`."""
 
 from __future__ import annotations
 
@@ -12,11 +12,11 @@ from zope.interface import directlyProvides, implementer, providedBy
 from poetry.download.fetch import explain
 
 Tell = Callable[[str], object]
-"""Is told what happens, a line at a time."""
+"""Takes one line of a report."""
 
 
 class VerboseReactor:
-    """A reactor for endpoints, which tells of names that are looked up and of attempts to connect.
+    """A reactor for client endpoints that reports name lookups and connection attempts.
 
     All but its client connections and its resolver are the reactor's own.
     """
@@ -54,7 +54,7 @@ class VerboseReactor:
 
 
 class _VerboseFactory:
-    """A client factory, which tells of an attempt that failed."""
+    """A client factory that reports a failed attempt."""
 
     def __init__(self, factory: Any, where: str, tell: Tell) -> None:
         self._factory = factory
@@ -65,7 +65,7 @@ class _VerboseFactory:
         return getattr(self._factory, name)
 
     def clientConnectionFailed(self, connector: Any, reason: Any) -> None:
-        """Tell why."""
+        """Report the reason."""
         self._tell(f"{self._where}: {explain(reason.value)}")
         self._factory.clientConnectionFailed(connector, reason)
 

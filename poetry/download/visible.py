@@ -1,4 +1,4 @@
-"""Text as a terminal may show it: control characters are made visible."""
+"""Text for a terminal, with its control characters made visible."""
 
 from __future__ import annotations
 
@@ -26,10 +26,10 @@ def _shown(control: re.Match[str]) -> str:
 
 
 class VisibleControls:
-    """Makes the control characters of a text visible that comes in parts.
+    """Make the control characters of a text visible, which comes in chunks.
 
     A terminal obeys them: they set its title, write its clipboard, or overwrite what it shows. Part
-    of a character, or a carriage return, at the end of a part is kept until the next one.
+    of a character, or a carriage return, at the end of a chunk is kept until the next chunk.
     """
 
     def __init__(self, encoding: str) -> None:
@@ -39,7 +39,7 @@ class VisibleControls:
         self._kept = ""
 
     def part(self, data: bytes, *, last: bool = False) -> bytes:
-        """Give a part to show; the `last` one keeps nothing back."""
+        """Give what to show for a chunk; the `last` one keeps nothing back."""
         text = self._kept + self._decoder.decode(data, last)
         self._kept = "\r" if text.endswith("\r") and not last else ""
         return visible(text.removesuffix(self._kept)).encode(self._encoding)

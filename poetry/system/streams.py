@@ -1,4 +1,4 @@
-"""Standard streams that nobody may be reading: they must hold nothing up."""
+"""Standard streams that perhaps nobody reads: writing to them never waits."""
 
 from __future__ import annotations
 
@@ -32,7 +32,7 @@ def reopened(descriptor: int) -> int | None:
 
 
 class LossyStream:
-    """Takes text and never waits: what there is no room for is dropped, by whole writes.
+    """A stream that never waits: a write that there is no room for is dropped whole.
 
     @ivar dropped: how many writes were, and nobody was told of yet.
     @ivar error: what the last write failed with; None: there was no room, or nothing is wrong.
@@ -57,7 +57,7 @@ class LossyStream:
             self._poll.register(self._descriptor, select.POLLOUT)
 
     def write(self, text: str) -> None:
-        """Write it all, now or as soon as there is room, or nothing of it."""
+        """Write a text, now or as soon as there is room, or drop it."""
         if self.flush():
             self._rest = text.encode("utf-8", "backslashreplace")
             before = len(self._rest)
@@ -68,7 +68,7 @@ class LossyStream:
         self.dropped += 1
 
     def flush(self) -> bool:
-        """Write what is left of the last write; say whether that is out."""
+        """Write the rest of the last write; give whether all of it is out."""
         while self._rest:
             try:
                 if self._poll is not None and not self._poll.poll(0):
@@ -83,7 +83,7 @@ class LossyStream:
         return True
 
     def close(self) -> None:
-        """Give the descriptor up."""
+        """Close the descriptor."""
         os.close(self._descriptor)
 
 

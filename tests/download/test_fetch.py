@@ -165,7 +165,7 @@ def test_cancelled(path: Path, tmp_path: Path) -> None:
     assert not fetching.clock.getDelayedCalls()
 
 
-def test_all_attempts_together_are_in_time(path: Path) -> None:
+def test_all_attempts_together_are_with_deadline(path: Path) -> None:
     """With `max_time` the retries come to an end, even in a wait between two of them."""
     fetching = Fetching(retries=1_000, max_time=100)
     done = fetching.fetch_each(path, endpoints=[Scripted(*[(b"half", RESET)] * 1_000)])

@@ -17,7 +17,7 @@ import pytest
 from twisted.internet.defer import Deferred
 
 from poetry.download import location
-from poetry.download.files import Spool, Unwritten
+from poetry.download.files import OutputError, Spool
 from poetry.download.output import Sink, open_sink
 from tests.loop import reactor, wait
 
@@ -102,7 +102,7 @@ def test_a_spool_that_gives_less(rest: Callable[[], bytes], reason: str) -> None
     spool = spooled(b"a poem")
     file, spool.file = spool.file, Refusing(rest)  # type: ignore[assignment]
     assert [spool.read(10), spool.read(10)] == [b"half", b""]
-    with pytest.raises(Unwritten, match=reason) as failed:
+    with pytest.raises(OutputError, match=reason) as failed:
         spool.check()
     assert failed.value.place == "temporary file"
     file.close()
@@ -192,7 +192,7 @@ def test_links_in_a_circle(tmp_path: Path) -> None:
     """A link that leads nowhere but to itself is an error, and stays."""
     link = tmp_path / "link"
     link.symlink_to(link)
-    with pytest.raises(Unwritten, match="Too many levels of symbolic links"):
+    with pytest.raises(OutputError, match="Too many levels of symbolic links"):
         open_sink(reactor, str(link), print)
     assert [path.is_symlink() for path in tmp_path.iterdir()] == [True]
 
@@ -200,7 +200,7 @@ def test_links_in_a_circle(tmp_path: Path) -> None:
 @pytest.mark.parametrize("name", [".", "no/such/directory", "poem.txt/", "poem.txt/.", "new/.."])
 def test_where_no_file_can_be(tmp_path: Path, name: str) -> None:
     """A directory and what is not there cannot be written."""
-    with pytest.raises(Unwritten, match=r"directory") as failed:
+    with pytest.raises(OutputError, match=r"directory") as failed:
         open_sink(reactor, f"{tmp_path}/{name}", print)
     assert failed.value.place == f"{tmp_path}/{name}"
 
@@ -377,7 +377,7 @@ def test_permissions_that_cannot_be_kept(old: Path, monkeypatch: pytest.MonkeyPa
         assert mode_of(old) == 0o644
         sink = open_sink(reactor, str(old), print)
         old.chmod(0o600)
-        with pytest.raises(Unwritten, match="Operation not permitted"):
+        with pytest.raises(OutputError, match="Operation not permitted"):
             finish(sink)
     finally:
         os.umask(before)
@@ -405,7 +405,7 @@ def test_a_disk_that_loses_it(
 ) -> None:
     """Where the disk has not all of it, there is an error, and the old file."""
     monkeypatch.setattr(os, call, refuse(number))
-    with pytest.raises(Unwritten, match=os.strerror(number)):
+    with pytest.raises(OutputError, match=os.strerror(number)):
         save(old)
     assert old.read_bytes() == b"an old poem"
 
@@ -449,7 +449,7 @@ def test_a_link_where_others_may_write_is_not_followed(
     (shared / "poem.txt").symlink_to(elsewhere)
     own.symlink_to(shared / "poem.txt")
     for path in (shared / "poem.txt", own):
-        with pytest.raises(Unwritten, match="that others may write to, is not followed") as failed:
+        with pytest.raises(OutputError, match="others may write to, is not followed") as failed:
             save(path)
         assert failed.value.place == str(path)
     assert elsewhere.read_bytes() == b"keys"
@@ -467,7 +467,7 @@ def test_a_link_of_one_in_the_group(tmp_path: Path, elsewhere: Path) -> None:
     assert save(link) == []
     assert elsewhere.read_bytes() == b"a poem"
     os.chown(link, 4711, 4712, follow_symlinks=False)
-    with pytest.raises(Unwritten, match="is not followed"):
+    with pytest.raises(OutputError, match="is not followed"):
         save(link, b"another")
     assert elsewhere.read_bytes() == b"a poem"
 
@@ -512,7 +512,7 @@ def test_something_else_that_is_swapped_in(
         return found
 
     monkeypatch.setattr(location.Location, "status", status)
-    with pytest.raises(Unwritten, match="something else was put there meanwhile"):
+    with pytest.raises(OutputError, match="something else was put there meanwhile"):
         open_sink(reactor, str(fifo), print)
     assert elsewhere.read_bytes() == b"keys"
 
@@ -554,7 +554,7 @@ def test_a_descriptor_that_is_not_open(tmp_path: Path) -> None:
     """It is an error of that name."""
     with (tmp_path / "log").open("wb") as file:
         path = Path(f"/dev/fd/{file.fileno()}")
-    with pytest.raises(Unwritten, match="Bad file descriptor"):
+    with pytest.raises(OutputError, match="Bad file descriptor"):
         save(path)
 
 

@@ -16,7 +16,7 @@ from twisted.internet.defer import Deferred
 from twisted.internet.error import ConnectionDone
 from twisted.python.failure import Failure
 
-from poetry.download.files import Unwritten
+from poetry.download.files import OutputError
 from poetry.download.output import (
     STANDARD_OUTPUT,
     Output,
@@ -37,7 +37,7 @@ def open_output(descriptor: int) -> Output:
 
 def reason_of(error: BaseException) -> Exception:
     """Why it could not be written."""
-    assert isinstance(error, Unwritten)
+    assert isinstance(error, OutputError)
     assert error.place == "the place"
     return error.reason
 
@@ -211,7 +211,7 @@ def test_the_reactor_cannot_wait(call: str, monkeypatch: pytest.MonkeyPatch) -> 
         patch.setattr(reactor, call, refuse(errno.ENOSPC))
         if call == "addWriter":
             for begin in (output.write, lambda _: wait(Deferred.fromCoroutine(ending(output)))):
-                with pytest.raises(Unwritten) as failed:
+                with pytest.raises(OutputError) as failed:
                     begin(b"a poem")
                 assert failed.value.place == "the place"
         output.connectionLost(Failure(ConnectionDone()))
@@ -306,7 +306,7 @@ def test_standard_output_that_is_not_open(monkeypatch: pytest.MonkeyPatch) -> No
     """Without standard output there is nothing to write to."""
     with Path(os.devnull).open() as stdout:
         monkeypatch.setattr("sys.stdout", stdout)
-    with pytest.raises(Unwritten) as failed:
+    with pytest.raises(OutputError) as failed:
         open_sink(reactor, None, print)
     assert failed.value.place == STANDARD_OUTPUT
 
@@ -331,7 +331,7 @@ def test_what_is_no_file_is_written_as_it_is(tmp_path: Path, pipe: tuple[int, in
     """A FIFO, a device and another process's pipe are written to, and stay what they are."""
     fifo = tmp_path / "fifo"
     os.mkfifo(fifo)
-    with pytest.raises(Unwritten, match="No such device"):  # nobody reads
+    with pytest.raises(OutputError, match="No such device"):  # nobody reads
         open_sink(reactor, str(fifo), print)
     reader = os.open(fifo, os.O_RDONLY | os.O_NONBLOCK)
     for path in (fifo, Path("/dev/null"), Path(f"/dev/fd/{pipe[1]}")):
