@@ -10,14 +10,12 @@ from typing import Any
 from twisted.internet.endpoints import HostnameEndpoint
 from twisted.internet.task import react
 
-from poetry import PoemError, PoetryClientFactory
+from poetry import PoemError, send_poem
 
 
 async def push(reactor: Any, host: str, port: str, poem: str) -> None:
-    factory = PoetryClientFactory(Path(poem).read_bytes())
-    await HostnameEndpoint(reactor, host, int(port)).connect(factory)
     try:
-        await factory.received  # fires when the server has ended its half after all of it
+        await send_poem(HostnameEndpoint(reactor, host, int(port)), Path(poem).read_bytes())
     except PoemError as error:
         sys.exit(f"{host}:{port}: {error}")
 

@@ -10,6 +10,7 @@ TYPE_CHECKING = False  # as type checkers know it; `typing` takes 6 ms, and each
 __all__ = [
     "EmptyPoem",
     "PoemError",
+    "PoemFactory",
     "PoemMismatch",
     "PoemStopped",
     "PoemTimedOut",
@@ -20,11 +21,12 @@ __all__ = [
     "PoetryServerFactory",
     "PoetryService",
     "get_poem",
+    "send_poem",
     "serve_poem",
 ]
 
 if TYPE_CHECKING:
-    from poetry.client import get_poem
+    from poetry.client import get_poem, send_poem
     from poetry.errors import (
         EmptyPoem,
         PoemError,
@@ -36,6 +38,7 @@ if TYPE_CHECKING:
     )
     from poetry.protocol import PoetryClientFactory, PoetryProtocol, PoetryServerFactory
     from poetry.server import PoetryService, serve_poem
+    from poetry.serving.poems import PoemFactory
 
     __version__: str
 else:  # a `__getattr__` that type checkers see hides every wrong name from them
@@ -47,7 +50,7 @@ else:  # a `__getattr__` that type checkers see hides every wrong name from them
             return version("twisted-poetry")
         from importlib import import_module
 
-        rooms = ("errors", "protocol", "client", "server")  # each knows only those before it
+        rooms = ("errors", "protocol", "client", "serving.poems", "server")  # from the lowest up
         if name in rooms:  # mypy takes it as loaded
             return import_module(f"{__name__}.{name}")
         if name not in __all__:

@@ -1,8 +1,9 @@
-"""The receiving side: `get_poem`, and a download that hands each chunk on."""
+"""The connecting side: `get_poem`, `send_poem`, and a download that hands each chunk on."""
 
 from __future__ import annotations
 
 from collections.abc import Callable, Coroutine
+from itertools import count
 from time import monotonic
 from typing import Any, NoReturn, TypeVar
 
@@ -14,14 +15,16 @@ from twisted.internet.interfaces import (
     IStreamClientEndpoint,
 )
 from twisted.internet.protocol import connectionDone
+from twisted.internet.task import LoopingCall
 from twisted.python.failure import Failure
 from zope.interface import implementer
 
 from poetry.addresses import peer_address
 from poetry.errors import PoemTimedOut
 from poetry.protocol import PoetryClientFactory, PoetryProtocol
+from poetry.serving.idle import sweep
 from poetry.system.unix import check_path, path_of
-from poetry.wire.layers import innermost
+from poetry.wire.layers import read_at_most
 
 TLS_READ = 32 * 1024
 """Bytes a read under TLS: what it answers to more, Twisted would leave in OpenSSL for good."""
@@ -39,14 +42,20 @@ def get_poem(
 ) -> Deferred[bytes]:
     """Fetch a poem into memory.
 
+    @param endpoint: where the server is.
     @param timeout: longest wait to connect, and between bytes, in seconds.
     @param max_time: longest time for all of it, in seconds; None: any.
     @param max_bytes: fail rather than take more.
     @param clock: an IReactorTime; None: the global reactor.
+    @raise TypeError: where `endpoint` is no IStreamClientEndpoint, or a time is no number.
+    @raise ValueError: where a time or `max_bytes` makes no sense.
     @return: fires with the whole poem, or fails with `PoemTruncated`, `EmptyPoem`, `PoemTooLong`,
         `PoemTimedOut`, or with Twisted's own error where there was no connection. Cancelling it
         resets the connection.
     """
+    _check(endpoint, timeout, max_time)
+    if max_bytes is not None and max_bytes < 1:
+        raise ValueError(f"max_bytes has to be at least 1, not {max_bytes}")
     if clock is None:
         from twisted.internet import reactor as clock
     poem = bytearray()
@@ -63,6 +72,68 @@ def get_poem(
         return bytes(poem)
 
     return with_deadline(get(), max_time, clock, lambda: len(poem))
+
+
+def send_poem(
+    endpoint: IStreamClientEndpoint,
+    poem: bytes,
+    *,
+    timeout: float = 30.0,
+    max_time: float | None = None,
+    clock: Any = None,
+) -> Deferred[None]:
+    """Bring a poem to a server that receives.
+
+    @param endpoint: where the server is.
+    @param poem: at least one byte.
+    @param timeout: longest wait to connect, and without progress of the reader, in seconds.
+    @param max_time: longest time for all of it, in seconds; None: any.
+    @param clock: an IReactorTime; None: the global reactor.
+    @raise TypeError: where `poem` is no bytes, `endpoint` no IStreamClientEndpoint, or a time no
+        number.
+    @raise EmptyPoem: for `b""`.
+    @raise ValueError: where a time makes no sense.
+    @return: fires with None when the reader has ended after all of the poem, or has acknowledged
+        all and not ended for `timeout` seconds. Fails with `PoemTruncated` or `PoemTimedOut`, or
+        with Twisted's own error where there was no connection. Cancelling it resets the connection.
+    """
+    _check(endpoint, timeout, max_time)
+    if poem is None:
+        raise TypeError("a poem to send is bytes, not None")
+    factory = PoetryClientFactory(poem)
+    if clock is None:
+        from twisted.internet import reactor as clock
+    interval = min(1.0, timeout / 4)
+    seconds = count(interval, interval)  # counted, so that a clock that jumps ends nothing
+
+    async def send() -> None:
+        await _connect(endpoint, factory, timeout, clock)
+        watching = LoopingCall(
+            lambda: sweep(factory.connections, next(seconds), timeout, linger=timeout)
+        )
+        watching.clock = clock
+        watching.start(interval, now=False)
+        try:
+            await _received(factory)
+        finally:
+            watching.stop()
+
+    def sent() -> int:
+        return sum(connection.size for connection in factory.connections)
+
+    return with_deadline(send(), max_time, clock, sent)
+
+
+def _check(endpoint: object, timeout: float, max_time: float | None) -> None:
+    if not hasattr(endpoint, "connect"):
+        raise TypeError(f"{endpoint!r} is no endpoint: make one with clientFromString")
+    for name, seconds in (("timeout", timeout), ("max_time", max_time)):
+        if seconds is None and name == "max_time":
+            continue
+        if not isinstance(seconds, int | float):
+            raise TypeError(f"{name} has to be a number of seconds, not {seconds!r}")
+        if not seconds > 0:
+            raise ValueError(f"{name} has to be more than 0 s, not {seconds:g}")
 
 
 def with_deadline(
@@ -140,7 +211,12 @@ async def download(
     if tell is not None:
         factory.tell = tell
     factory.max_bytes = max_bytes
-    await _connect(endpoint, factory)
+    await _connect(endpoint, factory, timeout, clock)
+    await _received(factory)
+
+
+async def _received(factory: PoetryClientFactory) -> None:
+    """Wait until the poem of a connection is received, or sent; cancelled, reset the connection."""
     try:
         await factory.received
     except CancelledError as cancelled:
@@ -149,7 +225,9 @@ async def download(
         raise
 
 
-async def _connect(endpoint: IStreamClientEndpoint, factory: _DownloadFactory) -> None:
+async def _connect(
+    endpoint: IStreamClientEndpoint, factory: PoetryClientFactory, timeout: float, clock: Any
+) -> None:
     try:
         check_path(endpoint)
     except ValueError as no_path:
@@ -162,12 +240,12 @@ async def _connect(endpoint: IStreamClientEndpoint, factory: _DownloadFactory) -
         late = True
         connecting.cancel()
 
-    idle = _IdleTimeout(factory.clock, factory.timeout, give_up)
+    idle = _IdleTimeout(clock, timeout, give_up)
     try:
         await connecting
     except Exception as failed:
         if late:
-            reason = f"no connection within {factory.timeout:g} s"
+            reason = f"no connection within {timeout:g} s"
             raise error.TimeoutError(string=reason) from failed
         if path_of(endpoint) is not None and isinstance(failed.args[0], Failure):
             # connect(2) to a Unix socket does not wait for room: all that comes is a hang-up.
@@ -214,7 +292,7 @@ class _DownloadProtocol(PoetryProtocol):
         self.factory.tell(f"{version}; the certificate is for {named}")
         # A server that does not read what TLS answers by itself, as to each KeyUpdate, is not read
         # either: the answers would fill the memory.
-        innermost(self.transport).bufferSize = TLS_READ
+        read_at_most(TLS_READ, self.transport)
         self.transport.registerProducer(_Answers(self), True)
 
     def chunkReceived(self, data: bytes) -> None:

@@ -262,7 +262,6 @@ class PoetryFactory(Factory):
         more, `poemFailed` gets a `PoemTooLong`.
     @ivar sending: `poem` as it is sent, with what its readers share.
     @ivar pace: a rate limit; None: as fast as readers read.
-    @ivar shares: whether plain TCP sockets are served, which share one file in memory.
     @ivar service: the `PoetryService` that has the factory, which is told last of each end.
     """
 
@@ -273,7 +272,6 @@ class PoetryFactory(Factory):
     sending: Poem | None = None
     pace: Pace | None = None
     service: Any = None
-    shares = False
 
     def __init__(self, poem: bytes | None = None) -> None:
         """@param poem: what to send; None: receive.

@@ -93,6 +93,10 @@ class PoetryService(Service):
             factory.service = self
             factory.connections = self.connections
 
+    def __repr__(self) -> str:
+        where = ", ".join(self.addresses) if self.running else "stopped"
+        return f"<{type(self).__name__} {where}: {len(self.connections)} connections>"
+
     def _limit(self) -> int:
         allowed = most_connections(len(self.listeners))
         if self.max_connections is None:
@@ -146,13 +150,14 @@ class PoetryService(Service):
         self.privilegedStartService()
         super().startService()  # type: ignore[no-untyped-call]
 
-    def whenListening(self) -> Deferred[None]:
-        """@return: fires with None once all endpoints listen; fails with the CannotListenError of
-        the first that cannot, after which none does, or with CancelledError at a stop.
+    def whenListening(self) -> Deferred[list[str]]:
+        """@return: fires with `addresses` once all endpoints listen; fails with the
+        CannotListenError of the first that cannot, after which none does, or with CancelledError
+        at a stop.
         """
         if self._listening is None:
             return fail(CancelledError())
-        return self._listening.whenListening()
+        return self._listening.whenListening().addCallback(lambda _: list(self.addresses))
 
     def _opened(self, index: int, port: IListeningPort) -> IListeningPort:
         """Take a port over that listens; return what listens in its place."""
@@ -180,10 +185,9 @@ class PoetryService(Service):
 
         Under TLS the port has another factory, and its poem is copied, as on a Unix socket.
         """
-        if port.factory is factory and port.addressFamily != UNIX:
-            factory.shares = True
-            if factory.sending is not None:
-                factory.sending.share()
+        plain = port.factory is factory and port.addressFamily != UNIX
+        if plain and factory.sending is not None:
+            factory.sending.share()
 
     def _cannotListen(self, failure: Failure) -> None:
         if not failure.check(CancelledError):
@@ -269,12 +273,21 @@ def serve_poem(
     max_connections: int | None = DEFAULTS.max_connections,
     idle_timeout: float = DEFAULTS.idle_timeout,
 ) -> Deferred[IListeningPort]:
-    """Send `poem` to whoever connects to `endpoint` (None: receive theirs), within limits.
+    """Send a poem to each reader that connects, within limits.
 
+    @param endpoint: where to listen.
+    @param poem: at least one byte; None: receive poems, which a `PoetryServerFactory` can take.
+    @param max_connections: most connections at once; None, or more than that: what the descriptor
+        limit (RLIMIT_NOFILE, raised to its hard value) allows.
+    @param idle_timeout: seconds without progress after which a peer is reset.
     @return: fires with the listening port; its `stopListening` leaves readers in flight alone.
         Fails with CannotListenError.
-    @see: `PoetryService` for the parameters, a drain and a reload.
+    @raise TypeError: where `endpoint` is no IStreamServerEndpoint.
+    @raise EmptyPoem: for `b""`.
+    @see: `PoetryService` for a graceful stop and a reload.
     """
+    if not hasattr(endpoint, "listen"):
+        raise TypeError(f"{endpoint!r} is no endpoint: make one with serverFromString")
     factory = PoetryServerFactory(poem)
     service = PoetryService(
         [(endpoint, factory)], max_connections=max_connections, idle_timeout=idle_timeout

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import socket
 from collections.abc import Callable, Iterator
+from contextlib import suppress
 from typing import Any
 
 import pytest
@@ -20,11 +21,13 @@ from twisted.internet.testing import StringTransport
 from twisted.python.failure import Failure
 
 from poetry.addresses import authorities, client_endpoint
-from poetry.client import ConsumerGone, download, get_poem
+from poetry.client import ConsumerGone, download, get_poem, send_poem
 from poetry.errors import EmptyPoem, PoemTimedOut, PoemTooLong, PoemTruncated
 from poetry.protocol import PoetryServerFactory
+from poetry.server import serve_poem
 from poetry.wire.layers import innermost
 from tests.certificates import Certificates
+from tests.ends import Server, listening
 from tests.faults.bad import serving, stall
 from tests.loop import reactor, until, wait, wait_error
 
@@ -345,3 +348,107 @@ def test_the_global_reactor_is_the_clock() -> None:
     poem = get_poem(TCP4ClientEndpoint(reactor, "127.0.0.1", port.getHost().port))
     assert wait(poem) == b"quote"
     wait(port.stopListening())
+
+
+# Bringing a poem
+
+
+@pytest.mark.parametrize("poem", [b"brief", LONG], ids=["short", "long"])
+def test_a_poem_is_brought(poem: bytes) -> None:
+    """It fires when the server has ended after all of the poem."""
+    server = Server()
+    with listening(server) as port:
+        assert wait(send_poem(TCP4ClientEndpoint(reactor, "127.0.0.1", port), poem)) is None
+    assert server.told == [poem]
+
+
+def test_a_server_that_takes_no_poem(silent: socket.socket) -> None:
+    """Where nothing moves for the timeout, it is a failure, and the server sees a reset."""
+    clock = Clock()
+    sending = send_poem(endpoint_of(silent), LONG, timeout=8.0, clock=clock)
+    with accepted(silent) as connection:
+        until(lambda: readable(connection))
+        clock.pump([1.0] * 12)
+        assert isinstance(wait_error(sending), PoemTimedOut)
+    assert not clock.getDelayedCalls()
+
+
+def test_a_server_that_has_it_all_and_stays(silent: socket.socket) -> None:
+    """What is acknowledged is sent, though the server does not end."""
+    clock = Clock()
+    sending = send_poem(endpoint_of(silent), b"brief", timeout=8.0, clock=clock)
+    with accepted(silent) as connection:
+        until(lambda: readable(connection))
+        clock.pump([1.0] * 12)
+        assert wait(sending) is None
+
+
+def test_it_is_brought_in_time(silent: socket.socket) -> None:
+    """`max_time` is for all of it, and cancelling resets the connection."""
+    clock = Clock()
+    sending = send_poem(endpoint_of(silent), LONG, max_time=5.0, clock=clock)
+    with accepted(silent) as connection:
+        until(lambda: readable(connection))
+        clock.advance(5.0)
+        failure = wait_error(sending)
+        assert isinstance(failure, PoemTimedOut)
+        assert failure.received > 0
+    assert not clock.getDelayedCalls()
+
+
+def test_the_global_reactor_is_the_clock_of_a_poem_that_is_brought(silent: socket.socket) -> None:
+    """Without a clock it is the reactor; cancelled, nothing is left."""
+    sending = send_poem(endpoint_of(silent), b"brief")
+    sending.cancel()
+    assert isinstance(wait_error(sending), error.ConnectingCancelledError)
+
+
+HERE: Any = TCP4ClientEndpoint(reactor, "127.0.0.1", 1)
+
+
+@pytest.mark.parametrize(
+    ("call", "words", "options", "mistake"),
+    [
+        (get_poem, ["127.0.0.1:10000"], {}, TypeError),
+        (send_poem, ["127.0.0.1:10000", b"poem"], {}, TypeError),
+        (send_poem, [HERE, None], {}, TypeError),
+        (send_poem, [HERE, "text"], {}, TypeError),
+        (send_poem, [HERE, b""], {}, EmptyPoem),
+        (get_poem, [HERE], {"timeout": None}, TypeError),
+        (get_poem, [HERE], {"timeout": -1}, ValueError),
+        (get_poem, [HERE], {"max_time": 0}, ValueError),
+        (get_poem, [HERE], {"max_bytes": 0}, ValueError),
+        (serve_poem, ["tcp:0", b"poem"], {}, TypeError),
+        (serve_poem, [HERE, b"poem"], {}, TypeError),
+    ],
+)
+def test_what_makes_no_sense_is_refused(
+    call: Any, words: list[Any], options: dict[str, Any], mistake: type[Exception]
+) -> None:
+    """A wrong argument is an error at the place of the call, which says what is wrong."""
+    with pytest.raises(mistake, match=r"endpoint|seconds|bytes|byte|0 s|at least"):
+        call(*words, **options)
+
+
+def accepted(listener: socket.socket) -> socket.socket:
+    """The next connection of a listener, while the reactor turns."""
+    listener.setblocking(False)
+    connections: list[socket.socket] = []
+
+    def accept() -> bool:
+        with suppress(BlockingIOError):
+            connections.append(listener.accept()[0])
+        return bool(connections)
+
+    until(accept)
+    connections[0].setblocking(False)
+    return connections[0]
+
+
+def readable(connection: socket.socket) -> bool:
+    """Whether something has come, and nothing more comes for a moment."""
+    for _ in range(5):
+        reactor.iterate(0.01)
+    with suppress(BlockingIOError):
+        return bool(connection.recv(1, socket.MSG_PEEK))
+    return False

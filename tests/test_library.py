@@ -21,9 +21,8 @@ PROGRAMS: list[str] = re.findall(
 )  # those that are quoted from examples/ run in test_examples.py
 PUBLIC = [getattr(poetry, name) for name in poetry.__all__]
 FUNCTIONS = [each for each in PUBLIC if inspect.isfunction(each)]
-UNDOCUMENTED = pytest.mark.xfail(reason="its docstring leaves some to others")
 WITH_PARAMETERS = [
-    *(pytest.param(each, marks=UNDOCUMENTED) for each in FUNCTIONS),
+    *FUNCTIONS,
     poetry.PoetryService,
     poetry.PoetryServerFactory,
     poetry.PoetryClientFactory,

@@ -371,3 +371,11 @@ def test_a_stop_does_not_wait_for_who_has_everything() -> None:
         clock.pump([1.0] * 3)
         wait(stopped)
         assert (protocol.outcome, drain(connection)) == ("sent", b"short")
+
+
+def test_it_tells_its_addresses() -> None:
+    """`whenListening` fires with them, and its repr has them while it runs."""
+    with serving(b"poem") as service:
+        assert wait(service.whenListening()) == service.addresses
+        assert service.addresses[0] in repr(service)
+    assert "stopped" in repr(PoetryService([], clock=reactor))

@@ -53,6 +53,16 @@ class PoemFactory(PoetryServerFactory):
         self.path = path
         self.address = address
 
+    @classmethod
+    def from_file(cls, path: str | os.PathLike[str]) -> PoemFactory:
+        """Make a factory for the poem in a file, which `PoetryService.reload` reads again.
+
+        @param path: of a file with at least one byte.
+        @raise EmptyPoem: where it is empty.
+        @raise OSError: where it cannot be read.
+        """
+        return cls(*_read_file(Path(path)))
+
 
 def read_at_start(word: str | None) -> Text:
     """Read the poem that a word of the command line names: `-` is standard input, None the sample.
@@ -67,7 +77,10 @@ def read_at_start(word: str | None) -> Text:
         if sys.stdin is None:
             raise OSError(errno.EBADF, "standard input is closed")
         return Text(_read_all(sys.stdin.buffer), "-")
-    path = Path(word)
+    return _read_file(Path(word))
+
+
+def _read_file(path: Path) -> Text:
     with path.open("rb") as file:
         return Text(_read_all(file), printable(path.name), path.absolute())
 
@@ -106,7 +119,7 @@ class Reloads:
     async def _reload(self) -> None:
         well = True
         for path, factories in self._served.items():
-            shares = any(factory.shares for factory in factories)
+            shares = any(factory.sending and factory.sending.shared for factory in factories)
             old = factories[0].poem
             try:
                 new = await in_daemon_thread(lambda: _read_again(path, old, shares))  # noqa: B023

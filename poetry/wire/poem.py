@@ -30,6 +30,7 @@ class Poem:
 
     @ivar data: the poem.
     @ivar view: the same, to cut without a copy.
+    @ivar shared: whether a file was asked for, so that the poem's successor needs one too.
     """
 
     def __init__(self, data: bytes) -> None:
@@ -43,7 +44,7 @@ class Poem:
             raise EmptyPoem("a poem has at least one byte; None is for a side that has none")
         self.data = data
         self.view = memoryview(data)
-        self._shares = len(data) >= SHARED
+        self.shared = False
         self._readers = 0
         self._file: int | None = None
 
@@ -76,15 +77,16 @@ class Poem:
 
     def share(self) -> None:
         """Make the file of a long poem, once: a service does so before the first reader."""
-        if self._shares:
-            self._shares = False
-            self._file = _in_memory(self.data)
+        if not self.shared:
+            self.shared = True
+            if len(self.data) >= SHARED:
+                self._file = _in_memory(self.data)
             if self._file is not None:
                 self._close = weakref.finalize(self, os.close, self._file)
 
     def retire(self) -> None:
         """Give the file up: from now on readers are sent the bytes."""
-        self._shares = False
+        self.shared = True
         if self._file is not None:
             self._file = None
             self._close()

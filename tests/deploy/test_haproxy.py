@@ -122,7 +122,7 @@ def test_graceful_stop(poem_file: PoemFile, tmp_path: Path) -> None:
         assert proxy.servers[0].wait() == 0
         assert eventually(lambda: proxy.says("Server poems/a is DOWN"))
     ends = Counter((reader.end, reader.received) for reader in crowd.ended)
-    nothing = ends.pop(("short", 0), 0)
+    nothing = ends.pop(("empty", 0), 0)
     assert nothing <= 40
     assert ends == {("whole", MIDDLE): 600 - nothing}
 

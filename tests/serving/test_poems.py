@@ -194,7 +194,8 @@ def test_a_long_poem_shares_its_file(tmp_path: Path) -> None:
     """A poem that plain sockets share does so after a reload, and the old one's file is closed."""
     before = poem_files()
     served = Served(tmp_path / "poem.txt", bytes(SHARED))
-    served.factory.shares = True
+    assert served.factory.sending is not None
+    served.factory.sending.share()
     assert served.factory.sending is not None
     served.factory.sending.share()
     served.path.write_bytes(bytes(SHARED + 1))
@@ -246,3 +247,16 @@ def test_describe() -> None:
     """What was wrong is told without the name of the file."""
     assert describe(EmptyPoem()) == "it is empty, and there is no empty poem"
     assert describe(OSError("no more")) == "OSError"
+
+
+def test_a_factory_from_a_file(tmp_path: Path) -> None:
+    """A library user's poem is read again, too, and keeps its name."""
+    path = tmp_path / "poem.txt"
+    path.write_bytes(b"first")
+    factory = PoemFactory.from_file(path)
+    assert (factory.poem, factory.name) == (b"first", "poem.txt")
+    path.write_bytes(b"second")
+    wait(Reloads([factory]).reload())
+    assert factory.poem == b"second"
+    with pytest.raises(FileNotFoundError):
+        PoemFactory.from_file(str(tmp_path / "none"))
