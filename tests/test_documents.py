@@ -153,7 +153,8 @@ def run(place: Place, command: str, shown: str) -> None:
 def end_daemons(directory: Path) -> None:
     """End what a failed block has left."""
     for path in directory.glob("*.pid"):
-        os.kill(int(path.read_text(encoding="ascii")), signal.SIGKILL)
+        with suppress(ProcessLookupError):  # it may end just now
+            os.kill(int(path.read_text(encoding="ascii")), signal.SIGKILL)
 
 
 def skip_without_tools(commands: list[tuple[str, str]]) -> None:
