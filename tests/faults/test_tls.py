@@ -46,7 +46,7 @@ HABITS = {
 
 
 @contextmanager
-def serving(
+def serving_sizes(
     poem_file: PoemFile, certificates: Certificates, sizes: Sequence[int], *options: str
 ) -> Iterator[dict[int, str]]:
     """A server of poems of these sizes, which logs no traceback; give the address by size."""
@@ -60,14 +60,14 @@ def serving(
 @pytest.fixture(scope="module")
 def addresses(poem_file: PoemFile, certificates: Certificates) -> Iterator[dict[int, str]]:
     """A server for all who only read: the address by size."""
-    with serving(poem_file, certificates, SIZES) as addresses:
+    with serving_sizes(poem_file, certificates, SIZES) as addresses:
         yield addresses
 
 
 @pytest.fixture(scope="module")
 def slow_addresses(poem_file: PoemFile, certificates: Certificates) -> Iterator[dict[int, str]]:
     """The same of a slow server."""
-    with serving(poem_file, certificates, [30_000], *SLOW) as addresses:
+    with serving_sizes(poem_file, certificates, [30_000], *SLOW) as addresses:
         yield addresses
 
 
