@@ -6,6 +6,7 @@ import errno
 import json
 import os
 import shutil
+import signal
 import socket
 import subprocess
 import sys
@@ -115,6 +116,34 @@ def test_what_nobody_foresaw() -> None:
     with pytest.raises(RuntimeError) as caught:
         raise RuntimeError
     assert why_not(caught.value, []) == "cannot start: RuntimeError (raise RuntimeError)"
+
+
+TERMINATING = "import os, signal; os.kill(os.getpid(), signal.SIGTERM); raise SystemExit(7)"
+"""A module that TERM meets while it is imported."""
+
+
+@pytest.mark.parametrize(
+    ("words", "handler", "code"),
+    [
+        (("serve",), signal.SIG_DFL, 0),
+        (("get", "1"), signal.SIG_DFL, 130),
+        (("serve",), signal.SIG_IGN, 7),
+    ],
+)
+def test_term_while_it_is_loaded(
+    tmp_path: Path, words: tuple[str, ...], handler: signal.Handlers, code: int
+) -> None:
+    """TERM ends a server with 0 and a download with 130, unless the parent process ignores it."""
+    (tmp_path / "click.py").write_text(TERMINATING)
+    done = subprocess.run(
+        [*POETRY, *words],
+        env={**os.environ, "PYTHONPATH": str(tmp_path)},
+        preexec_fn=lambda: signal.signal(signal.SIGTERM, handler),
+        capture_output=True,
+        timeout=PATIENCE,
+        check=False,
+    )
+    assert (done.returncode, done.stdout, done.stderr) == (code, b"", b"")
 
 
 def lines(text: str) -> list[dict[str, Any]]:
