@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Callable, Coroutine
+from contextlib import suppress
 from itertools import count
 from time import monotonic
 from typing import Any, NoReturn, TypeVar
@@ -309,7 +310,7 @@ class _DownloadProtocol(PoetryProtocol):
         if throttle.excuses_silence:
             self._idle.stop()
         self._held_back.add(throttle)
-        self.transport.pauseProducing()
+        self._ask(self.transport.pauseProducing)
 
     def resume(self, throttle: _Throttle) -> None:
         """Read on, unless the sender is held back for another reason."""
@@ -317,7 +318,19 @@ class _DownloadProtocol(PoetryProtocol):
             self._idle.restart()
         self._held_back.discard(throttle)
         if not self._held_back:
-            self.transport.resumeProducing()
+            self._ask(self.transport.resumeProducing)
+
+    def _ask(self, of_transport: Callable[[], object]) -> None:
+        """Ask something of the transport; that it is refused is no error of the consumer."""
+        try:
+            of_transport()
+        except Exception as refused:
+            self.fail(refused)
+
+    def fail(self, error: BaseException) -> None:
+        # Where epoll_ctl(2) is refused, the reactor cannot let a connection go; all is told before.
+        with suppress(Exception):
+            super().fail(error)
 
     def _timedOut(self) -> None:
         self.fail(PoemTimedOut(self.factory.timeout, self.size))

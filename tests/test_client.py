@@ -272,6 +272,25 @@ def test_a_full_output_holds_the_server_back() -> None:
     assert not clock.getDelayedCalls()
 
 
+@pytest.mark.parametrize("call", ["pauseProducing", "resumeProducing"])
+@pytest.mark.parametrize("abort", ["aborts", "cannot abort"])
+def test_a_transport_that_refuses(call: str, abort: str, monkeypatch: pytest.MonkeyPatch) -> None:
+    """Where the reactor refuses to wait for a connection, that is the download's error."""
+
+    def refuse() -> None:
+        raise OSError(28, "No space left on device")
+
+    endpoint, output = InMemory(), StringTransport()
+    done = downloading(endpoint, output.write, output)
+    monkeypatch.setattr(endpoint.transport, call, refuse)
+    if abort == "cannot abort":
+        monkeypatch.setattr(endpoint.transport, "abortConnection", refuse)
+    producer: Any = output.producer
+    producer.pauseProducing()
+    producer.resumeProducing()
+    assert isinstance(wait_error(done), OSError)
+
+
 def test_a_server_that_reads_no_answers_is_not_read(certificates: Certificates) -> None:
     """What TLS answers by itself is held back with its questions, and time counts meanwhile."""
     context = certificates.server_context("good")

@@ -139,7 +139,8 @@ class AtomicFile(_File):
         try:
             return Access.of(descriptor)
         finally:
-            os.close(descriptor)
+            with suppress(OSError):  # nothing was written to it
+                os.close(descriptor)
 
     async def copy(self, spool: Spool) -> None:
         """Copy a whole spool."""

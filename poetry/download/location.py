@@ -6,6 +6,7 @@ import errno
 import os
 import re
 import stat
+from contextlib import suppress
 
 MOST_LINKS = 40
 """Symbolic links that are followed for one name: as many as Linux does (path_resolution(7))."""
@@ -120,5 +121,6 @@ class Location:
     def close(self) -> None:
         """Close the directory."""
         if self.directory is not None:
-            os.close(self.directory)
+            with suppress(OSError):  # nothing was written to it
+                os.close(self.directory)
             self.directory = None

@@ -7,8 +7,8 @@ import os
 import select
 import stat
 import sys
-from collections.abc import Awaitable, Callable, Iterator
-from contextlib import ExitStack, contextmanager
+from collections.abc import Awaitable, Callable
+from contextlib import ExitStack
 from pathlib import Path
 from typing import Any, Protocol, TextIO
 
@@ -151,6 +151,7 @@ class Output(FileDescriptor):
 
     connected = 1
     size = 0
+    _waits = False
 
     def __init__(
         self,
@@ -170,7 +171,7 @@ class Output(FileDescriptor):
         self.closed: Deferred[None] = Deferred()
         self._descriptor = descriptor
         self._place = place
-        self._error: OSError | None = None
+        self._error: Exception | None = None
         self._clock = reactor
         self._controls = controls
         self._timer: Any = None
@@ -199,6 +200,24 @@ class Output(FileDescriptor):
         with output_errors(self._place):
             super().write(data)
 
+    def startWriting(self) -> None:
+        """Wait for room."""
+        super().startWriting()  # type: ignore[no-untyped-call]
+        self._waits = True
+
+    def stopWriting(self) -> None:
+        """Wait no longer. Where that is refused the reactor has lost track: end without it."""
+        self._waits = False
+        try:
+            super().stopWriting()  # type: ignore[no-untyped-call]
+        except Exception as refused:
+            self._error = self._error or refused
+            self._clock.callLater(0, self._end)
+
+    def _end(self) -> None:
+        if self.connected:
+            self.connectionLost(Failure(CONNECTION_LOST))
+
     def writeSomeData(self, data: bytes) -> int | BaseException:
         """Write what there is room for."""
         try:
@@ -213,7 +232,7 @@ class Output(FileDescriptor):
         """Copy a whole spool, as there is room."""
         try:
             await FileSender().beginFileTransfer(spool, self)
-        except CancelledError:
+        except (CancelledError, OutputError):
             raise
         except Exception:  # all that a FileSender says is that the output is gone
             await self.closed
@@ -230,20 +249,17 @@ class Output(FileDescriptor):
     async def finish(self, *, whole: bool) -> None:  # noqa: ARG002
         """Wait until everything is written, also of a poem that is not whole."""
         self._end_of_poem()
+        self.unregisterProducer()  # of a connection that the reactor could not let go
         with output_errors(self._place):
             self.loseConnection()
         await self.closed
 
     def _look(self, late: TimeoutError) -> None:
         """End at the deadline: at once if nobody reads, else with a moment for the rest."""
-        if self._waits() and not _has_room(self._descriptor):
+        if self._waits and not _has_room(self._descriptor):
             self._give_up(late)
         else:
             self._timer = self._clock.callLater(MOMENT, self._give_up, late)
-
-    def _waits(self) -> bool:
-        """Tell whether something is still to be written."""
-        return self in self._clock.getWriters()
 
     def _give_up(self, late: TimeoutError) -> None:
         self._error = late
@@ -259,10 +275,11 @@ class Output(FileDescriptor):
         """Close the descriptor, and fire `closed`, whatever fails meanwhile."""
         if self._timer is not None and self._timer.active():
             self._timer.cancel()
+        if isinstance(reason.value, OutputError):  # of a write by a producer that had to go on
+            self._error = self._error or reason.value.reason
         if self._error is None and (not self.disconnecting or self.producer is not None):
             self._error = BrokenPipeError(errno.EPIPE, os.strerror(errno.EPIPE))
-        with self._noting_errors():
-            super().connectionLost(reason)  # type: ignore[no-untyped-call]
+        super().connectionLost(reason)  # type: ignore[no-untyped-call]
         self._close_descriptor()
         if self._error is not None:
             self.closed.errback(OutputError(self._place, self._error))
@@ -270,15 +287,10 @@ class Output(FileDescriptor):
             self.closed.callback(None)
 
     def _close_descriptor(self) -> None:
-        with self._noting_errors():  # what was written may be refused now: EDQUOT, EIO (close(2))
-            os.close(self._descriptor)
-
-    @contextmanager
-    def _noting_errors(self) -> Iterator[None]:
         try:
-            yield
-        except OSError as error:
-            self._error = self._error or error
+            os.close(self._descriptor)
+        except OSError as refused:  # what was written, as for a quota (close(2))
+            self._error = self._error or refused
 
 
 class ThreadedOutput(Output):
@@ -289,7 +301,6 @@ class ThreadedOutput(Output):
     """
 
     _busy = False
-    _in_thread = False
     _result: int | BaseException | None = None
 
     def startWriting(self) -> None:
@@ -306,11 +317,11 @@ class ThreadedOutput(Output):
         result, self._result = self._result, None
         if result is not None:
             return result
-        self._busy = self._in_thread = True
+        self._busy = self._waits = True
         try:
             self._clock.callInThread(self._writeInThread, data)
         except RuntimeError as error:  # no thread can be started
-            self._in_thread = False
+            self._waits = False
             self._error = OSError(errno.EAGAIN, str(error))
             return CONNECTION_LOST
         return 0
@@ -322,7 +333,7 @@ class ThreadedOutput(Output):
         self._clock.callFromThread(self._written, result)
 
     def _written(self, result: int | BaseException) -> None:
-        self._in_thread = False
+        self._waits = False
         if self.connected:
             self._result = result
             self._turn()
@@ -340,11 +351,8 @@ class ThreadedOutput(Output):
         elif self.dataBuffer:
             self.startWriting()
 
-    def _waits(self) -> bool:
-        return self._in_thread
-
     def _close_descriptor(self) -> None:
-        if not self._in_thread:  # else the number could become another file's meanwhile
+        if not self._waits:  # else the number could become another file's meanwhile
             super()._close_descriptor()
 
 

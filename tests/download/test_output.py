@@ -24,7 +24,7 @@ from poetry.download.output import (
     open_sink,
     output_to,
 )
-from tests.download.test_files import save
+from tests.download.test_files import refuse, save, spooled
 from tests.loop import reactor, until, wait, wait_error
 
 LONG = bytes(range(256)) * 4_000
@@ -40,15 +40,6 @@ def reason_of(error: BaseException) -> Exception:
     assert isinstance(error, OutputError)
     assert error.place == "the place"
     return error.reason
-
-
-def refuse(number: int) -> Callable[..., Any]:
-    """A system call that always fails."""
-
-    def refused(*_: object, **__: object) -> None:
-        raise OSError(number, os.strerror(number))
-
-    return refused
 
 
 @pytest.fixture(params=["own", "shared", "shared and not blocking", "only sockets"])
@@ -200,6 +191,52 @@ def test_closed_while_a_thread_writes(
 
     until(emptied)
     assert closed == [descriptor]
+
+
+@pytest.mark.parametrize("refused", range(6))
+def test_each_refusal_of_the_reactor_ends_an_output(
+    refused: int, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """Whichever epoll_ctl(2) of a copy is refused, the copy ends with that error."""
+    spool = spooled(LONG)
+    reader, writer = os.pipe()
+    calls = iter(range(1_000_000))
+
+    def sometimes(real: Callable[[Any], None]) -> Callable[[Any], None]:
+        def call(descriptor: Any) -> None:
+            if descriptor is output and next(calls) == refused:
+                refuse(errno.ENOSPC)()
+            real(descriptor)
+
+        return call
+
+    async def copy() -> None:
+        await output.copy(spool)
+        await output.finish(whole=True)
+
+    received = bytearray()
+    os.set_blocking(reader, False)
+
+    def read() -> bool:
+        with suppress(BlockingIOError):
+            received.extend(os.read(reader, 1 << 20))
+        return bool(done.called)
+
+    with monkeypatch.context() as patch:
+        for name in ("addWriter", "removeWriter"):
+            patch.setattr(reactor, name, sometimes(getattr(reactor, name)))
+        output = open_output(writer)
+        done = Deferred.fromCoroutine(copy())
+        until(read)
+        error = reason_of(wait_error(done))
+        output.close()
+    assert isinstance(error, OSError)
+    assert error.errno == errno.ENOSPC
+    assert LONG.startswith(received)
+    reactor.removeWriter(output)
+    spool.close()
+    os.close(reader)
+    os.close(writer)
 
 
 @pytest.mark.parametrize("call", ["addWriter", "removeWriter"])
