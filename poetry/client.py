@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 from collections.abc import Callable, Coroutine
-from contextlib import suppress
 from itertools import count
 from time import monotonic
 from typing import Any, NoReturn, TypeVar
@@ -326,11 +325,6 @@ class _DownloadProtocol(PoetryProtocol):
             of_transport()
         except Exception as refused:
             self.fail(refused)
-
-    def fail(self, error: BaseException) -> None:
-        # Where epoll_ctl(2) is refused, the reactor cannot let a connection go; all is told before.
-        with suppress(Exception):
-            super().fail(error)
 
     def _timedOut(self) -> None:
         self.fail(PoemTimedOut(self.factory.timeout, self.size))

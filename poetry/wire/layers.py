@@ -99,7 +99,7 @@ def abort(transport: Any) -> None:
     reset(transport)
     try:
         transport.abortConnection()
-    except OSError:  # the reactor could not let its descriptor go
+    except Exception:  # the reactor could not let its descriptor go
         _lose(innermost(transport), Failure(ConnectionAborted()))
 
 
