@@ -7,6 +7,8 @@ only those that stay longer are watched, by one descriptor of the reactor's, an 
 
 from __future__ import annotations
 
+import errno
+import os
 import select
 import socket
 from contextlib import suppress
@@ -44,8 +46,9 @@ class Lingerer(Protocol):
 class LingeringClose:
     """Waits for any number of readers to end, and discards what they say.
 
-    While they come and go it takes a timer, and while none does an epoll, which the reactor reads.
-    Where there is no descriptor or memory for that, the timer goes on.
+    It looks at them by a timer while they come and go. Once a look finds nothing to do, the reactor
+    reads its epoll instead, and where there are no readers it rests. Without a descriptor or memory
+    for an epoll the timer goes on.
     An exception out of `doRead` makes the reactor drop all of them, so none gets that far.
     """
 
@@ -53,10 +56,13 @@ class LingeringClose:
         """@param reactor: an IReactorFDSet and IReactorTime."""
         self._reactor = reactor
         self._lingering: dict[int, Lingerer] = {}
-        # Of these no event tells, and a timer goes while there are any. A look makes the new ones
-        # due, and arms those that have not ended when they are due: few.
+        # Of these no event tells. A look makes the new ones due, and has events tell of those that
+        # have not ended when they are due: few.
         self._new: set[int] = set()
         self._due: set[int] = set()
+        self._rested = (
+            True  # whether there was no look for a while, so that new ones are due as well
+        )
         self._epoll: select.epoll | None = None
         self._timer: Any = None
         self._at_shutdown: Any = None
@@ -68,13 +74,14 @@ class LingeringClose:
         self._lingering[descriptor] = connection
         self._new.add(descriptor)
         if self._timer is None:
+            self._rested = True
             self._look_later()
 
     def remove(self, connection: Lingerer) -> None:
         """Wait for a reader no longer; its next event, if any, finds no connection."""
         self._lingering.pop(connection.socket.fileno(), None)
-        if not self._lingering and (self._closed or self._timer is None):
-            self._stop()
+        if not self._lingering:
+            self._rest()
 
     def close(self) -> None:
         """Leave nothing open behind the last reader: no more will come."""
@@ -90,22 +97,34 @@ class LingeringClose:
         self._new, self._due = set(), set()
         for descriptor in unarmed:
             self._arm(descriptor)
-        if self._timer is None or self._due or self._epoll is None or not self._lingering:
-            return  # it is so already, or cannot be, or need not
+        if self._lingering and not self._due:
+            self._read()
+
+    def _read(self) -> None:
+        """Have the reactor read the epoll, in place of a timer; where it cannot, look later."""
         try:
+            if self._epoll is None:
+                raise OSError(errno.EMFILE, os.strerror(errno.EMFILE))
             self._reactor.addReader(self)
         except OSError:
-            return
-        self._timer.cancel()
-        self._timer = None
+            self._look_later()
+        else:
+            self._cancel()
 
     def _look_later(self) -> None:
         """Set the timer; meanwhile the reactor does not read the epoll."""
+        if self._timer is not None:
+            return
         if self._at_shutdown is None:
             self._open()
         if self._epoll is not None:
             self._reactor.removeReader(self)
         self._timer = self._reactor.callLater(INTERVAL, self._look)
+
+    def _cancel(self) -> None:
+        if self._timer is not None:
+            self._timer.cancel()
+            self._timer = None
 
     def _open(self) -> None:
         self._at_shutdown = self._reactor.addSystemEventTrigger(
@@ -122,31 +141,48 @@ class LingeringClose:
         if self._at_shutdown is not None:
             self._reactor.removeSystemEventTrigger(self._at_shutdown)
             self._at_shutdown = None
-        if self._timer is not None:
-            self._timer.cancel()
-            self._timer = None
+        self._cancel()
 
     def doRead(self) -> None:
         """Look: a reader has ended, after a while in which none had."""
         self._look()
 
     def _look(self) -> None:
-        self._look_later()
+        self._timer = None
+        active = False
+        for descriptor in self._ready():
+            if descriptor in self._lingering:  # a hook may take others away
+                active = self._discard(descriptor) or active
+        if not self._lingering:
+            self._rest()
+        elif self._closed:
+            self.hurry()
+        elif active or self._due or self._new:
+            self._look_later()
+        else:
+            self._read()
+
+    def _rest(self) -> None:
+        """Do nothing until a reader comes."""
+        self._cancel()
+        if self._closed:
+            self._stop()
+        elif self._epoll is not None:
+            self._reactor.removeReader(self)
+
+    def _ready(self) -> set[int]:
+        """Choose the readers to look at: those that are due, and those that an event tells of."""
         ready, self._due, self._new = self._due, self._new, set()
+        if self._rested:
+            ready, self._due, self._rested = ready | self._due, set(), False
         if self._epoll is not None:
             with suppress(OSError):
                 events = self._epoll.poll(0, max(1, len(self._lingering)))  # Python's own: 1,023
                 ready.update(descriptor for descriptor, _ in events)
-        for descriptor in ready:
-            if descriptor in self._lingering:  # a hook may take others away
-                self._discard(descriptor)
-        quiet = not (ready or self._due or self._new)
-        if quiet and not self._lingering:
-            self._stop()
-        elif quiet or self._closed:
-            self.hurry()
+        return ready
 
-    def _discard(self, descriptor: int) -> None:
+    def _discard(self, descriptor: int) -> bool:
+        """Discard what a reader has said; return whether it has said something, or ended."""
         connection = self._lingering[descriptor]
         try:
             if connection.socket.recv_into(DISCARDED, 0, NOW):
@@ -155,8 +191,10 @@ class LingeringClose:
                 _lose(connection, connectionDone)
         except BlockingIOError:  # it stays, or the event was another's, which had this number
             self._arm(descriptor)
+            return False
         except OSError:
             _lose(connection, Failure(ConnectionLost()))
+        return True
 
     def _arm(self, descriptor: int) -> None:
         """Have an event tell of a reader's end; where none can, it is due again."""
@@ -169,8 +207,7 @@ class LingeringClose:
                 self._epoll.modify(descriptor, ONCE)
         except OSError:
             self._due.add(descriptor)
-            if self._timer is None:
-                self._look_later()
+            self._look_later()
 
     def fileno(self) -> int:
         """Give the epoll's descriptor to the reactor."""

@@ -53,12 +53,12 @@ class Reactor(MemoryReactorClock):
             self.advance(INTERVAL)
 
     def state(self, lingering: LingeringClose) -> str:
-        """What a lingering close goes by: "nothing", its "timer", or its "epoll"."""
-        timer, epoll = bool(self.getDelayedCalls()), lingering in self.readers
-        assert bool(self.at_shutdown) is (timer or epoll), "a trigger goes with them"
-        return {(False, False): "nothing", (True, False): "timer", (False, True): "epoll"}[
-            timer, epoll
-        ]
+        """What a lingering close goes by: "timer", "epoll", "rest", or "nothing" any more."""
+        if lingering in self.readers:
+            return "epoll"
+        if self.getDelayedCalls():
+            return "timer"
+        return "rest" if self.at_shutdown else "nothing"
 
 
 Connect = Callable[[], "Connection"]
@@ -136,18 +136,37 @@ def test_each_goes_at_its_end(reactor: Reactor, connect: Connect) -> None:
     assert not second.reasons
 
 
-def test_who_ends_soon_is_not_watched(
-    reactor: Reactor, lingering: LingeringClose, connect: Connect, monkeypatch: pytest.MonkeyPatch
+def test_a_reader_that_ends_soon_is_not_watched(
+    lingering: LingeringClose,
+    reactor: Reactor,
+    connect: Connect,
+    monkeypatch: pytest.MonkeyPatch,
 ) -> None:
     """Most have ended when they are looked at first, and cost no place in an epoll."""
     monkeypatch.setattr(lingering, "_arm", None)
     for _ in range(9):
         connection = connect()
         assert reactor.state(lingering) == "timer"
-        reactor.advance(INTERVAL)
         connection.reader.close()
         reactor.advance(INTERVAL)
         assert [type(reason) for reason in connection.reasons] == [ConnectionDone]
+        assert reactor.state(lingering) == "rest"
+
+
+def test_a_reader_that_comes_between_two_looks_has_time_to_end(
+    lingering: LingeringClose, reactor: Reactor, connect: Connect, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """While looks go on, a new reader is looked at by the second one."""
+    ends, _stays = connect(), connect()
+    ends.reader.close()
+    reactor.advance(INTERVAL)
+    assert (len(ends.reasons), reactor.state(lingering)) == (1, "timer")
+    monkeypatch.setattr(lingering, "_arm", None)
+    comes = connect()
+    reactor.advance(INTERVAL)
+    comes.reader.close()
+    reactor.advance(INTERVAL)
+    assert comes.reasons
 
 
 def test_who_stays_is_watched(
@@ -208,7 +227,7 @@ def test_a_reset_is_one(reactor: Reactor, connect: Connect) -> None:
 def test_nothing_is_left_behind(
     reactor: Reactor, lingering: LingeringClose, connect: Connect, *, stays: bool
 ) -> None:
-    """It is closed when nobody has come or ended for a while, and opens again."""
+    """Without readers it rests, without a timer; closed, it leaves no descriptor."""
     before = descriptors()
     for _ in range(2):
         connection = connect()
@@ -218,8 +237,10 @@ def test_nothing_is_left_behind(
         reactor.poll()
         reactor.settle()
         assert connection.reasons
-        assert (lingering.fileno(), reactor.state(lingering)) == (-1, "nothing")
-        assert descriptors() == before
+        assert reactor.state(lingering) == "rest"
+    lingering.close()
+    assert (lingering.fileno(), reactor.state(lingering)) == (-1, "nothing")
+    assert descriptors() == before
 
 
 @pytest.mark.parametrize("looks", range(4))
@@ -254,7 +275,7 @@ def test_who_waits_for_a_place(
     gone = connect()
     lingering.remove(gone)
     lingering.hurry()
-    assert reactor.state(lingering) == "timer"
+    assert reactor.state(lingering) == "rest"
     connection, gone_too = connect(), connect()
     for _ in range(looks):
         reactor.advance(INTERVAL)
@@ -393,7 +414,7 @@ def test_nothing_to_wait_with(
         connection.reader.close()
         reactor.settle()
         assert connection.reasons
-    assert reactor.state(lingering) == "nothing"
+    assert reactor.state(lingering) == "rest"
     last = connect()
     reactor.settle()
     monkeypatch.undo()
@@ -421,6 +442,7 @@ def test_no_place_after_a_hook_has_hurried(
 
     first.at_end = at_end
     first.reader.close()
+    reactor.poll()
     reactor.settle()
     assert first.reasons
     for other in others:
@@ -456,7 +478,7 @@ def test_the_last_one_that_is_taken_away(
     reactor.settle()
     lingering.remove(connection)
     connection.handle.close()
-    assert (lingering.fileno(), reactor.state(lingering)) == (-1, "nothing")
+    assert reactor.state(lingering) == "rest"
 
 
 def test_the_reactor_drops_it(
