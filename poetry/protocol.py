@@ -59,13 +59,13 @@ class PoetryProtocol(Protocol):
         either:     `outcome` is a `PoemError.outcome`, and the connection is reset
 
     @ivar outgoing: the poem that it sends, and how far it is; None: it receives one.
-    @ivar begun: bytes of its poem that the kernel has before the connection is made.
+    @ivar begun: bytes of its poem that were sent before `makeConnection`.
     @ivar started: when the connection was made, in seconds of `time.monotonic`.
     @ivar outcome: None while it lasts, then "sent", "received", a `PoemError.outcome`, or
         "handshake" where TLS did not come up.
     @ivar error: why it failed, where it did.
-    @ivar progress: for the idle timeout: how far it was when it last moved.
-    @ivar progressed: when that was, in seconds of the idle timeout's clock.
+    @ivar progress: (size, unacknowledged bytes) at the last sweep that saw a change.
+    @ivar progressed: when that was, in seconds of the sweep's clock.
     """
 
     factory: PoetryFactory
@@ -91,7 +91,7 @@ class PoetryProtocol(Protocol):
     def makeConnection(self, transport: Any) -> None:
         """Begin: choose the poem, seal the transport of a protocol that sends, and go on.
 
-        A subclass whose `connectionMade` raises leaves no reader waiting for ever.
+        The connection is reset where `connectionMade` raises, unless the poem survives that.
         """
         self.begin(transport, Sealed(transport))
         try:
@@ -110,14 +110,14 @@ class PoetryProtocol(Protocol):
             PoetryProtocol.connectionMade(self)
 
     def survives(self, error: BaseException) -> bool:
-        """Tell whether the poem goes on although a subclass failed with `error` as it began: the
-        kernel has all of the poem, or the mistake was a write, and is undone.
+        """Return whether the poem goes on although a subclass failed with `error` at the beginning:
+        its stream has ended already, or the error is a refused write.
         """
         outgoing = self.outgoing
         return outgoing is not None and (outgoing.ended or isinstance(error, WriteRefused))
 
     def begin(self, transport: Any, sealed: Any) -> None:
-        """Enter the connection into its factory's books."""
+        """Add this protocol to the live connections of its factory."""
         self.started = monotonic()
         self._wire, self.transport = transport, sealed
         self.factory.connections.add(self)
@@ -146,7 +146,10 @@ class PoetryProtocol(Protocol):
             self.chunkReceived(data)
 
     def chunkReceived(self, data: bytes) -> None:
-        """Take the next bytes of the poem. Override to do without one large `bytes`."""
+        """Take the next bytes of the poem.
+
+        Override to do without one large `bytes`; `poemReceived` gets `b""` then.
+        """
         if self._collected is None:
             self._collected = bytearray()
         self._collected += data
@@ -160,8 +163,8 @@ class PoetryProtocol(Protocol):
         else:
             self._reader_ended = True
 
-    def ended(self) -> None:
-        """Close, where the reader has ended before us; else wait for its end."""
+    def streamEnded(self) -> None:
+        """Close if the reader has ended before us; else wait for its end."""
         if self._reader_ended:
             self._finish()
 
@@ -211,7 +214,7 @@ class PoetryProtocol(Protocol):
             self.outgoing.forget()
 
     def _conclude(self, reason: Failure) -> None:
-        """Find out how the transfer ended, and tell."""
+        """Set the outcome from the reason of the loss, and call the factory's hook."""
         if self.outgoing is not None and self.outgoing.was_delivered(reason):
             self.outcome = "sent"
             _tell(self.factory.poemSent, self.outgoing.poem.data)
@@ -293,7 +296,7 @@ class PoetryFactory(Factory):
             self.replace(None if poem is None else Poem(poem))
 
     def replace(self, poem: Poem | None) -> None:
-        """Send this to new connections; give up what the old one has beside its bytes."""
+        """Send this poem to new connections, and close the file in memory of the old one."""
         if self.sending is not None:
             self.sending.retire()
         self.sending = poem
@@ -309,7 +312,7 @@ class PoetryFactory(Factory):
         return self.poem
 
     def poemFor(self, protocol: PoetryProtocol) -> Poem | None:
-        """Give what `getPoem` chose as it is sent: `poem` is shared, any other is made anew."""
+        """Return what `getPoem` chose, as a `Poem`: the shared one where it is `poem`."""
         poem, sending = self.getPoem(protocol), self.sending
         if sending is not None and poem is sending.data:
             return sending

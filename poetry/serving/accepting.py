@@ -28,7 +28,7 @@ from poetry.serving.limiter import ConnectionLimiter
 from poetry.serving.lingering import LingeringClose
 from poetry.system.features import ONLY_SOCKETS, UNIX
 from poetry.wire.kernel import (
-    Listening,
+    ListeningSocket,
     accept_queue,
     make_close_abortive,
     make_close_graceful,
@@ -42,7 +42,7 @@ AT_ONCE = 1 if ONLY_SOCKETS else 100
 at)."""
 
 AGAIN = 0.1
-"""Seconds until a listener asks again that the system had no descriptor or memory for."""
+"""Seconds until a listener tries again after accept(2) or epoll_ctl(2) failed for lack of room."""
 
 _NEXT = frozenset({errno.ECONNABORTED, errno.EPERM, errno.EPROTO})
 """What accept(2) fails with for one connection: the next one may be fine."""
@@ -52,11 +52,10 @@ _log = Logger()
 
 @implementer(IHalfCloseableProtocol)
 class Accepted:
-    """What Twisted's transport of an accepted connection talks to: it keeps the books.
+    """Counts an accepted connection until its transport is lost, whatever its protocol does.
 
-    A subclass of `PoetryProtocol` may leave out or fail in whatever it overrides, and TLS or a
-    wrapper may be around it: the connection is counted until its transport is lost, and its end is
-    told all the same.
+    It stands between Twisted's transport and what the factory built. A subclass of `PoetryProtocol`
+    may leave out or fail in whatever it overrides, and TLS or a wrapper may be around it.
     """
 
     transport: Any
@@ -87,9 +86,9 @@ class Accepted:
             _log.failure("a protocol failed beside its poem", event="hook_failed")
 
     def dataReceived(self, data: bytes) -> None:
-        """Pass data on; a write beside a poem, which is refused, ends nothing.
+        """Pass data on. A refused write beside a poem is logged, and ends nothing.
 
-        What a reader makes TLS answer is held back while it does not read.
+        Stop reading while our own output is backed up: TLS would queue a reply to each KeyUpdate.
         """
         try:
             self._protocol.dataReceived(data)
@@ -111,14 +110,12 @@ class Accepted:
 
     def connectionLost(self, reason: Failure = connectionDone) -> None:
         """Tell the end of the connection, whatever a subclass leaves out."""
-        protocol, conversation = self._protocol, self._conversation
-        del self._protocol, self._conversation
         try:
             try:
-                protocol.connectionLost(reason)
+                self._protocol.connectionLost(reason)
             finally:
-                if conversation is not None:
-                    PoetryProtocol.connectionLost(conversation, reason)
+                if self._conversation is not None:
+                    PoetryProtocol.connectionLost(self._conversation, reason)
         except BaseException:
             _log.failure("connectionLost failed", event="hook_failed")
         finally:
@@ -183,10 +180,11 @@ class Listener:
         self.resume()
 
     def _arm(self) -> float:
-        """Have every connection reset on close from its first moment, by inheritance (Linux).
+        """Make close abortive for every connection from its first moment, by inheritance (Linux).
 
-        @return: how many of the next ones do not: those that were there before. Of a passed-in
-            socket none does: it is left as the processes that share it need it.
+        @return: how many of the next connections have to be armed one by one: those that were
+            queued before. Of a passed-in socket, all (infinity): the socket is left as the other
+            processes that share it need it.
         """
         if self._adopted or sys.platform != "linux":
             return math.inf
@@ -374,7 +372,7 @@ def duplicate(listening: socket.socket) -> socket.socket:
     be called another.
     """
     own = socket.socket(fileno=os.dup(listening.fileno()))
-    return Listening(own.family, own.type, own.proto, own.detach())
+    return ListeningSocket(own.family, own.type, own.proto, own.detach())
 
 
 def close_port(port: Port, reason: Failure, *, adopted: bool) -> None:

@@ -35,11 +35,11 @@ class ConnectionLimiter:
         self._told = False
 
     def add(self, listener: Pausable) -> None:
-        """Hold a listener from now on."""
+        """Pause this listener too whenever the limit is reached."""
         self._listeners.add(listener)
 
     def remove(self, listener: Pausable) -> None:
-        """Hold a listener no longer: it is closed."""
+        """Forget a listener: it is closed."""
         self._listeners.discard(listener)
 
     @property

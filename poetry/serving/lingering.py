@@ -56,8 +56,8 @@ class LingeringClose:
         """@param reactor: an IReactorFDSet and IReactorTime."""
         self._reactor = reactor
         self._lingering: dict[int, Lingerer] = {}
-        # Of these no event tells. A look makes the new ones due, and has events tell of those that
-        # have not ended when they are due: few.
+        # These are not in the epoll. A look makes the new ones due; due ones that have not ended by
+        # the next look are registered with the epoll: few.
         self._new: set[int] = set()
         self._due: set[int] = set()
         self._rested = (

@@ -18,8 +18,8 @@ _log = Logger()
 class Listening:
     """The listeners of one start.
 
-    An endpoint need not listen at once: its Deferred may fire when it likes, or never. None is
-    cancelled, as Twisted's lose a port that opens after that: what opens late is closed.
+    An endpoint need not listen at once: its Deferred may fire at any time, or never. Endpoints are
+    never cancelled, as Twisted's would leak a port that opens later; such a port is closed.
 
     @ivar failure: why they do not listen, where one of them cannot.
     """

@@ -2,11 +2,9 @@
 
 from __future__ import annotations
 
-import socket
-
 from twisted.internet.interfaces import ISSLTransport
 
-from poetry.wire.kernel import make_close_graceful
+from poetry.wire.kernel import end_stream, make_close_graceful
 from poetry.wire.layers import handle_of, innermost, make_close_abortive
 from poetry.wire.outgoing import SHORT, Sender
 
@@ -42,7 +40,7 @@ class Buffered(Sender):
         self.unregister()
         handle = handle_of(self._transport)
         if handle is None or ISSLTransport.providedBy(self._transport):
-            # In memory there is no kernel; TLS below a wrapper has an end and a wait of its own.
+            # In memory there is no kernel; TLS under a wrapper ends by itself.
             if handle is not None:
                 make_close_graceful(handle)
             self._transport.loseConnection()
@@ -53,7 +51,7 @@ class Buffered(Sender):
     def _wait_for_kernel(self) -> None:
         """Become the producer of the reactor's transport, which asks once its buffer is empty."""
         below = innermost(self._transport)
-        below.registerProducer(self, False)  # it asks once as we register, whatever its buffer has
+        below.registerProducer(self, False)  # this asks once at once, which is ignored
         self._consumer = below
         below.startWriting()
 
@@ -65,9 +63,8 @@ class Buffered(Sender):
             below = self._consumer
             self.unregister()
             try:
-                below.socket.shutdown(socket.SHUT_WR)
+                end_stream(below.socket)
             except OSError as error:
                 self.broken(error)
-                return
-            make_close_graceful(below.socket)
-            self.finish()
+            else:
+                self.finish()

@@ -16,8 +16,8 @@ MORE = getattr(socket, "MSG_MORE", 0)
 """A flag of send(2): the end of the stream follows. Both leave in one packet."""
 
 NOW = MORE | getattr(socket, "MSG_DONTWAIT", 0)
-"""The same, and that neither send(2) nor recv(2) blocks: on a socket without a timeout of Python's,
-which would wait first."""
+"""MORE, and that neither send(2) nor recv(2) blocks. Only for sockets whose `timeout` is None: for
+any other Python itself waits."""
 
 DISCARDED = bytearray(64 * 1024)
 """Where unwanted input is read to: as much at a time as Twisted reads."""
@@ -32,7 +32,7 @@ _ABORTIVE = struct.pack("ii", 1, 0)
 _GRACEFUL = struct.pack("ii", 0, 0)
 
 
-class Listening(socket.socket):
+class ListeningSocket(socket.socket):
     """A listening socket with its family and type as they are.
 
     Python's own looks two members of an enum up for each connection that it accepts: a thirtieth of
@@ -68,6 +68,15 @@ def make_close_abortive(handle: socket.socket) -> None:
 def make_close_graceful(handle: socket.socket) -> None:
     """Have a close of the socket deliver what the kernel has, and end the stream, from now on."""
     _set_linger(handle, _GRACEFUL)
+
+
+def end_stream(handle: socket.socket) -> None:
+    """Shut the sending half down after the last byte, and make every later close graceful.
+
+    @raise OSError: where the connection is broken.
+    """
+    make_close_graceful(handle)
+    handle.shutdown(socket.SHUT_WR)
 
 
 def _set_linger(handle: socket.socket, value: bytes) -> None:

@@ -14,10 +14,6 @@ from twisted.python.failure import Failure
 
 from poetry.wire import kernel
 
-RECEIVE_BUFFER = 1024 * 1024
-"""Bytes a read: 100 MB took 0.15 s with 1 MiB and 0.23 s with Twisted's 64 KiB (measured)."""
-
-
 _log = Logger()
 
 
@@ -50,9 +46,9 @@ def make_close_abortive(transport: Any) -> None:
 
 
 def reset(transport: Any) -> bool:
-    """Reset the connection now, with whatever is still on its way; the transport is still to go.
+    """Reset the connection now, with whatever is still on its way. The caller closes the transport.
 
-    @return: whether it is reset; else a close of its socket will do so, where a reset is known.
+    @return: whether it is reset; if not, closing its socket will do so (except of a Unix socket).
     """
     handle = handle_of(transport)
     if handle is None:
@@ -64,8 +60,9 @@ def reset(transport: Any) -> bool:
 def reset_before_close(transport: Any) -> None:
     """Reset the connection of a transport that is about to close it.
 
-    For every close but an abort Twisted calls shutdown(2) first, which ends the stream cleanly
-    whatever SO_LINGER says. After a reset that fails; else the socket is closed before.
+    For every close but an abort Twisted calls shutdown(2) first, which would end the stream cleanly
+    whatever SO_LINGER says. After a reset shutdown(2) fails; where no reset can be had, the socket
+    is closed before Twisted can shut it down.
     """
     if not reset(transport) and (handle := handle_of(transport)) is not None:
         below = innermost(transport)
@@ -84,8 +81,8 @@ def discard_input(transport: Any) -> None:
 def close(transport: Any) -> None:
     """Close the connection gracefully and at once: the kernel has all of it, and delivers.
 
-    `loseConnection` would first wait for a turn of the reactor, 29% of a short poem's CPU
-    (measured), and for room in its epoll, which may be refused.
+    `loseConnection` would wait for a turn of the reactor, 29% of a short poem's CPU (measured), and
+    would register with its epoll, which may fail (ENOSPC).
     """
     below = innermost(transport)
     if getattr(below, "socket", None) is None:
@@ -109,7 +106,7 @@ def _lose(below: Any, reason: Failure) -> None:
         below.connectionLost(reason)
     except Exception:
         _log.failure("a connection could not be closed properly", event="connection_failed")
-        if hasattr(below, "protocol"):  # else it is what our protocol was told that failed
+        if hasattr(below, "protocol"):  # else Twisted is done, and the protocol itself has failed
             below.socket.close()
             below.protocol.connectionLost(reason)
 

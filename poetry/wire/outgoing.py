@@ -34,7 +34,7 @@ class Pace(NamedTuple):
 class Owner(Protocol):
     """The conversation that a poem belongs to."""
 
-    def ended(self) -> None:
+    def streamEnded(self) -> None:
         """Take note that the kernel has the last byte and the end of the stream."""
 
     def fail(self, error: BaseException) -> None:
@@ -45,7 +45,7 @@ class Outgoing:
     """A poem for one reader, and how far it is: what a conversation knows of it.
 
     @cvar after_handshake: whether the poem waits for the transport's handshake.
-    @cvar reader_ends: what a connection is lost with whose reader ended properly.
+    @cvar reader_ends: reasons of a lost connection that mean that the reader ended properly.
     @ivar size: bytes handed over so far.
     @ivar ended: whether the kernel has the last byte and the end of the stream.
     @ivar paused: whether its transport owes more than its buffer takes.
@@ -64,8 +64,8 @@ class Outgoing:
         """Begin to send, once."""
 
     def forget(self) -> None:
-        """Keep nothing but the size, at the end of the connection: what is in a reference cycle may
-        wait long for the collector, and a poem must not.
+        """Drop the poem, at the end of the connection: in a reference cycle it could stay in memory
+        until the next collection.
         """
         del self.poem
 
@@ -75,8 +75,9 @@ class Outgoing:
         return False
 
     def was_delivered(self, reason: Failure) -> bool:
-        """Tell whether the reader ended after our end of the stream, for which the connection is
-        lost: not with a reset. What our own code fails with afterwards changes nothing.
+        """Return whether the reader ended properly after our end of the stream.
+
+        @param reason: of the lost connection; an exception of our own code is no reset.
         """
         value = reason.value
         return self.ended and (
@@ -120,7 +121,7 @@ class Sender(Outgoing, ABC):
             self._start()
 
     def forget(self) -> None:
-        """Keep nothing but the size."""
+        """Drop the poem, and what refers back to the connection."""
         del self.poem, self._owner, self._transport
 
     @property
@@ -165,7 +166,7 @@ class Sender(Outgoing, ABC):
     def finish(self) -> None:
         """Take note, and tell: the stream is ended."""
         self.ended = True
-        self._owner.ended()
+        self._owner.streamEnded()
 
     def broken(self, error: OSError) -> None:
         """Give up: what failed with `error` leaves nothing to be sent on."""
@@ -180,7 +181,7 @@ class Sender(Outgoing, ABC):
             self.resumeProducing()
 
     def unregister(self) -> None:
-        """Be the producer of a transport no longer; in memory only a registered one can."""
+        """Unregister from the transport, if registered: in memory it would raise otherwise."""
         if self._consumer is not None:
             consumer, self._consumer = self._consumer, None
             consumer.unregisterProducer()

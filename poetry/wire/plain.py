@@ -2,9 +2,7 @@
 
 from __future__ import annotations
 
-import socket
-
-from poetry.wire.kernel import MORE, make_close_abortive, make_close_graceful
+from poetry.wire.kernel import MORE, end_stream, make_close_abortive
 from poetry.wire.outgoing import Sender
 
 
@@ -25,7 +23,7 @@ class Plain(Sender):
             self.register()
 
     def resumeProducing(self) -> None:
-        """Send, and have the transport ask again: its buffer is empty, and no reason to."""
+        """Send, and have the transport ask again: with an empty buffer it would stop."""
         if self._pace is not None:
             super().resumeProducing()
         elif self.send(self.turn):
@@ -39,7 +37,5 @@ class Plain(Sender):
     def _end(self) -> None:
         """Shut down the sending half; the transport goes on reading until the reader ends."""
         self.unregister()
-        handle = self._transport.getHandle()
-        make_close_graceful(handle)
-        handle.shutdown(socket.SHUT_WR)
+        end_stream(self._transport.getHandle())
         self.finish()

@@ -30,7 +30,7 @@ class Poem:
 
     @ivar data: the poem.
     @ivar view: the same, to cut without a copy.
-    @ivar shared: whether a file was asked for, so that the poem's successor needs one too.
+    @ivar shared: whether `share` was called, so that a reload shares the next poem too.
     """
 
     def __init__(self, data: bytes) -> None:
@@ -106,7 +106,7 @@ def _in_memory(data: bytes) -> int | None:
         collapse(descriptor, len(data))
         seals = fcntl.F_SEAL_SEAL | fcntl.F_SEAL_SHRINK | fcntl.F_SEAL_GROW | fcntl.F_SEAL_WRITE
         fcntl.fcntl(descriptor, fcntl.F_ADD_SEALS, seals)
-        # Asked now: in a transfer nothing tells a refused call from one that moved bytes.
+        # Try sendfile now: a failure in a transfer could not be told from a part that was sent.
         probe, other = socket.socketpair()
         with probe, other:
             os.sendfile(probe.fileno(), descriptor, 0, 1)

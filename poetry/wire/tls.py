@@ -24,8 +24,8 @@ SMALL_READ = 4 * 1024
 class Tls(Buffered):
     """Encrypted by OpenSSL into the buffer of the transport below.
 
-    Twisted answers a peer's close_notify with one of ours, which must not leave early: except while
-    we write, OpenSSL is told that it has been sent.
+    Twisted would answer a peer's close_notify with one of ours, in the middle of a poem. So OpenSSL
+    is told, except while we write, that ours has been sent.
 
     Many readers close without a close_notify, once they have ours (`reader_ends`).
 

@@ -540,6 +540,37 @@ def test_an_event_that_does_not_call_up(
     log.clear()
 
 
+class StopsAtOnce(PoetryProtocol):
+    """Lets its reader go as soon as the poem has ended."""
+
+    def connectionMade(self) -> None:
+        super().connectionMade()
+        self.stop()
+
+
+class StopsWhenSpokenTo(PoetryProtocol):
+    """Lets its reader go as soon as it has said something."""
+
+    def dataReceived(self, data: bytes) -> None:
+        super().dataReceived(data)
+        self.stop()
+
+
+@pytest.mark.parametrize("protocol", [StopsAtOnce, StopsWhenSpokenTo])
+def test_a_protocol_that_ends_while_it_is_called(protocol: type[PoetryProtocol], log: Log) -> None:
+    """A connection may end inside of each call that its transport makes: nothing goes wrong."""
+    server = Server(POEM)
+    server.protocol = protocol
+    with serving(server, max_connections=1) as service:
+        for _ in range(3):
+            with reader(port_of(service)) as connection:
+                connection.sendall(b"GET /")
+                assert drain(connection) == POEM
+            until(lambda: not service._limiter.count)
+    assert server.outcomes == ["sent"] * 3
+    assert not [event for event in log if "log_failure" in event]
+
+
 def test_a_protocol_that_is_not_ours_counts() -> None:
     """What a factory builds that is no `PoetryProtocol` is counted and closed like any other."""
 
