@@ -83,7 +83,7 @@ TLS_SERVERS: dict[str, tuple[str, TlsCommand]] = {
 }
 
 
-@pytest.mark.parametrize("trust", ["environment", "address"])
+@pytest.mark.parametrize("trust", ["environment", "address", "option"])
 @pytest.mark.parametrize("size", SIZES)
 @pytest.mark.parametrize("name", TLS_SERVERS)
 def test_tls(
@@ -92,13 +92,13 @@ def test_tls(
     """From each server each poem arrives over TLS, whichever way its authority is trusted."""
     tool, command = TLS_SERVERS[name]
     require(tool)
-    env, options = {"SSL_CERT_FILE": str(certificates.authority)}, ""
-    if trust == "address":
-        env, options = {}, f":trustRoots={certificates.roots}"
+    env = {"SSL_CERT_FILE": str(certificates.authority)} if trust == "environment" else {}
+    options = f":trustRoots={certificates.roots}" if trust == "address" else ""
+    words = ["--cacert", str(certificates.authority)] if trust == "option" else []
     with tool_listening(
         lambda port: command(port, poems[size], certificates), stdin=poems[size]
     ) as (_, port):
-        read = poetry("get", f"tls:127.0.0.1:{port}{options}", env=env)
+        read = poetry("get", *words, f"tls:127.0.0.1:{port}{options}", env=env)
     assert (read.returncode, read.stdout == poem_of(size)) == (0, True), read.stderr
 
 
