@@ -28,7 +28,6 @@ if TYPE_CHECKING:
     poetry get -o poem.txt host:10000        all or nothing
     poetry get -d poems a:10000 b:10000      a file for each
     poetry get --retries 5 host:10000        try again
-    poetry get -v host:10000                 say what happens
     poetry get unix:/run/poem                a Unix socket
     poetry get tls:poems.example.org:10000   over TLS
     """,
