@@ -48,18 +48,23 @@ def missing() -> str | None:
     return None if os.geteuid() == 0 else "not root"
 
 
-def measure(share: float, seconds: float) -> Counter[str]:
-    """Lose this share of all packets for so long, in another process; give the readers' ends."""
+def start(share: float, seconds: float) -> subprocess.Popen[str]:
+    """Lose this share of all packets for so long, in another process."""
     command = ["unshare", "--net", "sh", "-ec", NETWORK, "sh"]
-    done = subprocess.run(
+    return subprocess.Popen(
         [*command, str(share), sys.executable, str(seconds)],
-        capture_output=True,
+        stdout=subprocess.PIPE,
+        stderr=subprocess.PIPE,
         text=True,
-        check=False,
     )
-    if done.returncode:
-        raise RuntimeError(f"packet loss of {share:.0%}: {done.stderr.strip()}")
-    ends: dict[str, int] = json.loads(done.stdout)
+
+
+def ends_of(process: subprocess.Popen[str]) -> Counter[str]:
+    """How its readers ended, once it has."""
+    said, errors = process.communicate()
+    if process.returncode:
+        raise RuntimeError(f"packet loss: {errors.strip()}")
+    ends: dict[str, int] = json.loads(said)
     return Counter(ends)
 
 
@@ -89,6 +94,7 @@ def a_round(directory: Path, chance: random.Random, kill: bool, patience: float)
 
 
 def main(share: str, seconds: str) -> None:
+    signal.signal(signal.SIGTERM, signal.default_int_handler)  # leaves no server behind
     chance = random.Random(share)
     deadline = time.monotonic() + float(seconds)
     ends: Counter[str] = Counter()

@@ -23,6 +23,7 @@ import urllib.request
 from collections import Counter
 from collections.abc import Callable, Iterable, Sequence
 from concurrent.futures import ThreadPoolExecutor
+from contextlib import ExitStack
 from functools import partial
 from pathlib import Path
 from threading import Event, Lock, Thread, Timer
@@ -368,19 +369,21 @@ def main() -> int:
         parser.error(f"--minutes is more than 0 and at most {MOST_MINUTES}")
     # the servers import this very checkout
     os.environ["PYTHONPATH"] = str(Path(__file__).parents[1])
-    with tempfile.TemporaryDirectory() as directory, ThreadPoolExecutor() as pool:
+    signal.signal(signal.SIGTERM, signal.default_int_handler)  # leaves no server behind
+    with tempfile.TemporaryDirectory() as directory, ExitStack() as stack:
         soak = Soak(Path(directory), options.seed)
-        try:
-            lossy = partial(loss.measure, seconds=options.minutes * 60)
-            lost = [] if loss.missing() else [pool.submit(lossy, share) for share in loss.SHARES]
-            rows = soak.run(options.minutes)
-        finally:
-            soak.close()
+        stack.callback(soak.close)
+        lossy = []
+        if not loss.missing():
+            lossy = [loss.start(share, options.minutes * 60) for share in loss.SHARES]
+        for process in lossy:
+            stack.callback(process.terminate)
+        rows = soak.run(options.minutes)
+        lossy_ends = [loss.ends_of(process) for process in lossy]
     print(table(["minute", "readers", *HELD], rows))
     kinds = sorted({kind for kind, _ in soak.fates}, key=lambda kind: (kind in TRANSPORTS, kind))
     print(table(["", *FATES], ([kind, *(soak.fates[kind, f] for f in FATES)] for kind in kinds)))
     print(", ".join(f"{count:,} {what}" for what, count in sorted(soak.happened.items())) + "\n")
-    lossy_ends = [one.result() for one in lost]
     if why := loss.missing():
         print(f"Packet loss was not tried: {why}.\n")
     else:
