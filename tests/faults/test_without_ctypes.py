@@ -10,7 +10,7 @@ import pytest
 
 from tests.faults.bad import serving, stall, whole
 from tests.faults.conftest import PoemFile
-from tests.faults.readers import Crowd, Habit, eventually, poem, read_all
+from tests.faults.readers import PAUSES, Crowd, eventually, poem, read_all
 from tests.processes import PATIENCE, running
 
 WITHOUT = {
@@ -20,7 +20,6 @@ WITHOUT = {
 """A Python that was built without libffi, and one that is linked statically."""
 
 LONG = 10_000_000
-TAKES_NOTHING = Habit(takes=0)
 
 without = pytest.mark.parametrize("lack", WITHOUT.values(), ids=WITHOUT.keys())
 
@@ -46,7 +45,7 @@ def test_idle_readers_are_reset(lack: str, poem_file: PoemFile) -> None:
     words = program(lack, "serve", "--idle-timeout", "1", str(poem_file(LONG)))
     with (
         running(words) as server,
-        Crowd(server.addresses[0], poem(LONG), TAKES_NOTHING, count=3) as idle,
+        Crowd(server.addresses[0], poem(LONG), PAUSES, count=3) as idle,
     ):
         assert idle.run() == {"reset": 3}
         assert "Traceback" not in server.stderr
@@ -60,7 +59,7 @@ def test_a_stop_ends(lack: str, signals: int, poem_file: PoemFile) -> None:
     words = program(lack, "serve", "--grace", grace, str(poem_file(LONG)))
     with (
         running(words) as server,
-        Crowd(server.addresses[0], poem(LONG), TAKES_NOTHING, count=3) as stalled,
+        Crowd(server.addresses[0], poem(LONG), PAUSES, count=3) as stalled,
     ):
         stalled.run(until=stalled.begun)
         server.signal(signal.SIGTERM)
@@ -72,15 +71,14 @@ def test_a_stop_ends(lack: str, signals: int, poem_file: PoemFile) -> None:
         assert "Traceback" not in server.stderr
 
 
-@without
-def test_get_gives_up(lack: str) -> None:
+def test_get_gives_up() -> None:
     """Each limit of a download ends it with its line."""
     for options, handler, said in [
         (["--timeout", "1"], stall, b"nothing for 1 s"),
         (["--max-bytes", "10"], lambda sock: whole(sock, bytes(100)), b"more than 10 bytes"),
     ]:
         with serving(handler) as port:
-            words = program(lack, "get", *options, str(port))
+            words = program(WITHOUT["no ctypes"], "get", *options, str(port))
             done = subprocess.run(words, capture_output=True, timeout=PATIENCE, check=False)
         assert done.returncode == 1
         assert said in done.stderr
