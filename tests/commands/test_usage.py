@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import errno
 import subprocess
 import sys
 from importlib.metadata import version
@@ -11,6 +12,7 @@ import pytest
 from click.testing import CliRunner
 
 from poetry.cli import cli
+from poetry.commands.console import cannot_print
 from tests.commands.tools import (
     NO_PATH,
     Run,
@@ -167,3 +169,9 @@ def test_version() -> None:
         result = CliRunner().invoke(cli, [word])
         assert result.output == f"twisted-poetry, version {version('twisted-poetry')}\n"
         assert result.exit_code == 0
+
+
+def test_out_of_descriptors(capsys: pytest.CaptureFixture[str]) -> None:
+    """What cannot be opened for want of descriptors is not blamed on standard output."""
+    assert cannot_print(OSError(errno.EMFILE, "Too many open files")) == 1
+    assert capsys.readouterr().err == "Error: Too many open files: raise the limit (ulimit -n)\n"
