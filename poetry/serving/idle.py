@@ -8,7 +8,7 @@ from twisted.logger import Logger
 
 from poetry.errors import PoemTimedOut
 from poetry.protocol import PoetryProtocol
-from poetry.wire.kernel import unacknowledged
+from poetry.wire.kernel import peer_has_ended, unacknowledged
 from poetry.wire.layers import handle_of
 
 _log = Logger()
@@ -38,7 +38,9 @@ def _look(connection: PoetryProtocol, now: float, idle: float, linger: float) ->
     if progress != connection.progress or (outgoing and outgoing.pacing and not queued):
         connection.progress, connection.progressed = progress, now
     elif outgoing is not None and outgoing.ended and not queued:
-        if now - connection.progressed >= linger:
+        # An end that is there since the last look is one that the reactor has lost.
+        forgotten = handle is not None and peer_has_ended(handle)
+        if forgotten or now - connection.progressed >= linger:
             connection.release()
     elif now - connection.progressed >= idle:
         connection.fail(PoemTimedOut(idle, connection.size))

@@ -109,6 +109,16 @@ def unacknowledged(handle: socket.socket) -> int:
     return 0
 
 
+def peer_has_ended(handle: socket.socket) -> bool:
+    """Return whether the end of the peer's stream, or a reset, is the next thing to be read."""
+    try:
+        return not handle.recv(1, socket.MSG_PEEK | NOW)
+    except BlockingIOError:
+        return False
+    except OSError:
+        return True
+
+
 def discard(handle: socket.socket) -> None:
     """Discard the input until now: closing a socket with unread input resets the connection."""
     with suppress(OSError):

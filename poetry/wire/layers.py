@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import os
 import socket
+from contextlib import suppress
 from typing import Any
 
 from twisted.internet.address import IPv4Address, IPv6Address, UNIXAddress
@@ -107,8 +108,23 @@ def _lose(below: Any, reason: Failure) -> None:
     except Exception:
         _log.failure("a connection could not be closed properly", event="connection_failed")
         if hasattr(below, "protocol"):  # else Twisted is done, and the protocol itself has failed
-            below.socket.close()
-            below.protocol.connectionLost(reason)
+            _lose_again(below, reason)
+
+
+def _lose_again(below: Any, reason: Failure) -> None:
+    """Lose a connection that the reactor could not let go.
+
+    What epoll_ctl(2) refused to remove the reactor half remembers, and would take for the next
+    connection of that number. Registering it anew for reading and writing puts that right.
+    """
+    for step in (below.startReading, below.startWriting, below.stopReading, below.stopWriting):
+        with suppress(Exception):
+            step()
+    with suppress(Exception):
+        below.connectionLost(reason)
+    if hasattr(below, "protocol"):
+        below.socket.close()
+        below.protocol.connectionLost(reason)
 
 
 def read_at_most(size: int, transport: Any) -> None:

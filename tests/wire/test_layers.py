@@ -19,11 +19,13 @@ from twisted.protocols.tls import TLSMemoryBIOProtocol
 from twisted.python.failure import Failure
 
 from poetry import PoetryClientFactory, PoetryProtocol
+from poetry.serving.idle import sweep
 from poetry.wire import kernel, kind_of, layers
 from poetry.wire.buffered import Buffered
 from poetry.wire.layers import handle_of, is_closing
 from tests.certificates import Certificates
 from tests.ends import (
+    LONG,
     Server,
     ended_with_reset,
     listening,
@@ -94,25 +96,64 @@ def test_a_reset_before_a_close_of_twisted(
         assert ended_with_reset(connection)
 
 
+@pytest.mark.parametrize("times", [1, 3])
 @pytest.mark.parametrize("end", [layers.close, layers.abort])
-def test_a_close_that_the_reactor_refuses(end: Callable[[Any], None], log: Log) -> None:
-    """Where it cannot let a descriptor go, the socket is closed, and the protocol told."""
+def test_a_close_that_the_reactor_refuses(end: Callable[[Any], None], times: int, log: Log) -> None:
+    """Where epoll_ctl(2) is refused once or more, the socket is closed, and the protocol told."""
     server = Server()
     with listening(server) as port, reader(port) as connection:
         until(lambda: server.connections)
         (protocol,) = server.connections
-
-        remove = reactor.removeReader
+        remove, refused = reactor.removeReader, 0
 
         def refuse(each: object) -> None:
-            remove(each)  # else the reactor would keep the number of the descriptor
-            raise OSError(errno.ENOMEM, os.strerror(errno.ENOMEM))
+            nonlocal refused
+            remove(each)
+            if refused < times:
+                refused += 1
+                raise OSError(errno.ENOMEM, os.strerror(errno.ENOMEM))
 
+        transport = protocol.transport
         with pytest.MonkeyPatch.context() as patch:
             patch.setattr(reactor, "removeReader", refuse)
-            end(protocol.transport)
+            end(transport)
         assert server.outcomes
         assert ended_with_reset(connection) is (end is layers.abort)
+    log.clear()
+
+
+def test_what_the_reactor_half_remembers(monkeypatch: pytest.MonkeyPatch, log: Log) -> None:
+    """After a refused EPOLL_CTL_DEL the next connection of that number is served like any other."""
+    server = Server(LONG)
+    with listening(server) as port:
+        for _ in range(3):
+            with reader(port) as connection:
+                until(lambda: server.connections)
+                (_protocol,) = server.connections
+                poller = reactor._poller
+                refused: list[int] = []
+
+                class Refuses:
+                    """An epoll that refuses to let one descriptor go."""
+
+                    def unregister(self, descriptor: int) -> None:
+                        if not refused:  # noqa: B023
+                            refused.append(descriptor)  # noqa: B023
+                            raise OSError(errno.ENOMEM, os.strerror(errno.ENOMEM))
+                        poller.unregister(descriptor)  # noqa: B023
+
+                    def __getattr__(self, name: str) -> Any:
+                        return getattr(poller, name)  # noqa: B023
+
+                monkeypatch.setattr(reactor, "_poller", Refuses())
+                assert drain(connection) == LONG
+                connection.close()
+                until(lambda: refused)  # noqa: B023
+                monkeypatch.undo()
+                for now in (0, 1, 2):
+                    sweep(server.connections, now, 10.0, 30.0)
+            until(lambda: not server.connections)
+    assert server.outcomes == ["sent"] * 3
     log.clear()
 
 
