@@ -26,7 +26,7 @@ from poetry.protocol import PoetryProtocol, PoetryServerFactory
 from poetry.serving.fast import Sent, end_at_once, poem_for_all, send_at_once
 from poetry.serving.limiter import ConnectionLimiter
 from poetry.serving.lingering import LingeringClose
-from poetry.system.features import ONLY_SOCKETS, UNIX
+from poetry.system.features import EPOLL, ONLY_SOCKETS, UNIX
 from poetry.wire.kernel import (
     ListeningSocket,
     accept_queue,
@@ -175,6 +175,8 @@ class Listener:
         port.stopReading()
         self._host = as_address(self._socket.getsockname())
         self._unarmed = self._arm()
+        if self._plain and EPOLL:
+            self._lingering.open()
         self.connected = True
         self._limiter.add(self)
         self.resume()
@@ -252,8 +254,13 @@ class Listener:
         self._lingering.close()
         try:
             close_port(self._port, reason, adopted=self._adopted)
-        except Exception:
-            _log.failure("cannot close {port} properly", event="cannot_close", port=str(self._host))
+        except Exception as error:
+            _log.error(
+                "cannot close {address} properly: {reason}",
+                event="cannot_close",
+                address=str(self._host),
+                reason=str(error),
+            )
         self._changed()
 
     # The limit

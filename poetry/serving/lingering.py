@@ -68,6 +68,15 @@ class LingeringClose:
         self._at_shutdown: Any = None
         self._closed = False
 
+    def open(self) -> None:
+        """Make the epoll, once, and before a crowd takes the low numbers, which select(2) needs."""
+        if self._at_shutdown is None:
+            self._at_shutdown = self._reactor.addSystemEventTrigger(
+                "during", "shutdown", self._shut_down
+            )
+            with suppress(OSError):
+                self._epoll = select.epoll()
+
     def add(self, connection: Lingerer) -> None:
         """Wait for the end of a reader, and tell its connection."""
         descriptor = connection.socket.fileno()
@@ -115,8 +124,7 @@ class LingeringClose:
         """Set the timer; meanwhile the reactor does not read the epoll."""
         if self._timer is not None:
             return
-        if self._at_shutdown is None:
-            self._open()
+        self.open()
         if self._epoll is not None:
             self._reactor.removeReader(self)
         self._timer = self._reactor.callLater(INTERVAL, self._look)
@@ -125,13 +133,6 @@ class LingeringClose:
         if self._timer is not None:
             self._timer.cancel()
             self._timer = None
-
-    def _open(self) -> None:
-        self._at_shutdown = self._reactor.addSystemEventTrigger(
-            "during", "shutdown", self._shut_down
-        )
-        with suppress(OSError):  # before a crowd takes the low numbers, which select(2) needs
-            self._epoll = select.epoll()
 
     def _stop(self) -> None:
         if self._epoll is not None:

@@ -40,4 +40,4 @@ def most_connections(listeners: int = 1) -> int:
 
     Out of descriptors, Twisted accepts and closes at once, which reads as an empty poem.
     """
-    return max(1, raise_limit() - RESERVED - 3 * listeners)  # its socket, poem and lingering close
+    return max(1, raise_limit() - RESERVED - 4 * listeners)  # its socket twice, epoll, and poem

@@ -32,7 +32,7 @@ def test_raise_limit(limits: tuple[int, int]) -> None:
 def test_most_connections(limits: tuple[int, int]) -> None:
     """It is what the hard limit leaves, and at least one."""
     _, hard = limits
-    assert most_connections() == hard - RESERVED - 3
+    assert most_connections() == hard - RESERVED - 4
     assert most_connections(hard) == 1
 
 
@@ -40,9 +40,9 @@ def test_no_limit(monkeypatch: pytest.MonkeyPatch) -> None:
     """Where the hard limit is infinite, or the system has none, any number goes."""
     infinite = (resource.RLIM_INFINITY, resource.RLIM_INFINITY)
     monkeypatch.setattr(resource, "getrlimit", lambda _: infinite)
-    assert (raise_limit(), most_connections()) == (sys.maxsize, sys.maxsize - RESERVED - 3)
+    assert (raise_limit(), most_connections()) == (sys.maxsize, sys.maxsize - RESERVED - 4)
     monkeypatch.setattr(descriptors, "resource", None)
-    assert (raise_limit(), most_connections()) == (sys.maxsize, sys.maxsize - RESERVED - 3)
+    assert (raise_limit(), most_connections()) == (sys.maxsize, sys.maxsize - RESERVED - 4)
 
 
 def test_a_reactor_that_cannot_wait_for_more(monkeypatch: pytest.MonkeyPatch) -> None:
@@ -53,7 +53,7 @@ def test_a_reactor_that_cannot_wait_for_more(monkeypatch: pytest.MonkeyPatch) ->
     monkeypatch.setattr(resource, "setrlimit", lambda _, limits: raised.append(limits))
     assert raise_limit() == 1024
     assert raised == [(1024, resource.RLIM_INFINITY)]
-    assert most_connections() == 1024 - RESERVED - 3
+    assert most_connections() == 1024 - RESERVED - 4
 
 
 @pytest.mark.parametrize("error", [OSError(1, "Operation not permitted"), ValueError("too much")])
@@ -66,4 +66,4 @@ def test_a_limit_that_may_not_be_raised(monkeypatch: pytest.MonkeyPatch, error: 
     monkeypatch.setattr(resource, "getrlimit", lambda _: (500, 1000))
     monkeypatch.setattr(resource, "setrlimit", refuse)
     assert raise_limit() == 500
-    assert most_connections() == 500 - RESERVED - 3
+    assert most_connections() == 500 - RESERVED - 4
