@@ -261,12 +261,12 @@ def counts(line: str) -> tuple[set[str], int]:
 def check_printed(commands: list[tuple[str, str]], printed: list[str]) -> None:
     """Each command has printed what is shown; the sample poem, or nothing, where nothing is shown.
 
-    Where readers end in several ways, chance decides which of them in which.
+    Where readers are let down, chance decides how many of them in which way, or not at all.
     """
     for (command, shown), said in zip(commands, printed, strict=True):
-        if "," in shown and "readers.py" in command:
+        if "readers.py" in command and counts(shown)[0] != {"whole"}:
             (words, total), (shown_words, shown_total) = counts(said), counts(shown)
-            assert words <= shown_words, f"{command}: {said}"
+            assert words <= shown_words | {"whole"}, f"{command}: {said}"
             assert words != {"whole"}, f"{command}: {said}"
             assert total == shown_total, f"{command}: {said}"
         elif shown or not is_server(command):
@@ -284,6 +284,7 @@ def test_readme_in_order(tmp_path: Path) -> None:
 FIRST, *STEPS = [block for block in BLOCKS if block.page == "tutorial.md"]
 
 
+@pytest.mark.evidence
 @pytest.mark.parametrize("heading", list(dict.fromkeys(block.heading for block in STEPS)))
 def test_tutorial_in_order(heading: str, tmp_path: Path) -> None:
     """The commands of a step of the tutorial show the failure before, and the whole poem after."""

@@ -69,7 +69,7 @@ def test_a_limit_that_may_not_be_raised(poem_file: PoemFile) -> None:
     with running([*command, poem_file(3_000)]) as server:
         assert poetry("get", server.addresses[0]).returncode == 0
         lowered = json.loads(server.stderr.splitlines()[0])
-        assert (lowered["event"], lowered["limit"]) == ("limit_lowered", 500 - 48 - 3)
+        assert (lowered["event"], lowered["limit"]) == ("limit_lowered", 500 - 48 - 4)
 
 
 @pytest.mark.parametrize("words", [("[::]:{}", "0.0.0.0:{}"), ("0.0.0.0:{}", "[::]:{}")])
