@@ -33,7 +33,7 @@ from twisted.internet.interfaces import (
 from poetry.system.adopted import WrongSocket, checked
 from poetry.system.certificates import BadCertificate, TLSEndpoint
 from poetry.system.features import UNIX
-from poetry.system.unix import TakingOver, check_path, path_of
+from poetry.system.unix import TakingOver, check_path, path_in
 
 BACKLOG = 4096
 """Readers that the kernel may hold before we accept them: with Twisted's 50, 2,580 of 4,000 at once
@@ -119,8 +119,7 @@ def server_endpoint(reactor: Any, text: str) -> IStreamServerEndpoint:
             server = checked(reactor, server)
         except WrongSocket as error:
             raise BadAddress(f"{text!r}: {error}") from error
-    path = path_of(server)
-    return server if path is None else TakingOver(server, path)
+    return TakingOver(server, path_in(text)) if kind_of == "unix" else server
 
 
 def client_endpoint(
@@ -222,7 +221,8 @@ def _parse(parser: Any, reactor: Any, full: str, text: str) -> Any:
         raise BadAddress(f"{text!r} is no address: {_instead(text, listening=listening)}")
     try:
         endpoint = parser(reactor, full)
-        check_path(endpoint)
+        if text.startswith("unix:"):
+            check_path(path_in(text))
     except (ImportError, NameError) as error:  # NameError: of what Twisted could not import
         raise _needs_tls(text, error) from error
     except LookupError as error:

@@ -229,7 +229,7 @@ async def _connect(
     endpoint: IStreamClientEndpoint, factory: PoetryClientFactory, timeout: float, clock: Any
 ) -> None:
     try:
-        check_path(endpoint)
+        check_path(path_of(endpoint) or "")
     except ValueError as no_path:
         raise error.ConnectError(string=str(no_path)) from no_path
     connecting = endpoint.connect(factory)

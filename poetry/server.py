@@ -171,7 +171,8 @@ class PoetryService(Service):
                 adopted=isinstance(endpoint, AdoptedStreamServerEndpoint),
                 changed=self._watch,
             )
-        address = listening_address(port, getattr(factory, "address", ""))
+        secure = isinstance(port, Listener) and port.secure
+        address = listening_address(port, "tls:" if secure else getattr(factory, "address", ""))
         self._open[index] = (port, address)
         in_order = [self._open[each] for each in sorted(self._open)]
         self.ports = [each for each, _ in in_order]

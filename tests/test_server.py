@@ -25,7 +25,7 @@ from poetry.server import (
 )
 from poetry.serving.poems import PoemFactory
 from poetry.system.descriptors import most_connections
-from tests.ends import queued
+from tests.ends import port_of, queued
 from tests.loop import drain, poem_files, reactor, turn_until_still, until, wait, wait_error
 
 LONG = bytes(range(256)) * 40_000
@@ -67,11 +67,6 @@ def serving(*poems: bytes, **limits: Any) -> Iterator[PoetryService]:
             stopped = service.stopService()
             service.abort()
             wait(stopped)
-
-
-def port_of(service: PoetryService, index: int = 0) -> int:
-    port: int = service.ports[index].getHost().port  # type: ignore[attr-defined]
-    return port
 
 
 @contextmanager

@@ -199,6 +199,12 @@ class Listener:
         queue = accept_queue(self._socket) if self.connected else 0
         return 0 if queue == math.inf else int(queue)
 
+    @property
+    def secure(self) -> bool:
+        """Whether the port serves TLS, which Twisted loads with the first port that does."""
+        tls = sys.modules.get("twisted.protocols.tls")
+        return tls is not None and isinstance(self._port.factory, tls.TLSMemoryBIOFactory)
+
     # IListeningPort
 
     def startListening(self) -> None:

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import errno
 import os
+import re
 import socket
 import stat
 import sys
@@ -12,7 +13,7 @@ from pathlib import Path
 from typing import Any
 
 from twisted.internet.defer import Deferred, maybeDeferred
-from twisted.internet.endpoints import UNIXClientEndpoint, UNIXServerEndpoint
+from twisted.internet.endpoints import UNIXClientEndpoint
 from twisted.internet.error import CannotListenError
 from twisted.internet.interfaces import IListeningPort, IStreamServerEndpoint
 from twisted.internet.protocol import Factory
@@ -22,21 +23,30 @@ LONGEST = 107 if sys.platform == "linux" else 103
 """Bytes of a socket's path: `sun_path` less its NUL (unix(7), and unix(4) of BSD and macOS)."""
 
 
-def path_of(endpoint: Any) -> str | None:
-    """Where the socket of a Unix endpoint is; None: it is another endpoint."""
-    if isinstance(endpoint, UNIXServerEndpoint):
-        return os.fsdecode(endpoint._address)
-    if isinstance(endpoint, UNIXClientEndpoint):
-        return os.fsdecode(endpoint._path)
-    return None
+def path_in(text: str) -> str:
+    """Read the path in the endpoint string of a Unix socket, such as `unix:/run/poem:mode=660`.
 
-
-def check_path(endpoint: Any) -> None:
-    """Refuse a Unix socket that cannot be: Twisted's client would wait for ever, and not say why.
-
-    @raise ValueError: where its path is too long.
+    @param text: one that Twisted takes.
     """
-    size = len(os.fsencode(path_of(endpoint) or ""))
+    words = re.findall(r"(?:[^:\\]|\\.)+", text)[1:]
+    path = next((word for word in words if re.match("(address|path)=", word)), words[0])
+    return re.sub(r"\\(.)", r"\1", path.removeprefix("address=").removeprefix("path="))
+
+
+def path_of(endpoint: Any) -> str | None:
+    """Return the path that a Unix client endpoint connects to; None: it is another endpoint.
+
+    `_path` is a private name of Twisted's, as nothing public tells it.
+    """
+    return os.fsdecode(endpoint._path) if isinstance(endpoint, UNIXClientEndpoint) else None
+
+
+def check_path(path: str) -> None:
+    """Refuse a path that no Unix socket can have: Twisted's client would wait for ever.
+
+    @raise ValueError: where the path is too long.
+    """
+    size = len(os.fsencode(path))
     if size > LONGEST:
         raise ValueError(f"its path has {size} bytes, and a Unix socket's at most {LONGEST}")
 

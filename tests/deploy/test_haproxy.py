@@ -18,12 +18,11 @@ from tests.certificates import Certificates
 from tests.conftest import PoemFile
 from tests.deploy.tools import DEPLOY, events, need, replaced, samples, tool
 from tests.faults.bad import nobody
-from tests.faults.readers import Crowd, Habit, eventually, poem, read_all
+from tests.faults.readers import PAUSES, Crowd, Habit, eventually, poem, read_all
 from tests.processes import PATIENCE, POETRY, Server, poetry, running
 
 LONG = 10_000_000
 MIDDLE = 1_000_000
-PAUSES = Habit(takes=65536)
 CONFIG = DEPLOY / "haproxy.cfg"
 
 CHECKS = {

@@ -15,12 +15,11 @@ import pytest
 from tests.certificates import Certificates
 from tests.conftest import PoemFile
 from tests.deploy.tools import events, need
-from tests.faults.readers import Crowd, Habit, eventually, poem, read_all
+from tests.faults.readers import PAUSES, Crowd, eventually, poem, read_all
 from tests.processes import PATIENCE, POETRY, running
 
 LONG = 10_000_000
 SHORT = 3_000
-PAUSES = Habit(takes=65536)
 JSON = ("--log-format", "json")
 
 FIELDS = {

@@ -16,15 +16,13 @@ import pytest
 
 from tests.conftest import PoemFile
 from tests.deploy.tools import DEPLOY, answer, fetch, need, samples, tool
-from tests.faults.readers import Crowd, Habit, eventually, poem, read_all
+from tests.faults.readers import PAUSES, Crowd, eventually, poem, read_all
 from tests.processes import PATIENCE, POETRY, listening_port, poetry, running
 
 pytest.importorskip("prometheus_client", reason="needs twisted-poetry[metrics]")
 
 LONG = 10_000_000
 SHORT = 3_000
-PAUSES = Habit(takes=65536)
-
 QUERIES = {
     'poetry_poems_total{outcome="sent",poem="3000.txt"}': 5.0,
     'poetry_poems_total{outcome="timed_out"}': 0.0,

@@ -10,11 +10,10 @@ from pathlib import Path
 from tests.certificates import Certificates
 from tests.conftest import PoemFile
 from tests.deploy.tools import events, samples
-from tests.faults.readers import Crowd, Habit, eventually, poem, read_all
+from tests.faults.readers import PAUSES, Crowd, eventually, poem, read_all
 from tests.processes import PATIENCE, POETRY, running
 
 LONG = 10_000_000
-PAUSES = Habit(takes=65536)
 
 
 def shown(port: int, certificates: Certificates) -> bytes | None:

@@ -20,13 +20,11 @@ import pytest
 from benchmarks.measure import free_port
 from tests.conftest import PoemFile
 from tests.deploy.tools import DEPLOY, events, need, replaced
-from tests.faults.readers import Crowd, Habit, eventually, poem, read_all
+from tests.faults.readers import PAUSES, Crowd, eventually, poem, read_all
 from tests.processes import PATIENCE, POETRY, Server, listening_port, running
 
 LONG = 10_000_000
 SHORT = 100_000
-PAUSES = Habit(takes=65536)
-
 UNITS = ("poetry.socket", "poetry.service", "poetry@.service")
 INSTALLED = "/opt/twisted-poetry/bin/poetry"
 

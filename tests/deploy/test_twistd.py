@@ -19,13 +19,12 @@ import pytest
 
 from tests.conftest import PoemFile
 from tests.deploy.tools import tool
-from tests.faults.readers import Crowd, Habit, eventually, poem, read_all
+from tests.faults.readers import PAUSES, Crowd, eventually, poem, read_all
 from tests.processes import PATIENCE
 
 ROOT = Path(__file__).parents[2]
 LONG = 10_000_000
 SHORT = 3_000
-PAUSES = Habit(takes=65536)
 STARTED = re.compile(r"PoemFactory starting on (\d+)")
 
 

@@ -702,3 +702,11 @@ def nothing_is_left() -> Iterator[None]:
     before = set(reactor.getReaders())
     yield
     until(lambda: not set(reactor.getReaders()) - before)
+
+
+def test_an_address_says_that_it_is_tls(certificates: Certificates) -> None:
+    """What `addresses` has can be given to `poetry get`, whichever endpoint it is."""
+    with serving(Server(POEM), certificates.listen("good")) as service:
+        assert service.addresses == [f"tls:127.0.0.1:{port_of(service)}"]
+    with serving(Server(POEM)) as service:
+        assert service.addresses == [f"127.0.0.1:{port_of(service)}"]

@@ -12,7 +12,7 @@ from twisted.internet.error import CannotListenError
 
 from poetry import PoetryServerFactory
 from poetry.addresses import server_endpoint
-from poetry.system.unix import take_over
+from poetry.system.unix import path_in, take_over
 from tests.loop import reactor, wait, wait_error
 
 
@@ -78,3 +78,19 @@ def test_nobody_can_tell(tmp_path: Path) -> None:
             take_over(str(path))
     assert caught.value.errno == errno.EPROTOTYPE
     assert path.exists()
+
+
+@pytest.mark.parametrize(
+    ("text", "path"),
+    [
+        ("unix:/run/poem", "/run/poem"),
+        ("unix:/run/poem:mode=660:lockfile=1", "/run/poem"),
+        ("unix:mode=660:address=/run/poem", "/run/poem"),
+        ("unix:path=/run/poem", "/run/poem"),
+        (r"unix:/run/a\:b", "/run/a:b"),
+        (r"unix:/run/a\\b:mode=660", "/run/a\\b"),
+    ],
+)
+def test_the_path_in_an_address(text: str, path: str) -> None:
+    """It is read as Twisted reads it, quoted or named."""
+    assert path_in(text) == path
