@@ -30,7 +30,7 @@ from twisted.internet.protocol import (
 from twisted.logger import Logger
 from twisted.python.failure import Failure
 from twisted.python.reflect import safe_repr
-from zope.interface import classImplements, implementer
+from zope.interface import alsoProvides, classImplements, implementer
 
 from poetry.errors import EmptyPoem, PoemError, PoemStopped, PoemTooLong, PoemTruncated
 from poetry.wire import ended_cleanly, kind_of
@@ -59,7 +59,7 @@ class PoetryProtocol(Protocol):
         either:     `outcome` is a `PoemError.outcome`, and the connection is reset
 
     @ivar outgoing: the poem that it sends, and how far it is; None: it receives one.
-    @ivar begun: bytes of its poem that were sent before `makeConnection`.
+    @ivar taken: bytes of its poem that the kernel took before `makeConnection`.
     @ivar started: when the connection was made, in seconds of `time.monotonic`.
     @ivar outcome: None while it lasts, then "sent", "received", a `PoemError.outcome`, or
         "handshake" where TLS did not come up.
@@ -72,7 +72,7 @@ class PoetryProtocol(Protocol):
     transport: Any  # an ITransport, and whatever else the reactor's transports provide
 
     outgoing: Outgoing | None = None
-    begun = 0
+    taken = 0
     started = 0.0
     outcome: str | None = None
     error: BaseException | None = None
@@ -81,6 +81,8 @@ class PoetryProtocol(Protocol):
     _wire: Any = None  # the transport, without a seal around it
     _received = 0
     _reader_ended = False
+    _made = False
+    _secured = False
     _collected: bytearray | None = None
 
     @property
@@ -93,15 +95,17 @@ class PoetryProtocol(Protocol):
 
         The connection is reset where `connectionMade` raises, unless the poem survives that.
         """
-        self.begin(transport, Sealed(transport))
+        self.begin(transport, Sealed(transport, self))
         try:
             poem = self.factory.poemFor(self)
             if poem is None:
                 self.transport = transport
             else:
                 kind = kind_of(transport)
-                self.outgoing = kind(transport, poem, self.factory.pace, self, self.begun)
+                self.outgoing = kind(transport, poem, self.factory.pace, self, self.taken)
             super().makeConnection(self.transport)  # type: ignore[no-untyped-call]
+            if self.outgoing is not None:
+                self.outgoing.hold()
         except BaseException as error:
             if not self.survives(error):
                 self.fail(error)
@@ -121,18 +125,34 @@ class PoetryProtocol(Protocol):
         self.started = monotonic()
         self._wire, self.transport = transport, sealed
         self.factory.connections.add(self)
+        outer = getattr(transport, "protocol", self)
+        if (
+            outer is not self
+            and hasattr(outer, "readConnectionLost")
+            and not IHalfCloseableProtocol.providedBy(outer)
+        ):
+            # A client endpoint puts its own protocol around ours, and declares one interface alone.
+            alsoProvides(outer, IHalfCloseableProtocol)
 
     def connectionMade(self) -> None:
         """Send if there is a poem, and receive one otherwise."""
+        self._made = True
         if self.outgoing is None:
             read_at_most(RECEIVE_BUFFER, self._wire)
-        elif not self.outgoing.after_handshake:
-            self.outgoing.start()
+        else:
+            self._start(self.outgoing)
 
     def handshakeCompleted(self) -> None:
         """Send: TLS is up."""
+        self._secured = True
         if self.outgoing is not None:
-            self.outgoing.start()
+            self._start(self.outgoing)
+
+    def _start(self, outgoing: Outgoing) -> None:
+        """Send, once `connectionMade` was called, and TLS is up where it has to be."""
+        ready = self._made and (self._secured or not outgoing.after_handshake)
+        if ready and self.outcome is None:
+            outgoing.start()
 
     def dataReceived(self, data: bytes) -> None:
         """Collect the poem. A protocol that sends discards its input."""
@@ -142,8 +162,12 @@ class PoetryProtocol(Protocol):
         limit = self.factory.max_bytes
         if limit is not None and self._received > limit:
             self.fail(PoemTooLong(limit))
-        else:
+            return
+        try:
             self.chunkReceived(data)
+        except Exception as error:  # left to the reactor, it would end the stream cleanly
+            _log.failure("{protocol} cannot take its poem", protocol=safe_repr(self))
+            self.fail(error)
 
     def chunkReceived(self, data: bytes) -> None:
         """Take the next bytes of the poem.

@@ -209,7 +209,7 @@ class PoetryService(Service):
     def connectionEnded(self, connection: PoetryProtocol) -> None:
         """Take note, for `PoetryProtocol`, that one of `connections` is gone."""
         if self._stops:
-            for stop in self._stops:
+            for stop in list(self._stops):
                 stop.left(connection)
             self._stops = [stop for stop in self._stops if stop.connections]
         self._watch()

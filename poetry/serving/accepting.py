@@ -34,8 +34,7 @@ from poetry.wire.kernel import (
     make_close_graceful,
     named,
 )
-from poetry.wire.layers import as_address
-from poetry.wire.sealed import WriteRefused
+from poetry.wire.layers import abort, as_address
 
 AT_ONCE = 1 if ONLY_SOCKETS else 100
 """Most connections accepted in a reactor turn, as Twisted's own ports begin with (on Windows, stay
@@ -86,16 +85,20 @@ class Accepted:
             _log.failure("a protocol failed beside its poem", event="hook_failed")
 
     def dataReceived(self, data: bytes) -> None:
-        """Pass data on. A refused write beside a poem is logged, and ends nothing.
+        """Pass data on; what the protocol fails with is a reset, unless its poem survives.
 
         Stop reading while our own output is backed up: TLS would queue a reply to each KeyUpdate.
         """
         try:
             self._protocol.dataReceived(data)
-        except WriteRefused:
-            _log.failure("a protocol wrote beside its poem", event="write_refused")
+        except Exception as error:  # left to the reactor, it would end the stream of a receiver
+            _log.failure("a protocol failed on what its peer said", event="hook_failed")
+            if self._conversation is None:
+                abort(self.transport)
+            elif not self._conversation.survives(error):
+                self._conversation.fail(error)
         outgoing = self._conversation and self._conversation.outgoing
-        if outgoing and outgoing.paused:
+        if outgoing and outgoing.after_handshake and outgoing.paused and not outgoing.ended:
             self.transport.pauseProducing()
 
     def readConnectionLost(self) -> None:
@@ -213,7 +216,11 @@ class Listener:
         @raise CannotListenError: where the address is taken.
         """
         self._port.startListening()
-        self._listen()
+        try:
+            self._listen()
+        except BaseException:
+            close_port(self._port, connectionDone, adopted=self._adopted)
+            raise
 
     def stopListening(self) -> Deferred[None]:
         """Close, and accept first the connections that the kernel has made: it would reset them.
@@ -367,7 +374,7 @@ class Listener:
             handle.close()
             return
         if size:
-            protocol.begun = size
+            protocol.taken = size
         accepted = Accepted(protocol, self._limiter)
         self._sessions += 1
         make: Any = port.transport

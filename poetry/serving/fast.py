@@ -36,15 +36,15 @@ def poem_for_all(factory: PoetryServerFactory) -> Poem | None:
 
     That takes exactly `PoetryProtocol`, a poem that a socket takes at once, and no rate limit.
     """
-    sending, kind, protocol = factory.sending, type(factory), factory.protocol
+    sending, protocol = factory.sending, factory.protocol
     if (
         EPOLL
         and sending is not None
         and len(sending.data) < SHARED
         and factory.pace is None
         and protocol is PoetryProtocol
-        and kind.buildProtocol is Factory.buildProtocol
-        and kind.getPoem is PoetryFactory.getPoem
+        and getattr(factory.buildProtocol, "__func__", None) is Factory.buildProtocol
+        and getattr(factory.getPoem, "__func__", None) is PoetryFactory.getPoem
     ):
         return sending
     return None
@@ -80,7 +80,7 @@ class Sent(ReadOnly, Outgoing):
     @ivar socket: None once it is closed.
     """
 
-    ended = True
+    begun = ended = True
     disconnecting = False
 
     def __init__(

@@ -38,7 +38,7 @@ class Stopping:
     def left(self, connection: PoetryProtocol) -> None:
         """Wait for a connection no longer: it has ended."""
         self.connections.discard(connection)
-        if not self.connections:
+        if not self.connections and not self.done.called:
             if self._late.active():
                 self._late.cancel()
             self.done.callback(None)

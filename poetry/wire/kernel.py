@@ -103,7 +103,7 @@ def unacknowledged(handle: socket.socket) -> int:
     """Count the bytes that the peer has not acknowledged (tcp(7), SIOCOUTQ); 0 where no kernel
     tells.
     """
-    with suppress(AttributeError, OSError):  # there may be no fcntl
+    with suppress(AttributeError, OSError, ValueError):  # no fcntl; a closed socket
         answer = fcntl.ioctl(handle.fileno(), termios.TIOCOUTQ, bytes(4))
         return int.from_bytes(answer, sys.byteorder)
     return 0

@@ -16,7 +16,7 @@ from twisted.python.failure import Failure
 from zope.interface import implementer
 
 from poetry.errors import PoemTruncated
-from poetry.wire.layers import reset_before_close
+from poetry.wire.layers import make_close_abortive, reset_before_close
 from poetry.wire.poem import Poem
 
 SHORT = 16 * 1024
@@ -47,12 +47,14 @@ class Outgoing:
     @cvar after_handshake: whether the poem waits for the transport's handshake.
     @cvar reader_ends: reasons of a lost connection that mean that the reader ended properly.
     @ivar size: bytes handed over so far.
+    @ivar begun: whether it is being sent.
     @ivar ended: whether the kernel has the last byte and the end of the stream.
     @ivar paused: whether its transport owes more than its buffer takes.
     """
 
     after_handshake: ClassVar[bool] = False
     reader_ends: ClassVar[tuple[type[Exception], ...]] = (ConnectionDone,)
+    begun = False
     ended = False
     paused = False
 
@@ -62,6 +64,9 @@ class Outgoing:
 
     def start(self) -> None:
         """Begin to send, once."""
+
+    def hold(self) -> None:
+        """Have a close reset the connection until the poem begins, if it has not begun."""
 
     def forget(self) -> None:
         """Drop the poem, at the end of the connection: in a reference cycle it could stay in memory
@@ -97,7 +102,6 @@ class Sender(Outgoing, ABC):
     turn: ClassVar[int]
     pushes: ClassVar[bool] = False
 
-    _started = False
     _consumer: Any = None
     _timer: Any = None
 
@@ -116,9 +120,17 @@ class Sender(Outgoing, ABC):
 
     def start(self) -> None:
         """Begin to send, once."""
-        if not self._started:
-            self._started = True
+        if not self.begun:
+            self.begun = True
+            self.unregister()
             self._start()
+
+    def hold(self) -> None:
+        """Have a close reset the connection until the poem begins: as its producer."""
+        if not self.begun and not self.after_handshake:
+            make_close_abortive(self._transport)
+            self._consumer = self._transport
+            self._transport.registerProducer(self, True)
 
     def forget(self) -> None:
         """Drop the poem, and what refers back to the connection."""

@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from typing import Any, NoReturn
+from typing import Any, NoReturn, Protocol
 
 
 class WriteRefused(RuntimeError):
@@ -29,16 +29,30 @@ class ReadOnly:
     startTLS = sendFileDescriptor = staticmethod(_refuse)
 
 
+class Sender(Protocol):
+    """A protocol that may have a poem to send."""
+
+    @property
+    def outgoing(self) -> Any: ...
+
+
 class Sealed(ReadOnly):
     """The transport of a protocol that sends: all that it provides, but for writing.
 
     What is written beside a poem lands inside it wherever the kernel did not take the poem at once.
     """
 
-    __slots__ = ("_sealed",)
+    __slots__ = ("_protocol", "_sealed")
 
-    def __init__(self, transport: Any) -> None:
+    def __init__(self, transport: Any, protocol: Sender) -> None:
         self._sealed = transport
+        self._protocol = protocol
+
+    def loseConnection(self) -> None:
+        """Do nothing once the poem has begun: the connection ends with it. Before that, close."""
+        outgoing = self._protocol.outgoing
+        if outgoing is None or not outgoing.begun:
+            self._sealed.loseConnection()
 
     def __getattr__(self, name: str) -> Any:
         return getattr(self._sealed, name)

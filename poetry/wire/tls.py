@@ -66,8 +66,8 @@ class Tls(Buffered):
 
     def _end(self) -> None:
         """Send close_notify, and a FIN as soon as the kernel has it: some readers wait for both."""
-        self.unregister()
         self._transport.getHandle().set_shutdown(0)
+        self.unregister()  # this sends close_notify where the transport was told to close before
         self._transport.loseConnection()
         self._wait_for_kernel()
 

@@ -19,6 +19,7 @@ from twisted.internet.defer import succeed
 from twisted.internet.endpoints import (
     AdoptedStreamServerEndpoint,
     TCP6ServerEndpoint,
+    clientFromString,
     serverFromString,
 )
 from twisted.internet.error import CannotListenError, ConnectionLost
@@ -32,7 +33,14 @@ from twisted.python.failure import Failure
 from zope.interface import implementer
 from zope.interface.verify import verifyObject
 
-from poetry import PoetryProtocol, PoetryServerFactory, PoetryService
+from poetry import (
+    PoemTruncated,
+    PoetryProtocol,
+    PoetryServerFactory,
+    PoetryService,
+    get_poem,
+    send_poem,
+)
 from poetry.serving.accepting import AGAIN, AT_ONCE, Listener
 from poetry.wire import kernel
 from tests.certificates import Certificates
@@ -46,7 +54,7 @@ from tests.ends import (
     serving,
 )
 from tests.faults.readers import poem
-from tests.loop import drain, reactor, turn_until_still, until, wait
+from tests.loop import drain, reactor, turn_until_still, until, wait, wait_error
 from tests.transfers import Log
 
 POEM = poem(3_000)
@@ -710,3 +718,177 @@ def test_an_address_says_that_it_is_tls(certificates: Certificates) -> None:
         assert service.addresses == [f"tls:127.0.0.1:{port_of(service)}"]
     with serving(Server(POEM)) as service:
         assert service.addresses == [f"127.0.0.1:{port_of(service)}"]
+
+
+# What an attack has found
+
+
+@pytest.mark.parametrize("name", ["getPoem", "buildProtocol"])
+def test_what_is_set_on_the_factory_itself(name: str) -> None:
+    """A method that is replaced on the instance counts as an overridden one."""
+    server = Server(POEM)
+    if name == "getPoem":
+        server.getPoem = lambda _: b"another"  # type: ignore[method-assign,assignment]
+    else:
+        server.buildProtocol = lambda _: None  # type: ignore[method-assign,assignment]
+    with serving(server, max_connections=1) as service:
+        for _ in range(3):
+            with suppress(ConnectionResetError), reader(port_of(service)) as connection:
+                assert drain(connection) == b"another"
+        until(lambda: not service._limiter.count)
+
+
+def test_no_descriptor_to_listen_again(monkeypatch: pytest.MonkeyPatch) -> None:
+    """A listener that cannot listen again leaves no port of Twisted's behind."""
+    service = PoetryService([(FixedPort(), PoetryServerFactory(POEM))], clock=reactor)
+    service.startService()
+    listener = listener_of(service)
+    wait(listener.stopListening())
+
+    def refused(*_: object) -> Any:
+        raise OSError(errno.EMFILE, os.strerror(errno.EMFILE))
+
+    monkeypatch.setattr("poetry.serving.accepting.duplicate", refused)
+    with pytest.raises(OSError, match="open files"):
+        listener.startListening()
+    assert not listener._port.connected
+    wait(service.stopService())
+
+
+@pytest.mark.parametrize("kind", [HERE, "tls"])
+def test_a_receiver_that_fails_resets(kind: str, certificates: Certificates, log: Log) -> None:
+    """Where a poem cannot be taken its sender sees a reset, and no clean end."""
+
+    class Full(PoetryProtocol):
+        def chunkReceived(self, data: bytes) -> None:
+            del data
+            raise OSError(errno.ENOSPC, os.strerror(errno.ENOSPC))
+
+    server = Server()
+    server.protocol = Full
+    listen = certificates.listen("good") if kind == "tls" else kind
+    with serving(server, listen) as service:
+        number = port_of(service)
+        address = certificates.trusting(number) if kind == "tls" else f"tcp:127.0.0.1:{number}"
+        sending = send_poem(clientFromString(reactor, address), LONG)
+        assert isinstance(wait_error(sending), PoemTruncated)
+    assert server.outcomes == ["failed"]
+    log.clear()
+
+
+class Late(PoetryProtocol):
+    """Begins only when it is told to, and may close before."""
+
+    def connectionMade(self) -> None:
+        waiting.append(self)
+
+
+waiting: list[PoetryProtocol] = []
+
+
+@pytest.mark.parametrize("how", ["loseConnection", "fails"])
+def test_a_close_before_a_late_beginning(how: str, log: Log) -> None:
+    """A reader that is refused before its poem has begun sees a reset, and no empty poem."""
+
+    class Fails(Late):
+        def dataReceived(self, data: bytes) -> None:
+            raise RuntimeError(data)
+
+    server = Server(POEM)
+    server.protocol = Fails if how == "fails" else Late
+    waiting.clear()
+    with serving(server) as service, reader(port_of(service)) as connection:
+        until(lambda: waiting)
+        if how == "fails":
+            connection.sendall(b"GET /")
+        else:
+            waiting[0].transport.loseConnection()
+        assert ended_with_reset(connection)
+        until(lambda: server.outcomes)
+        PoetryProtocol.connectionMade(waiting[0])  # too late
+    log.clear()
+
+
+@pytest.mark.parametrize("kind", [HERE, "tls"])
+def test_a_late_beginning(kind: str, certificates: Certificates) -> None:
+    """The poem is sent where the base class is called, however late, over TLS too."""
+    server = Server(POEM)
+    server.protocol = Late
+    waiting.clear()
+    listen = certificates.listen("good") if kind == "tls" else kind
+    with serving(server, listen) as service:
+        number = port_of(service)
+        address = certificates.trusting(number) if kind == "tls" else f"tcp:127.0.0.1:{number}"
+        getting = get_poem(clientFromString(reactor, address))
+        until(lambda: waiting)
+        for _ in range(30):
+            reactor.iterate(0.01)
+        assert waiting[0].size == 0
+        PoetryProtocol.connectionMade(waiting[0])
+        assert wait(getting) == POEM
+
+
+@pytest.mark.parametrize("text", [POEM, LONG], ids=["short", "long"])
+@pytest.mark.parametrize("kind", [HERE, "tls"])
+def test_a_close_by_hand_ends_nothing(text: bytes, kind: str, certificates: Certificates) -> None:
+    """`loseConnection` after the poem has begun, as QOTD has it, leaves it whole, and sent."""
+
+    class Closes(PoetryProtocol):
+        def connectionMade(self) -> None:
+            super().connectionMade()
+            self.transport.loseConnection()
+
+        def handshakeCompleted(self) -> None:
+            super().handshakeCompleted()
+            self.transport.loseConnection()
+
+    server = Server(text)
+    if kind == "tls":
+        Closes.connectionMade = PoetryProtocol.connectionMade  # type: ignore[method-assign]
+    server.protocol = Closes
+    listen = certificates.listen("good") if kind == "tls" else kind
+    with serving(server, listen) as service:
+        number = port_of(service)
+        address = certificates.trusting(number) if kind == "tls" else f"tcp:127.0.0.1:{number}"
+        assert wait(get_poem(clientFromString(reactor, address))) == text
+        until(lambda: server.outcomes)
+    assert server.outcomes == ["sent"]
+
+
+def test_a_stop_whose_callback_aborts() -> None:
+    """Two stops end, though the first one's callback ends what the second waits for."""
+    server = Server(LONG)
+    clock = Clock()
+    service = PoetryService([(serverFromString(reactor, HERE), server)], clock=clock)
+    service.startService()
+    with reader(port_of(service)):
+        until(lambda: server.connections)
+        first = service.stopService().addCallback(lambda _: service.abort())
+        service.startService()
+        with reader(port_of(service)):
+            until(lambda: len(server.connections) == 2)
+            second = service.stopService()
+            clock.advance(service.grace)
+            wait(first)
+            wait(second)
+    assert not service.connections
+
+
+def test_a_server_that_half_closes_first() -> None:
+    """A client that brings its poem by an endpoint goes on when the server ends its half."""
+    with socket.create_server(("127.0.0.1", 0)) as listener:
+        received = bytearray()
+
+        def take() -> None:
+            connection, _ = listener.accept()
+            with connection:
+                connection.shutdown(socket.SHUT_WR)
+                while data := connection.recv(1 << 16):
+                    received.extend(data)
+
+        thread = Thread(target=take)
+        thread.start()
+        address = f"tcp:127.0.0.1:{listener.getsockname()[1]}"
+        wait(send_poem(clientFromString(reactor, address), LONG))
+        thread.join()
+    assert received == LONG

@@ -155,7 +155,7 @@ def test_only_a_part_fits() -> None:
         connection.connect(("127.0.0.1", port_of(service)))
         until(lambda: server.connections)
         (protocol,) = server.connections
-        assert 0 < protocol.begun < SHARED - 1
+        assert 0 < protocol.taken < SHARED - 1
         assert isinstance(protocol._wire, Transport)
         assert drain(connection) == poem(SHARED - 1)
 
