@@ -12,6 +12,7 @@ from time import monotonic
 from typing import Any
 
 from twisted.copyright import version
+from twisted.internet.abstract import FileDescriptor
 from twisted.internet.defer import Deferred
 from twisted.internet.error import ConnectionDone, ConnectionLost
 from twisted.internet.interfaces import (
@@ -125,14 +126,11 @@ class PoetryProtocol(Protocol):
         self.started = monotonic()
         self._wire, self.transport = transport, sealed
         self.factory.connections.add(self)
-        outer = getattr(transport, "protocol", self)
-        if (
-            outer is not self
-            and hasattr(outer, "readConnectionLost")
-            and not IHalfCloseableProtocol.providedBy(outer)
-        ):
-            # A client endpoint puts its own protocol around ours, and declares one interface alone.
-            alsoProvides(outer, IHalfCloseableProtocol)
+        if isinstance(transport, FileDescriptor):
+            outer = getattr(transport, "protocol", self)
+            if outer is not self and not IHalfCloseableProtocol.providedBy(outer):
+                # A client endpoint puts its own protocol around ours, and declares one interface.
+                alsoProvides(outer, IHalfCloseableProtocol)
 
     def connectionMade(self) -> None:
         """Send if there is a poem, and receive one otherwise."""
