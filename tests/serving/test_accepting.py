@@ -598,6 +598,23 @@ def test_a_protocol_that_is_not_ours_counts() -> None:
         until(lambda: not service._limiter.count)
 
 
+def test_a_protocol_that_is_not_ours_and_fails(log: Log) -> None:
+    """What it fails with on its input is logged, and resets."""
+
+    class Fails(Protocol):
+        def dataReceived(self, data: bytes) -> None:
+            raise RuntimeError(data)
+
+    server = Server(POEM)
+    server.protocol = Fails  # type: ignore[assignment]
+    with serving(server, max_connections=1) as service:
+        with reader(port_of(service)) as connection:
+            connection.sendall(b"hello")
+            assert ended_with_reset(connection)
+        until(lambda: not service._limiter.count)
+    log.clear()
+
+
 def test_a_half_close_of_what_does_not_know_it() -> None:
     """A protocol that cannot half-close is lost, as on a transport without our books."""
     lost: list[Any] = []

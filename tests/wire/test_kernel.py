@@ -149,3 +149,13 @@ def test_no_c_library(error: type[Exception], monkeypatch: pytest.MonkeyPatch) -
         assert not kernel.reset(sender)
     assert not collapse(-1, 2 * LARGE)
     features.c_library.cache_clear()
+
+
+def test_whether_the_peer_has_ended() -> None:
+    """Its end, or a reset, is seen without being read; nothing said yet is no end."""
+    with connected() as (reader, sender):
+        assert not kernel.peer_has_ended(sender)
+        reader.close()
+        until(lambda: kernel.peer_has_ended(sender))
+    with socket.socket() as unconnected:
+        assert kernel.peer_has_ended(unconnected)
