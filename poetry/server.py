@@ -23,8 +23,7 @@ from poetry.serving.limiter import ConnectionLimiter
 from poetry.serving.listening import Listening
 from poetry.serving.poems import PoemFactory, Reloads
 from poetry.serving.stopping import Stopping, stop_all
-from poetry.system.descriptors import most_connections, raise_limit
-from poetry.system.features import UNIX
+from poetry.system.descriptors import most_connections
 
 LINGER = 30.0
 """Seconds that a reader which has everything may keep the connection (nginx's lingering_time)."""
@@ -135,7 +134,6 @@ class PoetryService(Service):
         """
         if self._listening is not None:
             return
-        raise_limit()
         self.ports, self.addresses, self._open = [], [], {}
         self._listening = Listening(self._opened)
         self._listening.listen([*self.listeners, *self.others])
@@ -163,7 +161,6 @@ class PoetryService(Service):
         """Take a port over that listens; return what listens in its place."""
         endpoint, factory = [*self.listeners, *self.others][index]
         if index < len(self.listeners) and isinstance(port, Port):
-            self._share(port, factory)
             port = Listener(
                 port,
                 factory,
@@ -180,15 +177,6 @@ class PoetryService(Service):
         if isinstance(factory, PoemFactory):
             factory.listener = address
         return port
-
-    def _share(self, port: Port, factory: PoetryServerFactory) -> None:
-        """Make the file of a long poem now, so that a reader brings no descriptor but its own.
-
-        Under TLS the port has another factory, and its poem is copied, as on a Unix socket.
-        """
-        plain = port.factory is factory and port.addressFamily != UNIX
-        if plain and factory.sending is not None:
-            factory.sending.share()
 
     def _cannotListen(self, failure: Failure) -> None:
         if not failure.check(CancelledError):

@@ -178,11 +178,22 @@ class Listener:
         port.stopReading()
         self._host = as_address(self._socket.getsockname())
         self._unarmed = self._arm()
-        if self._plain and EPOLL:
-            self._lingering.open()
+        if self._plain:
+            self._prepare()
         self.connected = True
         self._limiter.add(self)
         self.resume()
+
+    def _prepare(self) -> None:
+        """Make what plain sockets share, so that a reader brings no descriptor but its own: the
+        file of a long poem, and the epoll of the lingering close.
+
+        Under TLS the port has another factory, and its poem is copied, as on a Unix socket.
+        """
+        if self._factory.sending is not None:
+            self._factory.sending.share()
+        if EPOLL:
+            self._lingering.open()
 
     def _arm(self) -> float:
         """Make close abortive for every connection from its first moment, by inheritance (Linux).

@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from typing import Any, NoReturn, Protocol
+from typing import Any, NoReturn
 
 
 class WriteRefused(RuntimeError):
@@ -29,13 +29,6 @@ class ReadOnly:
     startTLS = sendFileDescriptor = staticmethod(_refuse)
 
 
-class Sender(Protocol):
-    """A protocol that may have a poem to send."""
-
-    @property
-    def outgoing(self) -> Any: ...
-
-
 class Sealed(ReadOnly):
     """The transport of a protocol that sends: all that it provides, but for writing.
 
@@ -44,7 +37,8 @@ class Sealed(ReadOnly):
 
     __slots__ = ("_protocol", "_sealed")
 
-    def __init__(self, transport: Any, protocol: Sender) -> None:
+    def __init__(self, transport: Any, protocol: Any) -> None:
+        """@param protocol: its `outgoing` is the poem that it sends, once it has one."""
         self._sealed = transport
         self._protocol = protocol
 
