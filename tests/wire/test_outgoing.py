@@ -40,13 +40,18 @@ def slow(poem: bytes, clock: Clock) -> Server:
     return server
 
 
-def test_a_few_bytes_at_a_time() -> None:
-    """It sends its first bytes at once, and some more after each delay."""
-    clock = Clock()
+def slowly_in_memory() -> tuple[Clock, StringTransport]:
+    """A transport on which a poem of five bytes has begun, two at a time, and its clock."""
+    clock, transport = Clock(), StringTransport()
     protocol = slow(b"12345", clock).buildProtocol(None)
     assert protocol is not None
-    transport = StringTransport()
     protocol.makeConnection(transport)
+    return clock, transport
+
+
+def test_a_few_bytes_at_a_time() -> None:
+    """It sends its first bytes at once, and some more after each delay."""
+    clock, transport = slowly_in_memory()
     seen = [transport.value()]
     for _ in range(2):
         clock.advance(1.5)
@@ -57,11 +62,7 @@ def test_a_few_bytes_at_a_time() -> None:
 
 def test_paused() -> None:
     """A full transport pauses it, and a lost one leaves no timer behind."""
-    clock = Clock()
-    protocol = slow(b"12345", clock).buildProtocol(None)
-    assert protocol is not None
-    transport = StringTransport()
-    protocol.makeConnection(transport)
+    clock, transport = slowly_in_memory()
     producer: Any = transport.producer
     producer.pauseProducing()
     producer.pauseProducing()
@@ -124,11 +125,7 @@ def test_pieces_that_do_not_fit(certificates: Certificates) -> None:
 
 def test_room_before_the_next_bytes_are_due() -> None:
     """A transport that has room again gets no bytes before their time."""
-    clock = Clock()
-    protocol = slow(b"12345", clock).buildProtocol(None)
-    assert protocol is not None
-    transport = StringTransport()
-    protocol.makeConnection(transport)
+    clock, transport = slowly_in_memory()
     producer: Any = transport.producer
     producer.pauseProducing()
     producer.resumeProducing()
