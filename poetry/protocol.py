@@ -92,7 +92,7 @@ class PoetryProtocol(Protocol):
         return self._received if self.outgoing is None else self.outgoing.size
 
     def makeConnection(self, transport: Any) -> None:
-        """Begin: choose the poem, seal the transport of a protocol that sends, and go on.
+        """Choose the poem, seal the transport of a protocol that sends, and call `connectionMade`.
 
         The connection is reset where `connectionMade` raises, unless the poem survives that.
         """
@@ -115,8 +115,8 @@ class PoetryProtocol(Protocol):
             PoetryProtocol.connectionMade(self)
 
     def survives(self, error: BaseException) -> bool:
-        """Return whether the poem goes on although a subclass failed with `error` at the beginning:
-        its stream has ended already, or the error is a refused write.
+        """Check whether the poem goes on although a subclass failed with `error`: its stream has
+        ended already, or the error is a refused write.
         """
         outgoing = self.outgoing
         return outgoing is not None and (outgoing.ended or isinstance(error, WriteRefused))
@@ -133,7 +133,7 @@ class PoetryProtocol(Protocol):
                 alsoProvides(outer, IHalfCloseableProtocol)
 
     def connectionMade(self) -> None:
-        """Send if there is a poem, and receive one otherwise."""
+        """Start to send the poem, or to receive one if there is none."""
         self._made = True
         if self.outgoing is None:
             read_at_most(RECEIVE_BUFFER, self._wire)
@@ -141,13 +141,13 @@ class PoetryProtocol(Protocol):
             self._start(self.outgoing)
 
     def handshakeCompleted(self) -> None:
-        """Send: TLS is up."""
+        """Start to send, if there is a poem: TLS is up."""
         self._secured = True
         if self.outgoing is not None:
             self._start(self.outgoing)
 
     def _start(self, outgoing: Outgoing) -> None:
-        """Send, once `connectionMade` was called, and TLS is up where it has to be."""
+        """Send once `connectionMade` was called and TLS, if any, is up."""
         ready = self._made and (self._secured or not outgoing.after_handshake)
         if ready and self.outcome is None:
             outgoing.start()
@@ -168,7 +168,7 @@ class PoetryProtocol(Protocol):
             self.fail(error)
 
     def chunkReceived(self, data: bytes) -> None:
-        """Take the next bytes of the poem.
+        """Collect a chunk of the poem, of at least one byte.
 
         Override to do without one large `bytes`; `poemReceived` gets `b""` then.
         """
@@ -177,7 +177,7 @@ class PoetryProtocol(Protocol):
         self._collected += data
 
     def readConnectionLost(self) -> None:
-        """Close, unless the peer, which sends no more, still reads our poem."""
+        """Close, unless the peer, which has half-closed, still reads our poem."""
         if self.outgoing is None:
             close(self._wire)
         elif self.outgoing.ended:
@@ -186,23 +186,21 @@ class PoetryProtocol(Protocol):
             self._reader_ended = True
 
     def streamEnded(self) -> None:
-        """Close if the reader has ended before us; else wait for its end."""
+        """Close if the reader has half-closed already; else wait for its end."""
         if self._reader_ended:
             self._finish()
 
     def writeConnectionLost(self) -> None:
-        """Do nothing: it is never called, as the stream is ended on the socket itself."""
+        """Ignore: our stream is ended on the socket itself, so no transport calls this."""
 
     def release(self) -> None:
-        """Close gracefully: the kernel has the poem and its end, and goes on delivering them."""
+        """Close gracefully, and leave the delivery to the kernel, which has the whole stream."""
         discard_input(self._wire)
         self._finish()
 
     def _finish(self) -> None:
         if self.outcome is None:
-            assert self.outgoing is not None
-            self.outcome = "sent"
-            _tell(self.factory.poemSent, self.outgoing.poem.data)
+            self._sent()
         close(self._wire)
 
     def stop(self) -> None:
@@ -213,14 +211,14 @@ class PoetryProtocol(Protocol):
             self.fail(PoemStopped())
 
     def fail(self, error: BaseException) -> None:
-        """Give the transfer up for `error`, once: the other end sees a reset."""
+        """Abort the transfer because of `error`, once: the other end sees a reset."""
         if self.outcome is not None:
             return
         self._failed(getattr(error, "outcome", PoemError.outcome), Failure(error))
         abort(self._wire)
 
     def connectionLost(self, reason: Failure = connectionDone) -> None:
-        """Tell the factory's hooks and observers, once, how the transfer ended."""
+        """Report the outcome to the factory's hooks and observers, once."""
         try:
             self.factory.connections.remove(self)
         except KeyError:  # it was told already
@@ -236,10 +234,9 @@ class PoetryProtocol(Protocol):
             self.outgoing.forget()
 
     def _conclude(self, reason: Failure) -> None:
-        """Set the outcome from the reason of the loss, and call the factory's hook."""
+        """Derive the outcome from the reason of the loss, and call the factory's hook."""
         if self.outgoing is not None and self.outgoing.was_delivered(reason):
-            self.outcome = "sent"
-            _tell(self.factory.poemSent, self.outgoing.poem.data)
+            self._sent()
         elif self.outgoing is None and ended_cleanly(self._wire, reason):
             if self._received:
                 self.outcome = "received"
@@ -251,6 +248,11 @@ class PoetryProtocol(Protocol):
         else:
             self._failed("handshake", reason)
 
+    def _sent(self) -> None:
+        assert self.outgoing is not None
+        self.outcome = "sent"
+        _tell(self.factory.poemSent, self.outgoing.poem.data)
+
     def _failed(self, outcome: str, reason: Failure) -> None:
         self.outcome, self.error = outcome, reason.value
         _tell(self.factory.poemFailed, reason)
@@ -261,7 +263,7 @@ class PoetryProtocol(Protocol):
 
 
 def _tell(hook: Callable[[Any], object], what: object) -> None:
-    """Call a hook or an observer; what it fails with must not keep others from being told."""
+    """Call a hook or an observer, and log its errors, so that the others are called as well."""
     try:
         result = hook(what)
         if result is not None:
@@ -278,9 +280,9 @@ def _log_failed(failure: Failure, hook: object) -> None:
 
 
 class PoetryFactory(Factory):
-    """What both factories share. Who connects and who has the poem are independent.
+    """Base of both factories: either side of a connection may have the poem.
 
-    @ivar name: what logs call the poem.
+    @ivar name: the name of the poem in logs.
     @ivar connections: the live connections; several factories may share one set.
     @ivar observers: called with each `PoetryProtocol` when its connection is lost.
     @ivar max_bytes: the longest poem to receive, in bytes; None: any. On a connection that receives
@@ -299,10 +301,10 @@ class PoetryFactory(Factory):
     service: Any = None
 
     def __init__(self, poem: bytes | None = None) -> None:
-        """@param poem: what to send; None: receive.
+        """@param poem: the bytes to send; None: receive.
 
         @raise EmptyPoem: for `b""`.
-        @raise TypeError: for what is not bytes.
+        @raise TypeError: for anything but bytes.
         """
         self.connections: set[PoetryProtocol] = set()
         self.poem = poem
@@ -341,17 +343,17 @@ class PoetryFactory(Factory):
         return None if poem is None else Poem(poem)
 
     def poemReceived(self, poem: bytes) -> object:
-        """Take note that a whole poem was received. Override.
+        """Handle a whole poem that was received. Override.
 
         As with the other hooks, a Deferred or a coroutine may be returned: what it fails with is
         logged.
         """
 
     def poemSent(self, poem: bytes) -> object:
-        """Take note that a whole poem was sent, and its reader ended after it. Override."""
+        """Handle the end of a reader that has the whole poem. Override."""
 
     def poemFailed(self, reason: Failure) -> object:
-        """Take note that a poem was not received, or not sent. Override.
+        """Handle the failure of a transfer in either direction. Override.
 
         @param reason: of a `PoemError`, or of what TLS failed with.
         """
@@ -362,7 +364,7 @@ class PoetryFactory(Factory):
 
 
 class PoetryServerFactory(PoetryFactory, ServerFactory):
-    """For whoever connects: sends them `poem`, or receives theirs where it is None."""
+    """Builds the server's protocols: they send `poem`, or receive one if it is None."""
 
     # Declared in both factories: mypy compares a subclass's with all above its direct base.
     protocol: Callable[..., PoetryProtocol] = PoetryProtocol  # type: ignore[assignment]

@@ -158,7 +158,7 @@ class PoetryService(Service):
         return self._listening.whenListening().addCallback(lambda _: list(self.addresses))
 
     def _opened(self, index: int, port: IListeningPort) -> IListeningPort:
-        """Take a port over that listens; return what listens in its place."""
+        """Put a `Listener` in the place of a port of Twisted's; return what listens now."""
         endpoint, factory = [*self.listeners, *self.others][index]
         if index < len(self.listeners) and isinstance(port, Port):
             port = Listener(
@@ -195,7 +195,7 @@ class PoetryService(Service):
             self._sweeping.stop()
 
     def connectionEnded(self, connection: PoetryProtocol) -> None:
-        """Take note, for `PoetryProtocol`, that one of `connections` is gone."""
+        """Forget one of `connections`: its `PoetryProtocol` has ended."""
         if self._stops:
             for stop in list(self._stops):
                 stop.left(connection)

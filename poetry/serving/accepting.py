@@ -44,7 +44,7 @@ AGAIN = 0.1
 """Seconds until a listener tries again after accept(2) or epoll_ctl(2) failed for lack of room."""
 
 _NEXT = frozenset({errno.ECONNABORTED, errno.EPERM, errno.EPROTO})
-"""What accept(2) fails with for one connection: the next one may be fine."""
+"""Errors of accept(2) that concern one connection: the next one may be fine."""
 
 _log = Logger()
 
@@ -71,7 +71,7 @@ class Accepted:
         return self._conversation is not None and self._conversation.outgoing is not None
 
     def makeConnection(self, transport: Any) -> None:
-        """Begin, or abort the connection."""
+        """Connect the protocol to its transport, or abort the connection."""
         self.transport = transport
         self._limiter.enter()
         try:
@@ -85,7 +85,7 @@ class Accepted:
             _log.failure("a protocol failed beside its poem", event="hook_failed")
 
     def dataReceived(self, data: bytes) -> None:
-        """Pass data on; what the protocol fails with is a reset, unless its poem survives.
+        """Pass data on, and reset the connection if the protocol fails, unless its poem survives.
 
         Stop reading while our own output is backed up: TLS would queue a reply to each KeyUpdate.
         """
@@ -98,21 +98,21 @@ class Accepted:
             elif not self._conversation.survives(error):
                 self._conversation.fail(error)
         outgoing = self._conversation and self._conversation.outgoing
-        if outgoing and outgoing.after_handshake and outgoing.paused and not outgoing.ended:
+        if outgoing and outgoing.backed_up:
             self.transport.pauseProducing()
 
     def readConnectionLost(self) -> None:
-        """Pass a half-close on; what does not know it takes it for the end."""
+        """Pass a half-close on; to a protocol that does not know of them, as the end."""
         if IHalfCloseableProtocol.providedBy(self._protocol):
             self._protocol.readConnectionLost()
         else:
             self.transport.connectionLost(connectionDone)
 
     def writeConnectionLost(self) -> None:
-        """Do nothing: no stream is ended by its transport."""
+        """Ignore: no stream is ended by its transport."""
 
     def connectionLost(self, reason: Failure = connectionDone) -> None:
-        """Tell the end of the connection, whatever a subclass leaves out."""
+        """Report the loss to protocol and limiter, whatever a subclass leaves out."""
         try:
             try:
                 self._protocol.connectionLost(reason)
@@ -126,7 +126,7 @@ class Accepted:
 
 
 def conversation_of(protocol: Any) -> PoetryProtocol | None:
-    """Find our protocol below TLS and other wrappers; None: there is none."""
+    """Return our protocol below TLS and other wrappers; None: there is none."""
     while protocol is not None and not isinstance(protocol, PoetryProtocol):
         protocol = getattr(protocol, "wrappedProtocol", None)
     return protocol
@@ -185,8 +185,8 @@ class Listener:
         self.resume()
 
     def _prepare(self) -> None:
-        """Make what plain sockets share, so that a reader brings no descriptor but its own: the
-        file of a long poem, and the epoll of the lingering close.
+        """Open the descriptors that all plain sockets share, before the first reader: the file of a
+        long poem, and the epoll of the lingering close.
 
         Under TLS the port has another factory, and its poem is copied, as on a Unix socket.
         """
@@ -196,7 +196,7 @@ class Listener:
             self._lingering.open()
 
     def _arm(self) -> float:
-        """Make close abortive for every connection from its first moment, by inheritance (Linux).
+        """Make close abortive for every accepted connection, by inheritance (Linux).
 
         @return: how many of the next connections have to be armed one by one: those that were
             queued before. Of a passed-in socket, all (infinity): the socket is left as the other
@@ -248,17 +248,17 @@ class Listener:
         return succeed(None)
 
     def getHost(self) -> Any:
-        """Give the address: an IPv4Address, an IPv6Address or a UNIXAddress."""
+        """Return the address: an IPv4Address, an IPv6Address or a UNIXAddress."""
         return self._host
 
     # IReadDescriptor
 
     def fileno(self) -> int:
-        """Give the descriptor; -1: it is closed."""
+        """Return the descriptor; -1: it is closed."""
         return self._socket.fileno()
 
     def logPrefix(self) -> str:
-        """Name this to the reactor."""
+        """Return the name of this reader in the reactor's logs."""
         return "poetry listener"
 
     def doRead(self) -> None:
@@ -268,7 +268,7 @@ class Listener:
         self._changed()
 
     def connectionLost(self, reason: Failure) -> None:
-        """Close, as a stop, the reactor or the port has it."""
+        """Close, for a stop, the reactor, or a port that is closed already."""
         if not self.connected:
             return
         self.connected = False
@@ -360,7 +360,7 @@ class Listener:
             _log.failure("a connection could not be made", event="connection_failed")
 
     def _begin(self, handle: socket.socket, peer: Any) -> None:
-        """Begin a connection the fast way, or else with a transport of Twisted's, which goes on."""
+        """Send the fast way; with a transport of Twisted's what is left, or all."""
         if self._unarmed:
             self._unarmed -= 1
             make_close_abortive(handle)

@@ -32,7 +32,7 @@ from poetry.wire.sealed import ReadOnly
 
 
 def poem_for_all(factory: PoetryServerFactory) -> Poem | None:
-    """Choose the poem that can go the fast way to each new reader; None: none can.
+    """Return the poem, if it can go the fast way to each new reader; None: it cannot.
 
     That takes exactly `PoetryProtocol`, a poem that a socket takes at once, and no rate limit.
     """
@@ -106,15 +106,15 @@ class Sent(ReadOnly, Outgoing):
         self._lingering.add(self)
 
     def getHandle(self) -> Any:
-        """Give the socket; None: it is closed."""
+        """Return the socket; None: it is closed."""
         return self.socket
 
     def getPeer(self) -> Any:
-        """Give the address of the reader."""
+        """Return the address of the reader."""
         return as_address(self._peer)
 
     def getHost(self) -> Any:
-        """Give our own address.
+        """Return our own address.
 
         @raise OSError: once the socket is closed.
         """

@@ -78,7 +78,7 @@ class LingeringClose:
                 self._epoll = select.epoll()
 
     def add(self, connection: Lingerer) -> None:
-        """Wait for the end of a reader, and tell its connection."""
+        """Wait for the end of a reader; then call its `connectionLost`."""
         descriptor = connection.socket.fileno()
         self._lingering[descriptor] = connection
         self._new.add(descriptor)
@@ -101,7 +101,7 @@ class LingeringClose:
             self._stop()
 
     def hurry(self) -> None:
-        """Look as soon as a reader has ended: others wait for a place, or for all to be gone."""
+        """Look as soon as a reader has ended: new readers, or a stop, wait for that."""
         unarmed = (self._new | self._due) & self._lingering.keys()
         self._new, self._due = set(), set()
         for descriptor in unarmed:
@@ -110,7 +110,7 @@ class LingeringClose:
             self._read()
 
     def _read(self) -> None:
-        """Have the reactor read the epoll, in place of a timer; where it cannot, look later."""
+        """Wait for the epoll in place of the timer; if the reactor cannot, look later."""
         try:
             if self._epoll is None:
                 raise OSError(errno.EMFILE, os.strerror(errno.EMFILE))
@@ -164,7 +164,7 @@ class LingeringClose:
             self._read()
 
     def _rest(self) -> None:
-        """Do nothing until a reader comes."""
+        """Stop looking and waiting until a reader comes."""
         self._cancel()
         if self._closed:
             self._stop()
@@ -172,7 +172,7 @@ class LingeringClose:
             self._reactor.removeReader(self)
 
     def _ready(self) -> set[int]:
-        """Choose the readers to look at: those that are due, and those that an event tells of."""
+        """Return the descriptors to look at: those that are due, and those with an event."""
         ready, self._due, self._new = self._due, self._new, set()
         if self._rested:
             ready, self._due, self._rested = ready | self._due, set(), False
@@ -198,7 +198,7 @@ class LingeringClose:
         return True
 
     def _arm(self, descriptor: int) -> None:
-        """Have an event tell of a reader's end; where none can, it is due again."""
+        """Register for an event of a reader; if that fails, make the reader due again."""
         try:
             if self._epoll is None:
                 self._epoll = select.epoll()
@@ -211,27 +211,27 @@ class LingeringClose:
             self._look_later()
 
     def fileno(self) -> int:
-        """Give the epoll's descriptor to the reactor."""
+        """Return the epoll's descriptor; -1: there is none."""
         return -1 if self._epoll is None else self._epoll.fileno()
 
     def logPrefix(self) -> str:
-        """Name this to the reactor."""
+        """Return the name of this reader in the reactor's logs."""
         return "lingering close"
 
     def connectionLost(self, reason: Failure) -> None:
-        """Lose all readers: the reactor drops us. Later ones are waited for with a new epoll."""
+        """Close all readers, as the reactor drops us; later ones get a new epoll."""
         while self._lingering:  # a hook may bring one more, or take one away
             _lose(self._lingering.popitem()[1], reason)
         self._stop()
 
     def _shut_down(self) -> None:
-        """Lose all readers: the reactor stops, and knows nothing of us while a timer goes."""
+        """Close all readers, as the reactor stops, which does not know of us while a timer runs."""
         self._at_shutdown = None
         self.connectionLost(Failure(ConnectionLost()))
 
 
 def _lose(connection: Lingerer, reason: Failure) -> None:
-    """End a connection; what goes wrong with it must not keep the others from being looked at."""
+    """End a connection, and log its errors, so that the others are looked at as well."""
     try:
         connection.connectionLost(reason)
     except Exception:

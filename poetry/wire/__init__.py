@@ -33,7 +33,7 @@ __all__ = ["ended_cleanly", "kind_of"]
 
 
 def kind_of(transport: Any) -> type[Sender]:
-    """Choose how to send on a transport."""
+    """Return the `Sender` that fits a transport."""
     if isinstance(transport, FileDescriptor):
         return Plain
     if ISSLTransport.providedBy(transport):
@@ -47,7 +47,7 @@ def kind_of(transport: Any) -> type[Sender]:
 
 
 def ended_cleanly(transport: Any, reason: Failure) -> bool:
-    """Tell whether the peer ended its stream: not with a reset, and not because we closed."""
+    """Check whether the peer ended its stream cleanly, rather than by a reset or by our close."""
     kind = kind_of(transport)
     closing = is_closing(transport) or (
         # Below TLS it is Twisted that closes, after a clean end too.

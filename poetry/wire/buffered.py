@@ -21,7 +21,7 @@ class Buffered(Sender):
     turn = 64 * 1024
 
     def _start(self) -> None:
-        """In memory a short poem is written at once."""
+        """Write a short poem at once in memory; elsewhere, write as the transport asks for it."""
         make_close_abortive(self._transport)
         in_memory = handle_of(self._transport) is None
         if in_memory and len(self.poem.data) <= SHORT and self._pace is None:
@@ -30,13 +30,13 @@ class Buffered(Sender):
             self.register()
 
     def _hand_over(self, limit: int) -> int:
-        """Write a piece."""
+        """Write a chunk."""
         piece = bytes(self.poem.view[self.size : self.size + limit])
         self._transport.write(piece)
         return len(piece)
 
     def _end(self) -> None:
-        """Have the kernel take the rest, and then end the stream."""
+        """End the stream once the kernel has the rest."""
         self.unregister()
         handle = handle_of(self._transport)
         if handle is None or ISSLTransport.providedBy(self._transport):
@@ -56,7 +56,7 @@ class Buffered(Sender):
         below.startWriting()
 
     def resumeProducing(self) -> None:
-        """Send the next bytes; where all are written and the kernel has them, end the stream."""
+        """Write the next chunk, or end the stream: the kernel has all that was written."""
         if self.size < len(self.poem.data):
             super().resumeProducing()
         elif self._consumer is not None:

@@ -13,27 +13,27 @@ from typing import Any
 from poetry.system.features import c_library, fcntl, termios
 
 MORE = getattr(socket, "MSG_MORE", 0)
-"""A flag of send(2): the end of the stream follows. Both leave in one packet."""
+"""The flag of send(2) that more follows: the last data and the FIN leave in one packet."""
 
 NOW = MORE | getattr(socket, "MSG_DONTWAIT", 0)
 """MORE, and that neither send(2) nor recv(2) blocks. Only for sockets whose `timeout` is None: for
 any other Python itself waits."""
 
 DISCARDED = bytearray(64 * 1024)
-"""Where unwanted input is read to: as much at a time as Twisted reads."""
+"""A buffer for unwanted input, of the size that Twisted reads at a time."""
 
 _MOST_INPUT = 6 * 1024 * 1024
 """Bytes that a receive buffer holds by default: tcp(7), tcp_rmem."""
 
 FULL = frozenset({errno.EAGAIN, errno.EWOULDBLOCK, errno.EINTR, errno.ENOBUFS})
-"""What send(2) fails with where the kernel has no room, and may be asked again."""
+"""Errors of send(2) that mean that the kernel has no room now."""
 
 _ABORTIVE = struct.pack("ii", 1, 0)
 _GRACEFUL = struct.pack("ii", 0, 0)
 
 
 class ListeningSocket(socket.socket):
-    """A listening socket with its family and type as they are.
+    """A listening socket with its family and type as plain numbers.
 
     Python's own looks two members of an enum up for each connection that it accepts: a thirtieth of
     a short poem's CPU (measured).
@@ -49,24 +49,24 @@ class ListeningSocket(socket.socket):
 
 
 def call_failed(error: OSError) -> bool:
-    """Tell whether the calling frame's own system call raised it, rather than a signal's handler
-    just after the call: then the bytes are out, and must not be sent again.
+    """Check whether the caller's own system call raised the error. A signal handler may have done
+    so just after the call: then the bytes are out, and must not be sent again.
     """
     traceback = error.__traceback__
     return traceback is not None and traceback.tb_next is None
 
 
 def make_close_abortive(handle: socket.socket) -> None:
-    """Have every close of the socket reset the connection from now on: socket(7), SO_LINGER.
+    """Make every later close of the socket reset the connection: socket(7), SO_LINGER.
 
-    What a listening socket accepts inherits that (Linux). A Unix socket has no reset: there its
+    Sockets accepted by a listening one inherit that (Linux). A Unix socket has no reset: there its
     reader sees an end all the same.
     """
     _set_linger(handle, _ABORTIVE)
 
 
 def make_close_graceful(handle: socket.socket) -> None:
-    """Have a close of the socket deliver what the kernel has, and end the stream, from now on."""
+    """Make every later close of the socket deliver what the kernel has, and end the stream."""
     _set_linger(handle, _GRACEFUL)
 
 
@@ -100,8 +100,8 @@ def reset(handle: socket.socket) -> bool:
 
 
 def unacknowledged(handle: socket.socket) -> int:
-    """Count the bytes that the peer has not acknowledged (tcp(7), SIOCOUTQ); 0 where no kernel
-    tells.
+    """Count the bytes that the peer has not acknowledged (tcp(7), SIOCOUTQ); 0 if the kernel
+    does not tell.
     """
     with suppress(AttributeError, OSError, ValueError):  # no fcntl; a closed socket
         answer = fcntl.ioctl(handle.fileno(), termios.TIOCOUTQ, bytes(4))
@@ -110,7 +110,7 @@ def unacknowledged(handle: socket.socket) -> int:
 
 
 def peer_has_ended(handle: socket.socket) -> bool:
-    """Return whether the end of the peer's stream, or a reset, is the next thing to be read."""
+    """Check whether the end of the peer's stream, or a reset, is next to be read."""
     try:
         return not handle.recv(1, socket.MSG_PEEK | NOW)
     except BlockingIOError:
@@ -120,7 +120,7 @@ def peer_has_ended(handle: socket.socket) -> bool:
 
 
 def discard(handle: socket.socket) -> None:
-    """Discard the input until now: closing a socket with unread input resets the connection."""
+    """Discard the input that has come: closing a socket with unread input resets the connection."""
     with suppress(OSError):
         for _ in range(_MOST_INPUT // len(DISCARDED)):
             if not handle.recv_into(DISCARDED, 0, NOW):

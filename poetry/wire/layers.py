@@ -19,20 +19,20 @@ _log = Logger()
 
 
 def innermost(transport: Any) -> Any:
-    """Find the reactor's own transport, under TLS and other wrappers."""
+    """Return the reactor's own transport, below TLS and other wrappers."""
     while (inner := getattr(transport, "transport", None)) is not None:
         transport = inner
     return transport
 
 
 def handle_of(transport: Any) -> socket.socket | None:
-    """Find the socket at the bottom; None: there is none, or it is closed."""
+    """Return the socket below all layers; None: there is none, or it is closed."""
     handle: socket.socket | None = getattr(innermost(transport), "socket", None)
     return handle
 
 
 def is_closing(transport: Any) -> bool:
-    """Tell whether this side has begun to close this layer, by itself or because its peer did.
+    """Check whether this side has begun to close this layer, by itself or because its peer did.
 
     Twisted's `disconnecting` is no part of an interface, and every transport of its has it.
     """
@@ -40,7 +40,7 @@ def is_closing(transport: Any) -> bool:
 
 
 def make_close_abortive(transport: Any) -> None:
-    """Have every close of the connection reset it from now on, where there is a socket."""
+    """Make every later close reset the connection, if it has a socket."""
     handle = handle_of(transport)
     if handle is not None:
         kernel.make_close_abortive(handle)
@@ -73,7 +73,7 @@ def reset_before_close(transport: Any) -> None:
 
 
 def discard_input(transport: Any) -> None:
-    """Discard the input until now: unread input would make a reset of a graceful close."""
+    """Discard the input that has come: unread, it would turn a graceful close into a reset."""
     handle = handle_of(transport)
     if handle is not None:
         kernel.discard(handle)
@@ -102,7 +102,7 @@ def abort(transport: Any) -> None:
 
 
 def _lose(below: Any, reason: Failure) -> None:
-    """Have the reactor's own transport lose its connection, though epoll_ctl(2) may fail."""
+    """Close the reactor's own transport, even if epoll_ctl(2) fails."""
     try:
         below.connectionLost(reason)
     except Exception:
@@ -112,7 +112,7 @@ def _lose(below: Any, reason: Failure) -> None:
 
 
 def _lose_again(below: Any, reason: Failure) -> None:
-    """Lose a connection that the reactor could not let go.
+    """Close a transport that the reactor could not unregister.
 
     What epoll_ctl(2) refused to remove the reactor half remembers, and would take for the next
     connection of that number. Registering it anew for reading and writing puts that right.
@@ -128,12 +128,12 @@ def _lose_again(below: Any, reason: Failure) -> None:
 
 
 def read_at_most(size: int, transport: Any) -> None:
-    """Have the reactor read up to `size` bytes at a time: a public number of its transports."""
+    """Limit a read of the reactor to `size` bytes, by a public attribute of its transports."""
     innermost(transport).bufferSize = size
 
 
 def as_address(address: Any) -> IPv4Address | IPv6Address | UNIXAddress:
-    """Give an address as Twisted has it.
+    """Convert an address of Python's sockets to one of Twisted's.
 
     @param address: as of Python's sockets: a pair, four of IPv6, or the name of a Unix socket.
     """

@@ -32,31 +32,29 @@ class Pace(NamedTuple):
 
 
 class Owner(Protocol):
-    """The conversation that a poem belongs to."""
+    """The conversation that sends a poem."""
 
     def streamEnded(self) -> None:
-        """Take note that the kernel has the last byte and the end of the stream."""
+        """Handle the end of our stream: the kernel has its last byte."""
 
     def fail(self, error: BaseException) -> None:
-        """Give the transfer up: the poem cannot be sent."""
+        """Abort the transfer: the poem cannot be sent."""
 
 
 class Outgoing:
-    """A poem for one reader, and how far it is: what a conversation knows of it.
+    """A poem for one reader, and its progress: the part that a conversation knows of it.
 
     @cvar after_handshake: whether the poem waits for the transport's handshake.
     @cvar reader_ends: reasons of a lost connection that mean that the reader ended properly.
     @ivar size: bytes handed over so far.
     @ivar begun: whether it is being sent.
     @ivar ended: whether the kernel has the last byte and the end of the stream.
-    @ivar paused: whether its transport owes more than its buffer takes.
     """
 
     after_handshake: ClassVar[bool] = False
     reader_ends: ClassVar[tuple[type[Exception], ...]] = (ConnectionDone,)
     begun = False
     ended = False
-    paused = False
 
     def __init__(self, poem: Poem, size: int) -> None:
         self.poem = poem
@@ -66,7 +64,7 @@ class Outgoing:
         """Begin to send, once."""
 
     def hold(self) -> None:
-        """Have a close reset the connection until the poem begins, if it has not begun."""
+        """Make a close reset the connection until the poem begins."""
 
     def forget(self) -> None:
         """Drop the poem, at the end of the connection: in a reference cycle it could stay in memory
@@ -79,8 +77,13 @@ class Outgoing:
         """Whether the next bytes are not due yet, so that the reader cannot be blamed."""
         return False
 
+    @property
+    def backed_up(self) -> bool:
+        """Whether no input may be read: the transport would answer it, and owes enough already."""
+        return False
+
     def was_delivered(self, reason: Failure) -> bool:
-        """Return whether the reader ended properly after our end of the stream.
+        """Check whether the reader ended properly after our end of the stream.
 
         @param reason: of the lost connection; an exception of our own code is no reset.
         """
@@ -102,6 +105,7 @@ class Sender(Outgoing, ABC):
     turn: ClassVar[int]
     pushes: ClassVar[bool] = False
 
+    _paused = False
     _consumer: Any = None
     _timer: Any = None
 
@@ -126,7 +130,7 @@ class Sender(Outgoing, ABC):
             self._start()
 
     def hold(self) -> None:
-        """Have a close reset the connection until the poem begins: as its producer."""
+        """Make a close reset the connection until the poem begins: as its producer."""
         if not self.begun and not self.after_handshake:
             make_close_abortive(self._transport)
             self._consumer = self._transport
@@ -143,7 +147,7 @@ class Sender(Outgoing, ABC):
 
     @classmethod
     def ends_with(cls, transport: Any, reason: Failure) -> bool:  # noqa: ARG003
-        """Tell whether a stream that we receive ended whole."""
+        """Check whether a stream that we receive ended whole."""
         return isinstance(reason.value, ConnectionDone)
 
     @abstractmethod
@@ -152,7 +156,7 @@ class Sender(Outgoing, ABC):
 
     @abstractmethod
     def _hand_over(self, limit: int) -> int:
-        """Give the kernel or the transport up to `limit` bytes; return how many it took.
+        """Hand up to `limit` bytes to the kernel or the transport; return how many it took.
 
         @raise OSError: where the connection is broken.
         """
@@ -176,12 +180,12 @@ class Sender(Outgoing, ABC):
         return False
 
     def finish(self) -> None:
-        """Take note, and tell: the stream is ended."""
+        """Note that the stream is ended, and call the owner."""
         self.ended = True
         self._owner.streamEnded()
 
     def broken(self, error: OSError) -> None:
-        """Give up: what failed with `error` leaves nothing to be sent on."""
+        """Abort: the connection failed with `error`."""
         self._owner.fail(PoemTruncated(self.size, Failure(error)))
 
     def register(self) -> None:
@@ -198,13 +202,13 @@ class Sender(Outgoing, ABC):
             consumer, self._consumer = self._consumer, None
             consumer.unregisterProducer()
 
-    # What transports call
+    # IPushProducer, IPullProducer
 
     def resumeProducing(self) -> None:
-        """Send the next bytes, where they are due: the transport has room."""
-        self.paused = False
+        """Send the next bytes, if they are due: the transport has room."""
+        self._paused = False
         if self._pace is None:
-            while self.send(self.turn) and self.pushes and not self.paused:
+            while self.send(self.turn) and self.pushes and not self._paused:
                 pass
         elif self._timer is None:
             self._send_paced(self._pace)
@@ -215,12 +219,12 @@ class Sender(Outgoing, ABC):
 
     def _due(self) -> None:
         self._timer = None
-        if not self.paused:
+        if not self._paused:
             self.resumeProducing()
 
     def pauseProducing(self) -> None:
         """Wait: the transport's buffer is full."""
-        self.paused = True
+        self._paused = True
 
     def stopProducing(self) -> None:
         """Reset the connection: the transport is going, and the poem is not out."""

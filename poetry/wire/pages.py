@@ -18,7 +18,7 @@ _MADV_COLLAPSE = 25
 
 
 def collapse(descriptor: int, size: int) -> bool:
-    """Have a file of so many bytes in large pages, but for its end.
+    """Move a file of `size` bytes to large pages, except for its end.
 
     @return: whether it is; whatever keeps it from that, the file is as good as before.
     """

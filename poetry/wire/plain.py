@@ -17,20 +17,20 @@ class Plain(Sender):
     turn = 2 * 1024 * 1024
 
     def _start(self) -> None:
-        """Send at once what the kernel takes: a short poem needs no more than that."""
+        """Send at once as much as the kernel takes: a short poem needs no more."""
         make_close_abortive(self._transport.getHandle())
         if self._pace is not None or self.send(self.turn):
             self.register()
 
     def resumeProducing(self) -> None:
-        """Send, and have the transport ask again: with an empty buffer it would stop."""
+        """Send, and wait for room again: with an empty buffer the transport would stop to ask."""
         if self._pace is not None:
             super().resumeProducing()
         elif self.send(self.turn):
             self._transport.startWriting()
 
     def _hand_over(self, limit: int) -> int:
-        """Give the kernel as much as it has room for."""
+        """Hand the kernel as much as it has room for."""
         flags = MORE if self.size + limit >= len(self.poem.data) else 0
         return self.poem.send(self._transport.getHandle(), self.size, limit, flags)
 

@@ -30,11 +30,12 @@ class Poem:
 
     @ivar data: the poem.
     @ivar view: the same, to cut without a copy.
-    @ivar shared: whether `share` was called, so that a reload shares the next poem too.
+    @ivar shared: whether `share` was called: a reload then shares the next poem too, and after
+        `retire` it keeps the bytes from getting a file again.
     """
 
     def __init__(self, data: bytes) -> None:
-        """@raise TypeError: for what is not bytes.
+        """@raise TypeError: for anything but bytes.
 
         @raise EmptyPoem: for `b""`.
         """
@@ -49,7 +50,7 @@ class Poem:
         self._file: int | None = None
 
     def send(self, to: socket.socket, offset: int, limit: int, flags: int = 0) -> int:
-        """Give the kernel up to `limit` bytes from `offset` on.
+        """Hand the kernel up to `limit` bytes from `offset` on.
 
         @param flags: as of send(2), where it is send(2).
         @return: how many bytes it took; 0 where it has no room.
@@ -67,7 +68,7 @@ class Poem:
             raise
 
     def _file_for(self, to: socket.socket, offset: int) -> int | None:
-        """Choose the file for a socket; None: the bytes, as for the first reader of all."""
+        """Return the file to send to a socket; None: send the bytes, as to the first reader."""
         if len(self.data) < SHARED or to.family == UNIX:
             return None
         self._readers += not offset
@@ -85,7 +86,7 @@ class Poem:
                 self._close = weakref.finalize(self, os.close, self._file)
 
     def retire(self) -> None:
-        """Give the file up: from now on readers are sent the bytes."""
+        """Close the file: from now on readers are sent the bytes."""
         self.shared = True
         if self._file is not None:
             self._file = None
@@ -93,7 +94,7 @@ class Poem:
 
 
 def _in_memory(data: bytes) -> int | None:
-    """Make a file in memory that can never change; None where the system has none."""
+    """Make a file in memory that can never change; None if the system has none."""
     try:
         descriptor = os.memfd_create("poem", os.MFD_CLOEXEC | os.MFD_ALLOW_SEALING)
     except (AttributeError, OSError):

@@ -20,7 +20,7 @@ def _refuse(*_: object) -> NoReturn:
 
 
 class ReadOnly:
-    """What writes on a transport, refused."""
+    """The methods that write on a transport, which raise `WriteRefused`."""
 
     __slots__ = ()
 
@@ -43,7 +43,7 @@ class Sealed(ReadOnly):
         self._protocol = protocol
 
     def loseConnection(self) -> None:
-        """Do nothing once the poem has begun: the connection ends with it. Before that, close."""
+        """Close, unless the poem has begun: then the connection ends with the poem."""
         outgoing = self._protocol.outgoing
         if outgoing is None or not outgoing.begun:
             self._sealed.loseConnection()

@@ -30,7 +30,7 @@ class Tls(Buffered):
     Many readers close without a close_notify, once they have ours (`reader_ends`).
 
     A reader's KeyUpdate has OpenSSL answer with as many bytes, so a service reads no more input
-    while the transport below owes more than its buffer takes (`paused`).
+    while the transport below owes more than its buffer takes (`backed_up`).
 
     @cvar turn: a stalled reader costs 117 kB with 64 KiB, 183 kB with 128 KiB, 316 kB with 256 KiB
         (measured).
@@ -50,8 +50,13 @@ class Tls(Buffered):
         else:
             self.register()
 
+    @property
+    def backed_up(self) -> bool:
+        """Whether the transport below owes more than its buffer takes."""
+        return self._paused and not self.ended
+
     def _hand_over(self, limit: int) -> int:
-        """Encrypt a piece.
+        """Encrypt a chunk.
 
         @raise ConnectionResetError: where the peer has ended TLS: Twisted drops what is written.
         """
@@ -73,7 +78,7 @@ class Tls(Buffered):
 
     @classmethod
     def ends_with(cls, transport: Any, reason: Failure) -> bool:
-        """Tell whether the peer sent close_notify.
+        """Check whether the peer sent close_notify.
 
         A fatal alert sets OpenSSL's flag as well, but has another reason.
         """
@@ -81,13 +86,13 @@ class Tls(Buffered):
         return ended and bool(transport.getHandle().get_shutdown() & RECEIVED_SHUTDOWN)
 
     def resumeProducing(self) -> None:
-        """Have input read again, and send."""
+        """Read input again, and send: the transport has room."""
         innermost(self._transport).resumeProducing()
         super().resumeProducing()
 
 
 def write_now(transport: Any, data: bytes) -> None:
-    """Have OpenSSL encrypt it at once.
+    """Encrypt data and hand it to the transport below at once.
 
     `transport.write` may keep small writes for the next reactor turn; the class below it does not.
     """
