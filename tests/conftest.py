@@ -27,6 +27,8 @@ PoemFile = Callable[[int], Path]
 signal.signal(signal.SIGINT, signal.default_int_handler)
 signal.signal(signal.SIGHUP, signal.SIG_DFL)
 
+os.environ["PATH"] += ":/usr/sbin:/sbin"  # where Debian has HAProxy and nginx
+
 
 def pytest_xdist_auto_num_workers() -> int:
     """Two for each core (`-n auto`): half of what the tests take is waiting."""

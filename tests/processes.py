@@ -4,20 +4,59 @@ from __future__ import annotations
 
 import os
 import resource
+import shutil
 import signal
 import subprocess
 import sys
 import tempfile
 import threading
-from collections.abc import Iterator, Mapping, Sequence
+import time
+from collections.abc import Callable, Iterator, Mapping, Sequence
 from contextlib import contextmanager, suppress
 from pathlib import Path
+
+import pytest
 
 PATIENCE = 60.0
 """Seconds before a test gives up on a process: a bound, never an expectation."""
 
 POETRY = (sys.executable, "-m", "poetry")
 """The command under test, of the environment that runs the tests."""
+
+TICK = 0.05
+"""Seconds between two looks at a condition."""
+
+PASSES_IN = """
+import os, socket, sys
+given = {given}
+os.dup2(given.fileno(), 3)
+os.set_inheritable(3, True)
+os.environ.update(LISTEN_FDS="1", LISTEN_FDNAMES="poem", LISTEN_PID=str(os.getpid()))
+os.execv(sys.argv[1], sys.argv[1:])
+"""
+
+
+def eventually(
+    condition: Callable[[], object], patience: float = PATIENCE, *, tick: float = TICK
+) -> bool:
+    """Whether a condition comes to hold within so many seconds; it is checked at every tick."""
+    deadline = time.monotonic() + patience
+    while not (held := condition()) and time.monotonic() < deadline:
+        time.sleep(tick)
+    return bool(held)
+
+
+def need(tool: str) -> str:
+    """Find a tool; skip the test where it is not installed."""
+    path = shutil.which(tool)
+    if path is None:
+        pytest.skip(f"{tool} is not installed")
+    return path
+
+
+def passed_in(given: str, *command: str) -> tuple[str, ...]:
+    """A command that finds a socket, a Python expression, as descriptor 3, as from systemd."""
+    return (sys.executable, "-c", PASSES_IN.format(given=given), *command)
 
 
 def sockets_of(pid: int) -> set[str]:
@@ -147,15 +186,33 @@ def running(
             process.stdout.close()
 
 
-def poetry(
-    *arguments: str | Path, stdin: bytes = b"", env: Mapping[str, str] | None = None
+def run(
+    command: Sequence[str | Path],
+    *,
+    stdin: bytes = b"",
+    env: Mapping[str, str] | None = None,
+    cwd: Path | None = None,
+    before: Callable[[], object] | None = None,
+    patience: float = PATIENCE,
 ) -> subprocess.CompletedProcess[bytes]:
-    """Run one `poetry` command to its end."""
+    """Run a command to its end; the new process calls `before` first."""
     return subprocess.run(
-        [*POETRY, *map(str, arguments)],
+        command,
         input=stdin,
         capture_output=True,
-        timeout=PATIENCE,
+        timeout=patience,
         env={**os.environ, **env} if env is not None else None,
+        cwd=cwd,
+        preexec_fn=before,
         check=False,
     )
+
+
+def poetry(
+    *arguments: str | Path,
+    stdin: bytes = b"",
+    env: Mapping[str, str] | None = None,
+    before: Callable[[], object] | None = None,
+) -> subprocess.CompletedProcess[bytes]:
+    """Run one `poetry` command to its end."""
+    return run([*POETRY, *map(str, arguments)], stdin=stdin, env=env, before=before)

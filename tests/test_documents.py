@@ -29,8 +29,7 @@ from typing import NamedTuple
 import pytest
 
 from benchmarks.report import behind, newest
-from tests.faults.readers import eventually
-from tests.processes import PATIENCE, POETRY, Server, poetry, running
+from tests.processes import PATIENCE, POETRY, Server, eventually, poetry, running
 
 ROOT = Path(__file__).parents[1]
 PAGES = [ROOT / "README.md", *sorted((ROOT / "docs").glob("*.md"))]

@@ -7,7 +7,6 @@ import os
 import pty
 import re
 import select
-import shutil
 import subprocess
 import sys
 import termios
@@ -18,7 +17,7 @@ from pathlib import Path
 
 import pytest
 
-from tests.processes import PATIENCE
+from tests.processes import PATIENCE, need
 
 README = (Path(__file__).parents[2] / "README.md").read_text(encoding="utf-8")
 SHELLS = {
@@ -79,8 +78,7 @@ def typing(shell: str, directory: Path) -> Iterator[Callable[[str, str], None]]:
 @pytest.mark.parametrize("shell", SHELLS)
 def test_completion(tmp_path: Path, shell: str, command: str) -> None:
     """With README's lines, Tab completes the commands' words, their options, and file names."""
-    if shutil.which(shell) is None:
-        pytest.skip(f"{shell} is not installed")
+    need(shell)
     poem, start = tmp_path / "poem.txt", tmp_path / "start"
     poem.touch()
     start.write_text(lines_of(shell))

@@ -24,12 +24,11 @@ from tests.commands.tools import (
     accept,
     black_hole,
     error_of,
-    eventually,
     port_of,
     started,
     written,
 )
-from tests.processes import PATIENCE, POETRY, Server, poetry, running
+from tests.processes import PATIENCE, POETRY, Server, eventually, poetry, running
 
 
 @pytest.mark.parametrize("order", [(0,), (1,), (0, 1), (1, 0, 0), (1, 1)])
@@ -199,7 +198,7 @@ def test_a_bad_end(peer: socket.socket, tmp_path: Path, poem: bytes, message: st
         with accept(peer) as connection:
             connection.sendall(poem)
             if poem:
-                eventually(lambda: written(tmp_path))
+                assert eventually(lambda: written(tmp_path))
                 connection.setsockopt(socket.SOL_SOCKET, socket.SO_LINGER, RESET)
         _, stderr = process.communicate(timeout=PATIENCE)
     assert process.returncode == 1

@@ -12,18 +12,8 @@ from pathlib import Path
 
 import pytest
 
-from tests.commands.tools import (
-    HASTY,
-    RESET,
-    SHORT,
-    accept,
-    black_hole,
-    eventually,
-    port_of,
-    started,
-    terminal,
-)
-from tests.processes import PATIENCE, Server
+from tests.commands.tools import HASTY, RESET, SHORT, accept, black_hole, port_of, started, terminal
+from tests.processes import PATIENCE, Server, eventually
 
 
 @pytest.mark.parametrize(
@@ -78,7 +68,7 @@ def test_progress_while_nothing_comes(peer: socket.socket, sent: bytes, columns:
         with started(*words, command=HASTY, stderr=device) as process:
             with accept(peer) as connection:
                 connection.sendall(sent)
-                eventually(lambda: seen.count(b", nothing for ") > 1)
+                assert eventually(lambda: seen.count(b", nothing for ") > 1)
                 connection.sendall(SHORT)
             assert process.wait(PATIENCE) == 0
     drawn = re.findall(rb"\[([0-9:]+), .*?, nothing for \d+ s", seen)
@@ -174,7 +164,7 @@ def test_what_turns_out_to_spoil_a_terminal(peer: socket.socket) -> None:
     with terminal() as (device, seen), started("get", port_of(peer), stdout=device) as process:
         with accept(peer) as connection:
             connection.sendall(b"PDF")
-            eventually(lambda: seen == b"PDF")
+            assert eventually(lambda: seen == b"PDF")
             connection.sendall(b"\0spoiled")
         _, stderr = process.communicate(timeout=PATIENCE)
     assert process.returncode == 1

@@ -19,13 +19,12 @@ from tests.commands.tools import (
     accept,
     black_hole,
     error_of,
-    eventually,
     port_of,
     started,
     written,
 )
 from tests.faults.conftest import Command
-from tests.processes import PATIENCE, POETRY, Server
+from tests.processes import PATIENCE, POETRY, Server, eventually
 
 LATE = f"import atexit, os, signal; atexit.register(os.kill, os.getpid(), signal.SIGINT); {RUN}"
 
@@ -38,7 +37,7 @@ def test_interrupted(peer: socket.socket, tmp_path: Path, number: int) -> None:
         accept(peer) as connection,
     ):
         connection.sendall(LONG)
-        eventually(lambda: written(tmp_path))
+        assert eventually(lambda: written(tmp_path))
         process.send_signal(number)
         _, stderr = process.communicate(timeout=PATIENCE)
     assert (process.returncode, stderr) == (130, b"")
@@ -75,7 +74,7 @@ def test_interrupted_while_it_connects(tmp_path: Path, count: int) -> None:
     with black_hole() as address:
         words = ("get", "--directory", tmp_path / "d", *(address, f"tcp:127.0.0.1:{address}"))
         with started(*words[: 3 + count]) as process:
-            eventually(lambda: len(list(tmp_path.glob("d/.poetry-*.part"))) == count)
+            assert eventually(lambda: len(list(tmp_path.glob("d/.poetry-*.part"))) == count)
             process.send_signal(signal.SIGINT)
             _, stderr = process.communicate(timeout=PATIENCE)
     assert (process.returncode, stderr) == (130, b"")
@@ -119,7 +118,7 @@ def test_interrupted_before_it_runs() -> None:
     """An interrupt while the poem is read from standard input is no traceback, either."""
     with started("serve", "-", stdin=subprocess.PIPE) as process:
         reading = Path(f"/proc/{process.pid}/wchan")
-        eventually(lambda: "pipe" in reading.read_text(encoding="ascii"))
+        assert eventually(lambda: "pipe" in reading.read_text(encoding="ascii"))
         process.send_signal(signal.SIGINT)
         stdout, stderr = process.communicate(timeout=PATIENCE)
     assert (process.returncode, stdout, stderr.strip()) == (130, b"", b"")

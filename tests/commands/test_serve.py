@@ -15,19 +15,8 @@ from twisted.internet.error import CannotListenError
 from poetry.commands.serve import cannot_listen
 from poetry.system.descriptors import LEAST
 from tests.certificates import Certificates
-from tests.commands.tools import (
-    LONG,
-    QUICK,
-    SAMPLE,
-    SERVE,
-    SHORT,
-    Run,
-    error_of,
-    eventually,
-    logged,
-    port_of,
-)
-from tests.processes import PATIENCE, poetry, running
+from tests.commands.tools import LONG, QUICK, SAMPLE, SERVE, SHORT, Run, error_of, logged, port_of
+from tests.processes import PATIENCE, eventually, poetry, running
 
 
 @pytest.mark.parametrize(
@@ -101,7 +90,7 @@ def test_a_reader_in_flight_and_a_second_signal() -> None:
                 with socket.socket() as other:
                     return other.connect_ex(("127.0.0.1", server.port)) != 0
 
-            eventually(closed)
+            assert eventually(closed)
             assert server.process.poll() is None
             server.signal(signal.SIGTERM)
             with pytest.raises(ConnectionResetError):
@@ -117,14 +106,14 @@ def test_reload(tmp_path: Path) -> None:
     with running([*SERVE, "--log-format", "json", path]) as server:
         path.write_bytes(b"new")
         server.signal(signal.SIGHUP)
-        eventually(lambda: logged(server, "reloaded"))
+        assert eventually(lambda: logged(server, "reloaded"))
         assert poetry("get", server.addresses[0]).stdout == b"new"
         path.write_bytes(b"")
         server.signal(signal.SIGHUP)
-        eventually(lambda: logged(server, "reload_failed"))
+        assert eventually(lambda: logged(server, "reload_failed"))
         path.unlink()
         server.signal(signal.SIGHUP)
-        eventually(lambda: len(logged(server, "reload_failed")) == 2)
+        assert eventually(lambda: len(logged(server, "reload_failed")) == 2)
         assert poetry("get", server.addresses[0]).stdout == b"new"
         assert server.stop() == 0
         [empty, gone] = logged(server, "reload_failed")

@@ -12,15 +12,8 @@ from pathlib import Path
 
 import pytest
 
-from tests.commands.tools import (
-    SAMPLE,
-    SERVE,
-    SHORT,
-    error_of,
-    eventually,
-    started,
-)
-from tests.processes import PATIENCE, POETRY, Server, poetry
+from tests.commands.tools import SAMPLE, SERVE, SHORT, error_of, started
+from tests.processes import PATIENCE, POETRY, Server, eventually, poetry
 
 
 @pytest.mark.parametrize("words", [("get", "1"), ("--help",), ("serve", "--help")])
@@ -93,7 +86,7 @@ def test_serve_without_standard_output(tmp_path: Path, stdout: str) -> None:
             preexec_fn=(lambda: os.close(1)) if stdout == "closed" else None,
         ) as process,
     ):
-        eventually(place.exists)
+        assert eventually(place.exists)
         assert poetry("get", f"unix:{place}").stdout == SAMPLE
         process.terminate()
         _, stderr = process.communicate(timeout=PATIENCE)
@@ -153,7 +146,7 @@ def test_interrupted_while_nobody_reads_a_socket(served: Server, unread: int) ->
     with started("get", served.addresses[1], stdout=unread) as process:
         poll = select.poll()
         poll.register(unread, select.POLLOUT)
-        eventually(lambda: not poll.poll(0))
+        assert eventually(lambda: not poll.poll(0))
         process.send_signal(signal.SIGINT)
         _, stderr = process.communicate(timeout=PATIENCE)
     assert (process.returncode, stderr) == (130, b"")

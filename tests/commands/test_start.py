@@ -5,7 +5,6 @@ from __future__ import annotations
 import errno
 import json
 import os
-import shutil
 import signal
 import socket
 import subprocess
@@ -19,7 +18,7 @@ from twisted.internet.error import CannotListenError
 
 from poetry.commands.serve import why_not
 from tests.conftest import PoemFile
-from tests.processes import PATIENCE, POETRY, poetry, running
+from tests.processes import PATIENCE, POETRY, need, poetry, running
 
 JSON = ("--log-format", "json")
 
@@ -36,8 +35,7 @@ JSON = ("--log-format", "json")
 )
 def test_refused_at_the_start(refused: str, said: str) -> None:
     """A system call that is refused is named in one line, and is not blamed on standard output."""
-    if (strace := shutil.which("strace")) is None:
-        pytest.skip("strace is not installed")
+    strace = need("strace")
     inject = ["-f", "-o", os.devnull, "-e", f"trace={refused.split(':')[0]}", "-e"]
     done = subprocess.run(
         [strace, *inject, f"inject={refused}", *POETRY, "serve"],

@@ -12,7 +12,6 @@ import subprocess
 import sys
 import termios
 import threading
-import time
 from collections.abc import Callable, Iterator, Sequence
 from contextlib import contextmanager, suppress
 from pathlib import Path
@@ -88,14 +87,6 @@ def started(
             yield process
         finally:
             process.kill()
-
-
-def eventually(condition: Callable[[], object]) -> None:
-    """Wait until something holds."""
-    give_up = time.monotonic() + PATIENCE
-    while not condition():
-        assert time.monotonic() < give_up, "it never came true"
-        time.sleep(0.01)
 
 
 def written(directory: Path) -> bool:

@@ -15,8 +15,8 @@ import pytest
 
 from tests.conftest import PoemFile
 from tests.deploy.tools import DEPLOY, replaced
-from tests.faults.readers import eventually, poem, read_all
-from tests.processes import PATIENCE, POETRY, running
+from tests.faults.readers import poem, read_all
+from tests.processes import PATIENCE, POETRY, eventually, running
 
 ROOT = DEPLOY.parent
 TEXT = (DEPLOY / "Containerfile").read_text(encoding="utf-8")

@@ -16,10 +16,10 @@ import pytest
 
 from tests.certificates import Certificates
 from tests.conftest import PoemFile
-from tests.deploy.tools import DEPLOY, events, need, replaced, samples, tool
+from tests.deploy.tools import DEPLOY, events, replaced, samples, tool
 from tests.faults.bad import nobody
-from tests.faults.readers import PAUSES, Crowd, Habit, eventually, poem, read_all
-from tests.processes import PATIENCE, POETRY, Server, poetry, running
+from tests.faults.readers import PAUSES, Crowd, Habit, poem, read_all
+from tests.processes import PATIENCE, POETRY, Server, eventually, need, poetry, running
 
 LONG = 10_000_000
 MIDDLE = 1_000_000

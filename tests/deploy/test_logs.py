@@ -14,9 +14,9 @@ import pytest
 
 from tests.certificates import Certificates
 from tests.conftest import PoemFile
-from tests.deploy.tools import events, need
-from tests.faults.readers import PAUSES, Crowd, eventually, poem, read_all
-from tests.processes import PATIENCE, POETRY, running
+from tests.deploy.tools import events
+from tests.faults.readers import PAUSES, Crowd, poem, read_all
+from tests.processes import PATIENCE, POETRY, eventually, need, running
 
 LONG = 10_000_000
 SHORT = 3_000

@@ -15,9 +15,9 @@ from urllib.parse import quote
 import pytest
 
 from tests.conftest import PoemFile
-from tests.deploy.tools import DEPLOY, answer, fetch, need, samples, tool
-from tests.faults.readers import PAUSES, Crowd, eventually, poem, read_all
-from tests.processes import PATIENCE, POETRY, listening_port, poetry, running
+from tests.deploy.tools import DEPLOY, answer, fetch, samples, tool
+from tests.faults.readers import PAUSES, Crowd, poem, read_all
+from tests.processes import PATIENCE, POETRY, eventually, listening_port, need, poetry, running
 
 pytest.importorskip("prometheus_client", reason="needs twisted-poetry[metrics]")
 

@@ -10,8 +10,8 @@ from pathlib import Path
 from tests.certificates import Certificates
 from tests.conftest import PoemFile
 from tests.deploy.tools import events, samples
-from tests.faults.readers import PAUSES, Crowd, eventually, poem, read_all
-from tests.processes import PATIENCE, POETRY, running
+from tests.faults.readers import PAUSES, Crowd, poem, read_all
+from tests.processes import PATIENCE, POETRY, eventually, running
 
 LONG = 10_000_000
 

@@ -19,32 +19,32 @@ import pytest
 
 from benchmarks.measure import free_port
 from tests.conftest import PoemFile
-from tests.deploy.tools import DEPLOY, events, need, replaced
-from tests.faults.readers import PAUSES, Crowd, eventually, poem, read_all
-from tests.processes import PATIENCE, POETRY, Server, listening_port, running
+from tests.deploy.tools import DEPLOY, events, replaced
+from tests.faults.readers import PAUSES, Crowd, poem, read_all
+from tests.processes import (
+    PATIENCE,
+    POETRY,
+    Server,
+    eventually,
+    listening_port,
+    need,
+    passed_in,
+    running,
+)
 
 LONG = 10_000_000
 SHORT = 100_000
 UNITS = ("poetry.socket", "poetry.service", "poetry@.service")
 INSTALLED = "/opt/twisted-poetry/bin/poetry"
 
-LAUNCHER = """
-import os, sys
-os.dup2(int(sys.argv[1]), 3)
-os.set_inheritable(3, True)
-os.environ.update(LISTEN_FDS="1", LISTEN_FDNAMES="poem", LISTEN_PID=str(os.getpid()))
-os.execv(sys.executable, [sys.executable, *sys.argv[2:]])
-"""
-"""What systemd does: the socket is descriptor 3, and the environment says for whom."""
-
 
 @contextmanager
 def sharing(path: Path, count: int, *options: str) -> Iterator[tuple[str, list[Server]]]:
     """Run `count` servers on one socket; give its address and the servers."""
     with socket.create_server(("127.0.0.1", 0), backlog=4096) as given, ExitStack() as stack:
-        launcher = [sys.executable, "-c", LAUNCHER, str(given.fileno()), *POETRY[1:], "serve"]
+        serve = passed_in(f"socket.socket(fileno={given.fileno()})", *POETRY, "serve")
         listen = ["--listen", "systemd:domain=INET:index=0", "--log-format", "json"]
-        command = [*launcher, *listen, *options, str(path)]
+        command = [*serve, *listen, *options, str(path)]
         servers = [
             stack.enter_context(running(command, pass_fds=[given.fileno()])) for _ in range(count)
         ]

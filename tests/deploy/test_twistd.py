@@ -19,8 +19,8 @@ import pytest
 
 from tests.conftest import PoemFile
 from tests.deploy.tools import tool
-from tests.faults.readers import PAUSES, Crowd, eventually, poem, read_all
-from tests.processes import PATIENCE
+from tests.faults.readers import PAUSES, Crowd, poem, read_all
+from tests.processes import PATIENCE, eventually
 
 ROOT = Path(__file__).parents[2]
 LONG = 10_000_000

@@ -3,9 +3,7 @@
 from __future__ import annotations
 
 import json
-import os
 import re
-import shutil
 import subprocess
 import urllib.error
 import urllib.request
@@ -14,19 +12,9 @@ from contextlib import contextmanager
 from pathlib import Path
 from typing import Any
 
-import pytest
-
 from tests.processes import PATIENCE, Server
 
 DEPLOY = Path(__file__).parents[2] / "deploy"
-
-
-def need(tool: str) -> str:
-    """The path of a tool; without it the test is skipped."""
-    path = shutil.which(tool, path=f"{os.environ.get('PATH', '')}:/usr/sbin:/sbin")
-    if path is None:
-        pytest.skip(f"{tool} is not installed")
-    return path
 
 
 @contextmanager

@@ -14,8 +14,7 @@ import pytest
 from examples.inbox import Inbox
 from tests.certificates import Certificates
 from tests.faults.bad import serving
-from tests.faults.readers import eventually
-from tests.processes import PATIENCE, listening_port, poetry, running
+from tests.processes import PATIENCE, eventually, listening_port, poetry, running
 
 EXAMPLES = Path(__file__).parents[2] / "examples"
 POEM = b"One poem, so brief.\n"

@@ -27,7 +27,7 @@ from collections.abc import Callable
 from pathlib import Path
 from typing import NamedTuple, Protocol
 
-from tests.processes import PATIENCE
+from tests.processes import PATIENCE, TICK
 
 ENDS = ("whole", "reset", "empty", "truncated", "waiting", "wrong")
 
@@ -36,9 +36,6 @@ QUIET = 20.0
 
 ACCEPTS = 0x10000
 """In the flags of /proc/net/unix: __SO_ACCEPTCON."""
-
-TICK = 0.05
-"""Seconds between two looks at `until` while nothing happens."""
 
 WOULD_BLOCK = (BlockingIOError, ssl.SSLWantReadError, ssl.SSLWantWriteError)
 
@@ -440,15 +437,7 @@ def read_all(
         return crowd.run(quiet=quiet)
 
 
-# Waiting
-
-
-def eventually(true: Callable[[], bool], patience: float = PATIENCE, *, tick: float = TICK) -> bool:
-    """Whether `true` comes to hold within `patience` seconds, looked at every `tick` seconds."""
-    deadline = time.monotonic() + patience
-    while not (held := true()) and time.monotonic() < deadline:
-        time.sleep(tick)
-    return held
+# Listeners
 
 
 def listens(path: Path) -> bool:

@@ -5,7 +5,6 @@ from __future__ import annotations
 import json
 import os
 import resource
-import shutil
 import signal
 import socket
 import subprocess
@@ -22,9 +21,9 @@ from tests.certificates import Certificates
 from tests.conftest import PoemFile
 from tests.ends import LONG, Server, ended_with_reset, listening, reader
 from tests.faults.conftest import SERVE
-from tests.faults.readers import PAUSES, Crowd, eventually, listens, poem, read_all, refuses
+from tests.faults.readers import PAUSES, Crowd, listens, poem, read_all, refuses
 from tests.loop import until
-from tests.processes import PATIENCE, running
+from tests.processes import PATIENCE, eventually, need, running
 
 SHORT = 3_000
 
@@ -265,8 +264,7 @@ def test_process_1_hears_term_while_it_is_loaded(
     tmp_path: Path, module: str, words: list[str], code: int
 ) -> None:
     """A container's first process, which no signal ends that it does not ask for, hears TERM."""
-    if (unshare := shutil.which("unshare")) is None:
-        pytest.skip("unshare is not installed")
+    unshare = need("unshare")
     (tmp_path / f"{module}.py").write_text(LOADING)
     command = [unshare, "--user", "--map-root-user", "--pid", "--fork", *SERVE[:-1], *words]
     with subprocess.Popen(

@@ -8,7 +8,6 @@ import os
 import re
 import resource
 import select
-import shutil
 import signal
 import socket
 import ssl
@@ -29,9 +28,9 @@ from poetry.download import fetch
 from poetry.download.fetch import Fetcher, Wanted
 from tests.faults.bad import Handler, alerts, black_hole, nobody, reset, serving, stall, whole
 from tests.faults.conftest import NAIVE, Certificates, Command
-from tests.faults.readers import eventually, poem
+from tests.faults.readers import poem
 from tests.loop import reactor, until, wait, wait_error
-from tests.processes import PATIENCE, POETRY, poetry
+from tests.processes import PATIENCE, POETRY, eventually, need, poetry
 
 POEM = poem(10_000_000)
 PART = POEM[:6_000_000]
@@ -268,8 +267,7 @@ exit $code
 
 def test_a_full_disk(tmp_path: Path) -> None:
     """A disk that fills up is one line and exit code 1, and no leftover."""
-    if (unshare := shutil.which("unshare")) is None:
-        pytest.skip("unshare is not installed")
+    unshare = need("unshare")
     file = tmp_path / "poem.txt"
     with serving(partial(whole, poem=poem(10 * MEGABYTE))) as port:
         command = [*POETRY, "get", "-o", str(file), str(port)]

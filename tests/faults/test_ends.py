@@ -9,8 +9,8 @@ from pathlib import Path
 import pytest
 
 from tests.faults.conftest import BARE, NAIVE, SERVE, PoemFile
-from tests.faults.readers import PAUSES, Crowd, Habit, eventually, poem, read_all, refuses
-from tests.processes import running
+from tests.faults.readers import PAUSES, Crowd, Habit, poem, read_all, refuses
+from tests.processes import eventually, running
 
 LONG = 10_000_000
 READERS = 50

@@ -10,8 +10,8 @@ import time
 import pytest
 
 from tests.faults.conftest import NAIVE, SERVE, Certificates, PoemFile
-from tests.faults.readers import PAUSES, Crowd, Habit, eventually, poem, read_all
-from tests.processes import running
+from tests.faults.readers import PAUSES, Crowd, Habit, poem, read_all
+from tests.processes import eventually, running
 
 LONG = 10_000_000
 

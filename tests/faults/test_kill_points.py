@@ -23,7 +23,7 @@ from benchmarks.measure import CORES, stat
 from tests.certificates import Certificates
 from tests.conftest import PoemFile
 from tests.faults.bad import serving, whole
-from tests.faults.readers import ENDS, Crowd, eventually, poem
+from tests.faults.readers import ENDS, Crowd, poem
 from tests.faults.tracing import (
     REFUSALS,
     TRACED,
@@ -36,7 +36,7 @@ from tests.faults.tracing import (
     was_killed,
     was_refused,
 )
-from tests.processes import PATIENCE, Server, listening_port, running
+from tests.processes import PATIENCE, Server, eventually, listening_port, running
 
 pytestmark = pytest.mark.machine
 

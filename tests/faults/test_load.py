@@ -14,18 +14,8 @@ import pytest
 
 from benchmarks.measure import available_memory
 from tests.faults.conftest import NAIVE, SERVE, PoemFile
-from tests.faults.readers import (
-    PAUSES,
-    PLAIN,
-    SPEAKS,
-    STALLED,
-    Crowd,
-    Habit,
-    eventually,
-    poem,
-    read_all,
-)
-from tests.processes import POETRY, Server, running
+from tests.faults.readers import PAUSES, PLAIN, SPEAKS, STALLED, Crowd, Habit, poem, read_all
+from tests.processes import POETRY, Server, eventually, running
 
 SHORT = 3_000
 MEGABYTE = 1_000_000

@@ -13,8 +13,8 @@ import pytest
 from poetry.daemon.site import SCRAPES
 from tests.deploy.tools import samples
 from tests.faults.conftest import SERVE, PoemFile
-from tests.faults.readers import eventually, poem, read_all
-from tests.processes import PATIENCE, running
+from tests.faults.readers import poem, read_all
+from tests.processes import PATIENCE, eventually, running
 
 pytest.importorskip("prometheus_client", reason="needs twisted-poetry[metrics]")
 

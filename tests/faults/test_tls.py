@@ -22,12 +22,11 @@ from tests.faults.readers import (
     STALLED,
     Crowd,
     Habit,
-    eventually,
     poem,
     read_all,
     refuses,
 )
-from tests.processes import PATIENCE, running
+from tests.processes import PATIENCE, eventually, running
 
 LONG = 10_000_000
 SIZES = (3_000, 200_000, 1_000_000, LONG)

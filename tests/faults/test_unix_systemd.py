@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import shutil
 import signal
 import socket
 import subprocess
@@ -18,13 +17,12 @@ from tests.faults.readers import (
     SPEAKS,
     Crowd,
     Habit,
-    eventually,
     listens,
     poem,
     read_all,
     refuses,
 )
-from tests.processes import PATIENCE, poetry, running
+from tests.processes import PATIENCE, POETRY, eventually, need, passed_in, poetry, running
 
 LONG = 10_000_000
 
@@ -35,26 +33,15 @@ HABITS = {
     "half-closes first": Habit(half_closes=True),
 }
 
-LAUNCHER = """
-import os, socket, sys
-given = {given}
-os.dup2(given.fileno(), 3)
-os.set_inheritable(3, True)
-os.environ.update(LISTEN_FDS="1", LISTEN_FDNAMES="poem", LISTEN_PID=str(os.getpid()))
-os.execv(sys.executable, [sys.executable, *sys.argv[1:]])
-"""
-"""What systemd does: the socket is descriptor 3, and the environment says for whom."""
 
-
-def passed_in(given: str) -> tuple[str | Path, ...]:
-    """A server on a socket that a program makes and passes in."""
-    launcher = LAUNCHER.format(given=given)
-    return (sys.executable, "-c", launcher, *SERVE[1:], "-l", "systemd:domain=INET:index=0")
+def serving(given: str) -> tuple[str, ...]:
+    """A server on a socket, a Python expression, that is passed in."""
+    return passed_in(given, *POETRY, "serve", "-l", "systemd:domain=INET:index=0")
 
 
 UNIX_SOCKET = "socket.socket(socket.AF_UNIX); given.bind(''); given.listen()"
 
-SYSTEMD = passed_in('socket.create_server(("127.0.0.1", 0), backlog=4096)')
+SYSTEMD = serving('socket.create_server(("127.0.0.1", 0), backlog=4096)')
 
 
 @pytest.mark.parametrize("habit", HABITS)
@@ -129,8 +116,7 @@ def test_systemd_few_descriptors(poem_file: PoemFile) -> None:
 
 def test_systemd_socket_activate(poem_file: PoemFile, tmp_path: Path) -> None:
     """The first reader starts the server through the real systemd-socket-activate."""
-    if (activate := shutil.which("systemd-socket-activate")) is None:
-        pytest.skip("systemd-socket-activate is not installed")
+    activate = need("systemd-socket-activate")
     path = tmp_path / "socket"
     command = [*SERVE, "-l", "systemd:domain=UNIX:index=0", poem_file(3_000)]
     with running([activate, "--fdname", "poem", "-l", path, *command], listeners=0) as server:
@@ -152,7 +138,7 @@ def test_systemd_socket_activate(poem_file: PoemFile, tmp_path: Path) -> None:
 def test_systemd_wrong_socket(poem_file: PoemFile, given: str, reason: str) -> None:
     """A socket from systemd that is of the wrong kind is refused in a line, as is no address."""
     done = subprocess.run(
-        [*passed_in(given), poem_file(3_000)], capture_output=True, timeout=PATIENCE, check=False
+        [*serving(given), poem_file(3_000)], capture_output=True, timeout=PATIENCE, check=False
     )
     said = f"'systemd:domain=INET:index=0': the socket that was passed in {reason}"
     assert (done.returncode, done.stdout) == (2, b"")
@@ -165,6 +151,6 @@ def test_systemd_ipv6(poem_file: PoemFile) -> None:
     if not socket.has_dualstack_ipv6():
         pytest.skip("needs IPv6")
     given = 'socket.create_server(("::1", 0), family=socket.AF_INET6)'
-    with running([*passed_in(given), poem_file(3_000)]) as server:
+    with running([*serving(given), poem_file(3_000)]) as server:
         assert server.addresses[0].startswith("[::1]:")
         assert poetry("get", server.addresses[0]).stdout == poem(3_000)

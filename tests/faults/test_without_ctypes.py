@@ -10,8 +10,8 @@ import pytest
 
 from tests.faults.bad import serving, stall, whole
 from tests.faults.conftest import PoemFile
-from tests.faults.readers import PAUSES, Crowd, eventually, poem, read_all
-from tests.processes import PATIENCE, running
+from tests.faults.readers import PAUSES, Crowd, poem, read_all
+from tests.processes import PATIENCE, eventually, running
 
 WITHOUT = {
     "no ctypes": "sys.modules['_ctypes'] = None",

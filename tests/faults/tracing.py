@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 import re
-import shutil
 import signal
 import subprocess
 import sys
@@ -13,9 +12,7 @@ from contextlib import contextmanager
 from pathlib import Path
 from typing import NamedTuple
 
-import pytest
-
-from tests.processes import PATIENCE
+from tests.processes import PATIENCE, need
 
 TRACED = (sys.executable, Path(__file__).with_name("traced.py"))
 """The beginning of a command that `traced` can attach to."""
@@ -63,18 +60,10 @@ class Point(NamedTuple):
     number: int
 
 
-def strace() -> str:
-    """The tracer; without it the test is skipped."""
-    path = shutil.which("strace")
-    if path is None:
-        pytest.skip("strace is not installed")
-    return path
-
-
 @contextmanager
 def traced(pid: int, log: Path, *options: str) -> Iterator[None]:
     """Write the system calls of a process's main thread to `log` until the block ends."""
-    command = [strace(), "-p", str(pid), "-o", str(log), *options]
+    command = [need("strace"), "-p", str(pid), "-o", str(log), *options]
     process = subprocess.Popen(command, stderr=subprocess.PIPE, text=True)
     assert process.stderr is not None
     try:

@@ -9,8 +9,8 @@ import pytest
 
 from benchmarks.peers import PROGRAMS
 from tests.certificates import Certificates
-from tests.interop.tools import SIZES, fetched, poem_of, require, tool_listening
-from tests.processes import poetry
+from tests.interop.tools import SIZES, fetched, poem_of, tool_listening
+from tests.processes import need, poetry
 
 ERLANG = """
 main([Port]) ->
@@ -99,7 +99,7 @@ PAIRS = [
 def test_plain(name: str, size: int, plain: dict[int, int], tmp_path: Path) -> None:
     """Each tool gets each poem, byte for byte, and ends well."""
     tool, command = READERS[name]
-    require(tool)
+    need(tool)
     script = tmp_path / "reader.escript"
     script.write_text(f"#!/usr/bin/env escript\n{ERLANG}", encoding="utf-8")
     words = [word.format(port=plain[size], script=script) for word in command]
@@ -112,7 +112,7 @@ def test_plain(name: str, size: int, plain: dict[int, int], tmp_path: Path) -> N
 def test_tls(name: str, size: int, encrypted: dict[int, int], certificates: Certificates) -> None:
     """Each tool that checks the certificate gets each poem over TLS, and a close_notify."""
     tool, command = TLS_READERS[name]
-    require(tool)
+    need(tool)
     values = {"port": encrypted[size], "authority": certificates.authority}
     read = fetched([word.format(**values) for word in command])
     assert (read.returncode, read.stdout == poem_of(size)) == (0, True), read.stderr
@@ -120,7 +120,7 @@ def test_tls(name: str, size: int, encrypted: dict[int, int], certificates: Cert
 
 def test_alpn(encrypted: dict[int, int], certificates: Certificates) -> None:
     """A reader that offers application protocols, as curl and browsers do, gets the poem."""
-    require("curl")
+    need("curl")
     size = SIZES[1]
     curl = ["curl", "--silent", "--http0.9", "--cacert", str(certificates.authority)]
     read = fetched([*curl, f"https://127.0.0.1:{encrypted[size]}/"])
@@ -143,7 +143,7 @@ listen poem
 @pytest.mark.parametrize("reader", ["nc", "poetry"])
 def test_haproxy(reader: str, size: int, plain: dict[int, int], tmp_path: Path) -> None:
     """Through HAProxy in TCP mode a poem arrives whole, at nc and at `poetry get`."""
-    require("haproxy")
+    need("haproxy")
     configuration = tmp_path / "haproxy.cfg"
 
     def command(port: int) -> list[str]:
@@ -152,7 +152,7 @@ def test_haproxy(reader: str, size: int, plain: dict[int, int], tmp_path: Path) 
 
     with tool_listening(command) as (_, port):
         if reader == "nc":
-            require("nc")
+            need("nc")
             read = fetched(["nc", "-d", "127.0.0.1", str(port)])
         else:
             read = poetry("get", f"127.0.0.1:{port}")

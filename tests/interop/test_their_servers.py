@@ -10,8 +10,8 @@ import pytest
 
 from benchmarks.peers import PROGRAMS, Setup, nginx
 from tests.certificates import Certificates
-from tests.interop.tools import SIZES, poem_of, require, tool_listening
-from tests.processes import poetry
+from tests.interop.tools import SIZES, poem_of, tool_listening
+from tests.processes import need, poetry
 
 Command = Callable[[int, Path], list[str]]
 TlsCommand = Callable[[int, Path, Certificates], list[str]]
@@ -43,7 +43,7 @@ SERVERS: dict[str, tuple[str, Command]] = {
 def test_plain(name: str, size: int, poems: dict[int, Path]) -> None:
     """From each server each poem arrives, byte for byte."""
     tool, command = SERVERS[name]
-    require(tool)
+    need(tool)
     with tool_listening(lambda port: command(port, poems[size]), stdin=poems[size]) as (_, port):
         read = poetry("get", f"127.0.0.1:{port}")
     assert (read.returncode, len(read.stdout), read.stderr) == (0, size, b"")
@@ -53,7 +53,7 @@ def test_plain(name: str, size: int, poems: dict[int, Path]) -> None:
 @pytest.mark.parametrize("size", [1, 3_000])
 def test_nginx(size: int, tmp_path: Path) -> None:
     """A poem that nginx has in its configuration arrives, byte for byte."""
-    require("nginx")
+    need("nginx")
     poem = tmp_path / "poem.txt"
     poem.write_bytes(b"A\n\"line\\ of verse; {or} so'\n"[:size] * (size // 27 + 1))
     poem.write_bytes(poem.read_bytes()[:size])
@@ -91,7 +91,7 @@ def test_tls(
 ) -> None:
     """From each server each poem arrives over TLS, whichever way its authority is trusted."""
     tool, command = TLS_SERVERS[name]
-    require(tool)
+    need(tool)
     env = {"SSL_CERT_FILE": str(certificates.authority)} if trust == "environment" else {}
     options = f":trustRoots={certificates.roots}" if trust == "address" else ""
     words = ["--cacert", str(certificates.authority)] if trust == "option" else []
@@ -104,7 +104,7 @@ def test_tls(
 
 def test_tls_of_a_stranger(poems: dict[int, Path], certificates: Certificates) -> None:
     """A server whose authority nobody has named is refused: exit code 1, and no byte of a poem."""
-    require("openssl")
+    need("openssl")
     _, command = TLS_SERVERS["openssl s_server"]
     poem = poems[SIZES[1]]
     with tool_listening(lambda port: command(port, poem, certificates), stdin=poem) as (_, port):
@@ -116,7 +116,7 @@ def test_tls_of_a_stranger(poems: dict[int, Path], certificates: Certificates) -
 @pytest.mark.parametrize("size", SIZES)
 def test_tls_cut_off(size: int, poems: dict[int, Path], certificates: Certificates) -> None:
     """ncat ends TLS without a close_notify, as someone who cuts the line would: truncated."""
-    require("ncat")
+    need("ncat")
     files = [
         "--ssl-cert",
         str(certificates.path("good")),

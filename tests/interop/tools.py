@@ -3,9 +3,7 @@
 from __future__ import annotations
 
 import random
-import shutil
 import subprocess
-import time
 from collections.abc import Callable, Iterator, Sequence
 from contextlib import contextmanager
 from pathlib import Path
@@ -13,7 +11,7 @@ from pathlib import Path
 import pytest
 
 from benchmarks.measure import free_port
-from tests.processes import PATIENCE, listening_port
+from tests.processes import PATIENCE, eventually, listening_port
 
 SIZES = (1, 3_000, 10_000_000)
 """Bytes of the poems: the least there is, one that a packet takes, one that no buffer takes."""
@@ -22,12 +20,6 @@ SIZES = (1, 3_000, 10_000_000)
 def poem_of(size: int) -> bytes:
     """Every byte value, line ends and NUL included, in no order that a tool could expect."""
     return random.Random(size).randbytes(size)
-
-
-def require(tool: str) -> None:
-    """Skip the test, by name, where `tool` is missing."""
-    if shutil.which(tool) is None:
-        pytest.skip(f"{tool} is not installed")
 
 
 def fetched(
@@ -71,10 +63,5 @@ def tool_listening(
 
 def listens(process: subprocess.Popen[bytes], port: int) -> bool:
     """Wait until the tool listens on `port`, or has ended."""
-    for _ in range(int(PATIENCE / 0.01)):
-        if listening_port(process.pid) == port:
-            return True
-        if process.poll() is not None:
-            return False
-        time.sleep(0.01)
-    return False
+    eventually(lambda: process.poll() is not None or listening_port(process.pid) == port)
+    return process.poll() is None
