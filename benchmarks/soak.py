@@ -32,6 +32,7 @@ from typing import NamedTuple
 from benchmarks import loss
 from benchmarks.delivery import make_certificate
 from benchmarks.measure import STARTING, files_in_memory
+from benchmarks.report import table
 from tests.faults.readers import ENDS, Crowd, Habit, Numbered, numbered_poem
 
 SIZES = (100, 3_000, 200_000, 2_500_000, 10_000_000)
@@ -354,12 +355,6 @@ class Soak:
             self.happened.update(server.counts)
 
 
-def table(head: Sequence[object], rows: Iterable[Sequence[object]]) -> str:
-    """In Markdown."""
-    lines = [head, ["---"] * len(head), *rows]
-    return "".join(f"| {' | '.join(map(str, line))} |\n" for line in lines)
-
-
 def main() -> int:
     parser = argparse.ArgumentParser(prog="python -m benchmarks.soak", description=__doc__)
     parser.add_argument("--minutes", type=float, default=10.0)
@@ -380,16 +375,19 @@ def main() -> int:
             stack.callback(process.terminate)
         rows = soak.run(options.minutes)
         lossy_ends = [loss.ends_of(process) for process in lossy]
-    print(table(["minute", "readers", *HELD], rows))
+    print(table(["minute", "readers", *HELD], rows), end="\n\n")
     kinds = sorted({kind for kind, _ in soak.fates}, key=lambda kind: (kind in TRANSPORTS, kind))
-    print(table(["", *FATES], ([kind, *(soak.fates[kind, f] for f in FATES)] for kind in kinds)))
+    print(
+        table(["", *FATES], ([kind, *(soak.fates[kind, f] for f in FATES)] for kind in kinds)),
+        end="\n\n",
+    )
     print(", ".join(f"{count:,} {what}" for what, count in sorted(soak.happened.items())) + "\n")
     if why := loss.missing():
         print(f"Packet loss was not tried: {why}.\n")
     else:
         lines = zip(loss.SHARES, lossy_ends, strict=True)
         rows = [[f"{share:.0%}", *(ends[end] for end in ENDS)] for share, ends in lines]
-        print(table(["packets lost each way", *ENDS], rows))
+        print(table(["packets lost each way", *ENDS], rows), end="\n\n")
     print(
         KILL_POINTS.read_text() if KILL_POINTS.exists() else "No kill points: `make kill-points`."
     )

@@ -46,6 +46,16 @@ class Server(PoetryServerFactory):
 
 
 @contextmanager
+def tcp_pair() -> Iterator[tuple[socket.socket, socket.socket]]:
+    """Both ends of a TCP connection."""
+    with socket.create_server(("127.0.0.1", 0)) as listener:
+        one = socket.create_connection(listener.getsockname(), 20)
+        other, _ = listener.accept()
+    with one, other:
+        yield one, other
+
+
+@contextmanager
 def listening(factory: Any) -> Iterator[int]:
     """A listener on a free port."""
     port = reactor.listenTCP(0, factory, interface="127.0.0.1")
@@ -66,9 +76,10 @@ HERE = "tcp:0:interface=127.0.0.1"
 
 
 @contextmanager
-def serving(factory: Any, listen: str = HERE, **limits: Any) -> Iterator[PoetryService]:
-    """A service with one listener; it is stopped at once in the end."""
-    service = PoetryService([(serverFromString(reactor, listen), factory)], **limits)
+def serving(*factories: Any, listen: str = HERE, **limits: Any) -> Iterator[PoetryService]:
+    """A started service with a listener a factory; it is stopped at once in the end."""
+    listeners = [(serverFromString(reactor, listen), factory) for factory in factories]
+    service = PoetryService(listeners, **limits)
     service.startService()
     try:
         yield service

@@ -2,7 +2,9 @@
 
 from __future__ import annotations
 
+import json
 import os
+import re
 import resource
 import shutil
 import signal
@@ -13,7 +15,9 @@ import threading
 import time
 from collections.abc import Callable, Iterator, Mapping, Sequence
 from contextlib import contextmanager, suppress
+from functools import partial
 from pathlib import Path
+from typing import Any
 
 import pytest
 
@@ -52,6 +56,11 @@ def need(tool: str) -> str:
     if path is None:
         pytest.skip(f"{tool} is not installed")
     return path
+
+
+def limit_descriptors(soft: int, hard: int) -> None:
+    """Limit the open files of this process."""
+    resource.setrlimit(resource.RLIMIT_NOFILE, (soft, hard))
 
 
 def passed_in(given: str, *command: str) -> tuple[str, ...]:
@@ -133,6 +142,11 @@ class Server:
         pages = Path(f"/proc/{self.pid}/statm").read_text(encoding="ascii").split()[1]
         return int(pages) * os.sysconf("SC_PAGE_SIZE")
 
+    def logged(self, *kinds: str) -> list[dict[str, Any]]:
+        """The events that it has logged with `--log-format json`, of these kinds or of all."""
+        events = [json.loads(line) for line in re.findall(r".+\n", self.stderr)]
+        return [event for event in events if not kinds or event["event"] in kinds]
+
     def sockets(self) -> int:
         """How many sockets the process has open now."""
         return len(sockets_of(self.pid))
@@ -153,11 +167,7 @@ def running(
 
     `descriptors` is its hard limit of open files. The process is ended by its id, whatever happens.
     """
-
-    def limit() -> None:
-        if descriptors is not None:
-            resource.setrlimit(resource.RLIMIT_NOFILE, (descriptors, descriptors))
-
+    before = partial(limit_descriptors, descriptors, descriptors) if descriptors else None
     with tempfile.TemporaryDirectory() as directory:
         stderr = Path(directory) / "stderr"
         with stderr.open("wb") as errors, tempfile.TemporaryFile() as given:
@@ -169,7 +179,7 @@ def running(
                 stdout=subprocess.PIPE,
                 stderr=errors,
                 text=True,
-                preexec_fn=limit if descriptors is not None else None,
+                preexec_fn=before,
                 env={**os.environ, **env} if env is not None else None,
                 cwd=cwd,
                 pass_fds=pass_fds,

@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 import re
-import subprocess
 import sys
 from collections.abc import Iterator
 from pathlib import Path
@@ -31,7 +30,7 @@ from poetry.client import get_poem
 from poetry.protocol import PoetryServerFactory
 from tests.certificates import Certificates
 from tests.loop import reactor, wait
-from tests.processes import PATIENCE
+from tests.processes import run
 
 
 @pytest.mark.parametrize(
@@ -156,10 +155,11 @@ def test_without_tls(command: str, address: str) -> None:
     """Where TLS is not installed, the error says what to install."""
     script = "import sys; sys.modules['OpenSSL'] = None; from poetry.cli import main; main()"
     words = [sys.executable, "-c", script, *command.split(), address]
-    result = subprocess.run(words, capture_output=True, text=True, timeout=PATIENCE, check=False)
+    result = run(words)
     assert result.returncode == 2
-    assert result.stderr.startswith(f"Error: {address!r} needs TLS: install twisted-poetry[tls]")
-    assert result.stderr.count("\n") == 1
+    said = f"Error: {address!r} needs TLS: install twisted-poetry[tls]"
+    assert result.stderr.startswith(said.encode())
+    assert result.stderr.count(b"\n") == 1
 
 
 def test_authorities_without_tls(monkeypatch: pytest.MonkeyPatch) -> None:

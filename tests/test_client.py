@@ -27,11 +27,9 @@ from poetry.protocol import PoetryServerFactory
 from poetry.server import serve_poem
 from poetry.wire.layers import innermost
 from tests.certificates import Certificates
-from tests.ends import Server, listening
+from tests.ends import LONG, Server, listening
 from tests.faults.bad import serving, stall
 from tests.loop import reactor, until, wait, wait_error
-
-LONG = bytes(range(256)) * 40_000
 
 
 @pytest.fixture

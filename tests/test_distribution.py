@@ -4,7 +4,6 @@ from __future__ import annotations
 
 import re
 import shutil
-import subprocess
 import sys
 import tarfile
 import zipfile
@@ -14,7 +13,7 @@ from typing import NamedTuple
 
 import pytest
 
-from tests.processes import PATIENCE
+from tests.processes import run
 
 ROOT = Path(__file__).parents[1]
 STRAY = (
@@ -38,10 +37,10 @@ class Distribution(NamedTuple):
     wheel: Path
 
 
-def run(tool: str, *words: str | Path) -> None:
+def check(tool: str, *words: str | Path) -> None:
     """Run a tool that is installed beside Python and has nothing to complain about."""
     command = [Path(sys.executable).with_name(tool), *words]
-    done = subprocess.run(command, capture_output=True, text=True, timeout=PATIENCE, check=False)
+    done = run(command)
     assert done.returncode == 0, done.stdout + done.stderr
 
 
@@ -54,7 +53,7 @@ def built(tmp_path_factory: pytest.TempPathFactory) -> Distribution:
         (tree / name).parent.mkdir(parents=True, exist_ok=True)
         (tree / name).write_text("", encoding="utf-8")
     output = tmp_path_factory.mktemp("dist")
-    run("pyproject-build", "--no-isolation", "--outdir", output, tree)
+    check("pyproject-build", "--no-isolation", "--outdir", output, tree)
     [sdist], [wheel] = output.glob("*.tar.gz"), output.glob("*.whl")
     return Distribution(sdist, wheel)
 
@@ -96,9 +95,9 @@ def test_description(built: Distribution) -> None:
 
 def test_checkers(built: Distribution) -> None:
     """Neither twine nor check-wheel-contents nor validate-pyproject has anything to say."""
-    run("twine", "check", "--strict", *built)
-    run("check-wheel-contents", "--config", ROOT / "pyproject.toml", built.wheel)
-    run("validate-pyproject", ROOT / "pyproject.toml")
+    check("twine", "check", "--strict", *built)
+    check("check-wheel-contents", "--config", ROOT / "pyproject.toml", built.wheel)
+    check("validate-pyproject", ROOT / "pyproject.toml")
 
 
 def github() -> Path:
@@ -111,7 +110,7 @@ def github() -> Path:
 
 def test_workflows() -> None:
     """zizmor finds no fault in the workflows: least permissions, pinned actions, no kept token."""
-    run("zizmor", "--offline", "--no-progress", github())
+    check("zizmor", "--offline", "--no-progress", github())
 
 
 def test_one_job_stands_for_all() -> None:

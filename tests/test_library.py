@@ -4,7 +4,6 @@ from __future__ import annotations
 
 import inspect
 import re
-import subprocess
 import sys
 from pathlib import Path
 from typing import Any
@@ -13,7 +12,7 @@ import pytest
 
 import poetry
 from poetry.errors import PoemError
-from tests.processes import PATIENCE
+from tests.processes import run
 
 TEXT = (Path(__file__).parents[1] / "docs" / "library.md").read_text(encoding="utf-8")
 PROGRAMS: list[str] = re.findall(
@@ -33,8 +32,8 @@ WITH_PARAMETERS = [
 def test_programs(program: str) -> None:
     """Each example runs."""
     words = [sys.executable, "-W", "error", "-c", program]
-    done = subprocess.run(words, capture_output=True, text=True, timeout=PATIENCE, check=False)
-    assert (done.returncode, done.stderr) == (0, "")
+    done = run(words)
+    assert (done.returncode, done.stderr) == (0, b"")
 
 
 @pytest.mark.parametrize("public", [*FUNCTIONS, poetry.PoetryService])

@@ -4,10 +4,8 @@ from __future__ import annotations
 
 import ast
 import importlib
-import os
 import re
 import shutil
-import subprocess
 import sys
 from importlib.metadata import distribution, requires
 from pathlib import Path
@@ -15,8 +13,8 @@ from pathlib import Path
 import pytest
 
 import poetry as package
-from tests.processes import PATIENCE
 from tests.processes import poetry as run_poetry
+from tests.processes import run
 
 ROOT = Path(__file__).parents[1]
 COMMANDS = ("poetry", "twisted-poetry")
@@ -76,7 +74,7 @@ def test_version() -> None:
 def test_rooms(room: str) -> None:
     """The rooms of the public names are there by attribute, whatever was loaded before."""
     program = f"import poetry; print(poetry.{room}.__name__)"
-    done = subprocess.run([sys.executable, "-c", program], capture_output=True, check=False)
+    done = run([sys.executable, "-c", program])
     assert (done.returncode, done.stdout.decode()) == (0, f"poetry.{room}\n")
 
 
@@ -97,14 +95,7 @@ def test_no_other_name() -> None:
 def test_type_checkers(tmp_path: Path, checker: tuple[str, ...]) -> None:
     """Of the uses, a user's type checker refuses those that are marked as wrong, and no other."""
     shutil.copy(ROOT / "tests" / "uses.py", tmp_path)
-    result = subprocess.run(
-        [sys.executable, "-m", *checker, sys.executable, "uses.py"],
-        cwd=tmp_path,
-        capture_output=True,
-        text=True,
-        timeout=PATIENCE,
-        check=False,
-    )
+    result = run([sys.executable, "-m", *checker, sys.executable, "uses.py"], cwd=tmp_path)
     assert result.returncode == 0, result.stdout + result.stderr
 
 
@@ -152,16 +143,9 @@ def test_completion(command: str, shell: str) -> None:
 
     def complete(instruction: str, **env: str) -> str:
         variable = f"_{command.upper().replace('-', '_')}_COMPLETE"
-        result = subprocess.run(
-            [program],
-            env={**os.environ, **env, variable: f"{shell}_{instruction}"},
-            capture_output=True,
-            text=True,
-            timeout=PATIENCE,
-            check=False,
-        )
-        assert "Traceback" not in result.stderr
-        return result.stdout
+        result = run([program], env={**env, variable: f"{shell}_{instruction}"})
+        assert b"Traceback" not in result.stderr
+        return result.stdout.decode()
 
     if shell != "bash" or shutil.which("bash"):
         assert command in complete("source")

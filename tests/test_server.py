@@ -3,8 +3,7 @@
 from __future__ import annotations
 
 import socket
-from collections.abc import Iterator
-from contextlib import ExitStack, contextmanager
+from contextlib import ExitStack
 from typing import Any
 
 import pytest
@@ -13,8 +12,6 @@ from twisted.internet.error import CannotListenError
 from twisted.internet.protocol import ServerFactory
 from twisted.internet.task import Clock
 from twisted.internet.testing import MemoryReactorClock
-from twisted.logger import ILogObserver, LogEvent, globalLogPublisher
-from zope.interface import implementer
 
 from poetry.client import get_poem
 from poetry.protocol import PoetryServerFactory
@@ -23,58 +20,10 @@ from poetry.server import (
     PoetryService,
     serve_poem,
 )
-from poetry.serving.poems import PoemFactory
 from poetry.system.descriptors import most_connections
-from tests.ends import port_of, queued
+from tests.ends import LONG, Server, port_of, queued, reader, serving
 from tests.loop import drain, poem_files, reactor, turn_until_still, until, wait, wait_error
-
-LONG = bytes(range(256)) * 40_000
-
-
-@contextmanager
-def logged() -> Iterator[list[str]]:
-    """The events of the package that are logged meanwhile, by name."""
-    events: list[str] = []
-
-    @implementer(ILogObserver)
-    def observe(event: LogEvent) -> None:
-        if "event" in event:
-            events.append(event["event"])
-
-    globalLogPublisher.addObserver(observe)
-    try:
-        yield events
-    finally:
-        globalLogPublisher.removeObserver(observe)
-
-
-@contextmanager
-def serving(*poems: bytes, **limits: Any) -> Iterator[PoetryService]:
-    """A started service with a listener a poem; it is stopped at once in the end."""
-    limits.setdefault("clock", reactor)
-    service = PoetryService(
-        [
-            (TCP4ServerEndpoint(reactor, 0, interface="127.0.0.1"), PoemFactory(poem, "poem.txt"))
-            for poem in poems
-        ],
-        **limits,
-    )
-    service.startService()
-    try:
-        yield service
-    finally:
-        if service.running:
-            stopped = service.stopService()
-            service.abort()
-            wait(stopped)
-
-
-@contextmanager
-def reader(service: PoetryService, index: int = 0) -> Iterator[socket.socket]:
-    """A non-blocking reader, connected as far as the kernel is concerned."""
-    with socket.create_connection(("127.0.0.1", port_of(service, index)), 20) as connection:
-        connection.setblocking(False)
-        yield connection
+from tests.transfers import Log
 
 
 def fetch(service: PoetryService, index: int = 0) -> bytes:
@@ -88,7 +37,7 @@ def fetch(service: PoetryService, index: int = 0) -> bytes:
 
 def test_each_listener_has_its_poem() -> None:
     """Several poems are served by one service, and each says where."""
-    with serving(b"one", LONG) as service:
+    with serving(Server(b"one"), Server(LONG)) as service:
         assert [fetch(service, index) for index in (0, 1)] == [b"one", LONG]
         assert service.addresses == [f"127.0.0.1:{port_of(service, i)}" for i in (0, 1)]
 
@@ -96,7 +45,7 @@ def test_each_listener_has_its_poem() -> None:
 def test_readers_bring_no_descriptors_but_their_own() -> None:
     """What sending a long poem takes is there when listening begins, and gone after the end."""
     before = poem_files()
-    with serving(LONG, b"short") as service:
+    with serving(Server(LONG), Server(b"short")) as service:
         assert poem_files() == before + 1
         assert [fetch(service) for _ in range(3)] == [LONG] * 3
         assert poem_files() == before + 1
@@ -160,7 +109,7 @@ def test_what_is_no_socket_is_served_as_it_is() -> None:
 
 def test_others_are_beside_the_limit() -> None:
     """What is served beside the poems is neither counted nor held back."""
-    with serving(b"poem", max_connections=1) as service:
+    with serving(Server(b"poem"), max_connections=1) as service:
         assert service.others == []
     service = PoetryService([], clock=reactor)
     service.others.append((TCP4ServerEndpoint(reactor, 0, interface="127.0.0.1"), ServerFactory()))
@@ -172,10 +121,10 @@ def test_others_are_beside_the_limit() -> None:
 # The limit
 
 
-def test_never_more_than_the_limit_are_open() -> None:
+def test_never_more_than_the_limit_are_open(log: Log) -> None:
     """At the limit, readers wait in the kernel's queue, and all are served in the end."""
-    with logged() as events, serving(LONG, LONG, max_connections=3) as service, ExitStack() as all_:
-        readers = [all_.enter_context(reader(service, i % 2)) for i in range(12)]
+    with serving(Server(LONG), Server(LONG), max_connections=3) as service, ExitStack() as all_:
+        readers = [all_.enter_context(reader(port_of(service, i % 2))) for i in range(12)]
         most = 0
 
         def full() -> bool:
@@ -195,26 +144,25 @@ def test_never_more_than_the_limit_are_open() -> None:
             reactor.iterate(0.01)
             most = max(most, len(service.connections))
         assert most == 3
-        until(lambda: "limit_left" in events)
-        assert events.count("limit_reached") == 1
+        until(lambda: "limit_left" in log.names)
+        assert log.names.count("limit_reached") == 1
 
 
 def is_readable(connection: socket.socket) -> bool:
     try:
-        return bool(connection.recv(1, socket.MSG_PEEK))
+        return bool(connection.recv(1, socket.MSG_PEEK | socket.MSG_DONTWAIT))
     except BlockingIOError:
         return False
 
 
-def test_the_default_limit_is_what_the_descriptors_allow() -> None:
+def test_the_default_limit_is_what_the_descriptors_allow(log: Log) -> None:
     """Without a number it is that; a lower one is taken, and a higher one lowered."""
     allowed = most_connections(0)
-    with logged() as events:
-        assert PoetryService([], clock=reactor).limit == allowed
-        assert PoetryService([], clock=reactor, max_connections=10).limit == 10
-        assert not events
-        assert PoetryService([], clock=reactor, max_connections=allowed + 1).limit == allowed
-        assert events == ["limit_lowered"]
+    assert PoetryService([], clock=reactor).limit == allowed
+    assert PoetryService([], clock=reactor, max_connections=10).limit == 10
+    assert not log.names
+    assert PoetryService([], clock=reactor, max_connections=allowed + 1).limit == allowed
+    assert log.names == ["limit_lowered"]
 
 
 # The sweep
@@ -223,7 +171,7 @@ def test_the_default_limit_is_what_the_descriptors_allow() -> None:
 def test_the_sweep_ends_when_nobody_is_left() -> None:
     """Idle readers are reset by the sweep, which leaves no timer behind them."""
     clock = Clock()
-    with serving(LONG, clock=clock, idle_timeout=8.0) as service, reader(service):
+    with serving(Server(LONG), clock=clock, idle_timeout=8.0) as service, reader(port_of(service)):
         until(lambda: service.connections)
         (protocol,) = service.connections
         turn_until_still(protocol)
@@ -239,7 +187,7 @@ def test_the_sweep_ends_when_nobody_is_left() -> None:
 def test_a_reader_that_stays_is_let_go() -> None:
     """A reader that has everything and does not end is closed after the linger."""
     clock = Clock()
-    with serving(b"short", clock=clock) as service, reader(service) as connection:
+    with serving(Server(b"short"), clock=clock) as service, reader(port_of(service)) as connection:
         until(lambda: service.connections)
         (protocol,) = service.connections
         until(lambda: not queued(protocol))
@@ -253,7 +201,9 @@ def test_a_reader_that_stays_is_let_go() -> None:
 
 @pytest.mark.parametrize("hook", ["poemSent", "poemFailed", "observers"])
 @pytest.mark.parametrize("mistake", [RuntimeError, SystemExit, KeyboardInterrupt, GeneratorExit])
-def test_a_hook_that_raises_keeps_nobody_waiting(hook: str, mistake: type[BaseException]) -> None:
+def test_a_hook_that_raises_keeps_nobody_waiting(
+    hook: str, mistake: type[BaseException], log: Log
+) -> None:
     """What a hook or an observer raises is logged; others are told, and all else goes on."""
 
     class Hook:
@@ -271,24 +221,23 @@ def test_a_hook_that_raises_keeps_nobody_waiting(hook: str, mistake: type[BaseEx
     clock = Clock()
     service = PoetryService([(endpoint, factory)], max_connections=1, clock=clock, idle_timeout=4)
     service.startService()
-    with logged() as events:
-        for _ in range(2):
-            assert get_it(service, clock) == LONG
-        with reader(service):
-            until(lambda: service.connections)
-            (protocol,) = service.connections
-            turn_until_still(protocol)
-            clock.pump([1.0] * 6)
-            until(lambda: not service.connections)
-        stopped = service.stopService()
-        wait(stopped)
-    assert "hook_failed" in events
+    for _ in range(2):
+        assert get_it(service, clock) == LONG
+    with reader(port_of(service)):
+        until(lambda: service.connections)
+        (protocol,) = service.connections
+        turn_until_still(protocol)
+        clock.pump([1.0] * 6)
+        until(lambda: not service.connections)
+    stopped = service.stopService()
+    wait(stopped)
+    assert "hook_failed" in log.names
     assert len(told) == 3 * (hook == "observers")
 
 
 def get_it(service: PoetryService, clock: Clock) -> bytes:
     """A poem, and the time for the service to let its reader go."""
-    with reader(service) as connection:
+    with reader(port_of(service)) as connection:
         poem = drain(connection)
     until(lambda: not service.connections)
     clock.advance(1.0)
@@ -307,12 +256,15 @@ def test_limits_that_make_no_sense_are_refused(limits: dict[str, Any]) -> None:
 def test_others_wait_shorter() -> None:
     """While readers wait for a place, one that has everything and stays is let go sooner."""
     clock = Clock()
-    with serving(b"short", clock=clock, max_connections=1) as service, reader(service) as first:
+    with (
+        serving(Server(b"short"), clock=clock, max_connections=1) as service,
+        reader(port_of(service)) as first,
+    ):
         until(lambda: service.full)
         (protocol,) = service.connections
         until(lambda: not queued(protocol))
         clock.pump([1.0] * 4)
-        with reader(service) as second:
+        with reader(port_of(service)) as second:
             assert drain(second) == b"short"
         assert drain(first) == b"short"
 
@@ -320,11 +272,11 @@ def test_others_wait_shorter() -> None:
 # Stopping
 
 
-def test_a_stop_lets_readers_finish() -> None:
+def test_a_stop_lets_readers_finish(log: Log) -> None:
     """The listener closes first; who is in flight, or in the queue, gets the whole poem."""
-    with logged() as events, serving(LONG) as service, reader(service) as flying:
+    with serving(Server(LONG)) as service, reader(port_of(service)) as flying:
         until(lambda: service.connections)
-        with reader(service) as queued:
+        with reader(port_of(service)) as queued:
             stopped = service.stopService()
             until(lambda: not service.ports[0].connected)  # type: ignore[attr-defined]
             with pytest.raises(ConnectionRefusedError):
@@ -333,18 +285,18 @@ def test_a_stop_lets_readers_finish() -> None:
             flying.close()
             queued.close()
             wait(stopped)
-    assert events == ["draining"]
+    assert log.names == ["draining"]
 
 
 def port_of_closed(service: PoetryService) -> int:
     return int(service.addresses[0].rpartition(":")[2])
 
 
-def test_the_grace_bounds_a_stop() -> None:
+def test_the_grace_bounds_a_stop(log: Log) -> None:
     """Who has not finished by the end of the grace sees a reset."""
     clock = Clock()
-    with logged() as events, serving(LONG, clock=clock, grace=5) as service:
-        with reader(service) as connection:
+    with serving(Server(LONG), clock=clock, grace=5) as service:
+        with reader(port_of(service)) as connection:
             until(lambda: service.connections)
             stopped = service.stopService()
             clock.advance(5)
@@ -352,13 +304,13 @@ def test_the_grace_bounds_a_stop() -> None:
             with pytest.raises(ConnectionResetError):
                 drain(connection)
         assert not clock.getDelayedCalls()
-    assert events == ["draining", "grace_over"]
+    assert log.names == ["draining", "grace_over"]
 
 
 def test_a_stop_does_not_wait_for_who_has_everything() -> None:
     """A reader that has the poem and stays open does not hold up a stop until the grace is over."""
     clock = Clock()
-    with serving(b"short", clock=clock) as service, reader(service) as connection:
+    with serving(Server(b"short"), clock=clock) as service, reader(port_of(service)) as connection:
         until(lambda: service.connections)
         (protocol,) = service.connections
         stopped = service.stopService()
@@ -370,7 +322,7 @@ def test_a_stop_does_not_wait_for_who_has_everything() -> None:
 
 def test_it_tells_its_addresses() -> None:
     """`whenListening` fires with them, and its repr has them while it runs."""
-    with serving(b"poem") as service:
+    with serving(Server(b"poem")) as service:
         assert wait(service.whenListening()) == service.addresses
         assert service.addresses[0] in repr(service)
     assert "stopped" in repr(PoetryService([], clock=reactor))

@@ -23,6 +23,11 @@ class Log(list[LogEvent]):
         """Keep one."""
         self.append(event)
 
+    @property
+    def names(self) -> list[str]:
+        """The names of the package's own events, in their order."""
+        return [event["event"] for event in self if "event" in event]
+
 
 def transferred(*observers: Any, whole: bool) -> PoetryProtocol:
     """A transfer of a short poem that has ended, well or not."""

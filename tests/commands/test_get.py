@@ -4,12 +4,11 @@ from __future__ import annotations
 
 import hashlib
 import os
-import resource
 import socket
-import subprocess
 import sys
 import threading
 from contextlib import suppress
+from functools import partial
 from pathlib import Path
 
 import pytest
@@ -18,17 +17,25 @@ from tests.certificates import Certificates
 from tests.commands.tools import (
     LONG,
     QUICK,
-    RESET,
     SAMPLE,
     SHORT,
     accept,
-    black_hole,
     error_of,
     port_of,
     started,
     written,
 )
-from tests.processes import PATIENCE, POETRY, Server, eventually, poetry, running
+from tests.faults.bad import black_hole
+from tests.faults.readers import reset
+from tests.processes import (
+    PATIENCE,
+    Server,
+    eventually,
+    limit_descriptors,
+    poetry,
+    run,
+    running,
+)
 
 
 @pytest.mark.parametrize("order", [(0,), (1,), (0, 1), (1, 0, 0), (1, 1)])
@@ -147,7 +154,7 @@ def test_no_retry_of_what_is_printed(peer: socket.socket) -> None:
             connection.sendall(SHORT)
             assert process.stdout is not None
             assert process.stdout.read(len(SHORT)) == SHORT
-            connection.setsockopt(socket.SOL_SOCKET, socket.SO_LINGER, RESET)
+            reset(connection)
         stdout, stderr = process.communicate(timeout=PATIENCE)
     assert (process.returncode, stdout) == (1, b"")
     assert stderr.startswith(f"Error: {port_of(peer)}: truncated after {len(SHORT)} ".encode())
@@ -199,7 +206,7 @@ def test_a_bad_end(peer: socket.socket, tmp_path: Path, poem: bytes, message: st
             connection.sendall(poem)
             if poem:
                 assert eventually(lambda: written(tmp_path))
-                connection.setsockopt(socket.SOL_SOCKET, socket.SO_LINGER, RESET)
+                reset(connection)
         _, stderr = process.communicate(timeout=PATIENCE)
     assert process.returncode == 1
     assert stderr.decode().startswith(f"Error: {port_of(peer)}: {message}")
@@ -268,13 +275,7 @@ def test_cacert_of_no_certificate(poems: Path, tmp_path: Path) -> None:
 def test_more_addresses_than_descriptors(served: Server) -> None:
     """A soft limit of descriptors is raised: 100 addresses fit where 64 are allowed."""
     address = served.addresses[0]
-    result = subprocess.run(
-        [*POETRY, "get", *[address] * 100],
-        capture_output=True,
-        preexec_fn=lambda: resource.setrlimit(resource.RLIMIT_NOFILE, (64, 4096)),
-        timeout=PATIENCE,
-        check=False,
-    )
+    result = poetry("get", *[address] * 100, before=partial(limit_descriptors, 64, 4096))
     assert (result.returncode, result.stderr) == (0, b"")
     assert result.stdout == SHORT * 100
 
@@ -282,13 +283,7 @@ def test_more_addresses_than_descriptors(served: Server) -> None:
 def test_too_few_descriptors(served: Server) -> None:
     """Where the hard limit does not do, what to raise is said."""
     address = served.addresses[0]
-    result = subprocess.run(
-        [*POETRY, "get", *[address] * 100],
-        capture_output=True,
-        preexec_fn=lambda: resource.setrlimit(resource.RLIMIT_NOFILE, (64, 64)),
-        timeout=PATIENCE,
-        check=False,
-    )
+    result = poetry("get", *[address] * 100, before=partial(limit_descriptors, 64, 64))
     assert result.returncode == 1
     line = f"Error: {address}: no connection: Too many open files; raise the limit (ulimit -n)\n"
     assert line in result.stderr.decode()
@@ -303,7 +298,8 @@ def test_a_silent_server(peer: socket.socket) -> None:
 
 def test_no_answer() -> None:
     """Where nothing answers, it is given up."""
-    with black_hole() as address:
+    with black_hole() as port:
+        address = str(port)
         error = error_of(poetry("get", "--timeout", "0.2", address), 1)
     assert error == f"{address}: no connection in time: nothing answers there"
 
@@ -342,5 +338,5 @@ fetch.Fetcher.fetch = fail
 cli.main()
 """
     words = [sys.executable, "-c", script, "get", "1"]
-    result = subprocess.run(words, capture_output=True, timeout=PATIENCE, check=False)
+    result = run(words)
     assert error_of(result, 1) == "unexpected: what nobody foresaw"

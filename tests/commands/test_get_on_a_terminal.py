@@ -12,7 +12,9 @@ from pathlib import Path
 
 import pytest
 
-from tests.commands.tools import HASTY, RESET, SHORT, accept, black_hole, port_of, started, terminal
+from tests.commands.tools import HASTY, SHORT, accept, port_of, started, terminal
+from tests.faults.bad import black_hole
+from tests.faults.readers import reset
 from tests.processes import PATIENCE, Server, eventually
 
 
@@ -78,12 +80,12 @@ def test_progress_while_nothing_comes(peer: socket.socket, sent: bytes, columns:
 
 def test_progress_while_it_connects() -> None:
     """It runs where nothing answers as well, and leaves no trace."""
-    with black_hole() as address, terminal() as (device, seen):
-        words = ("get", "--timeout", "1", "-o", "/dev/null", address)
+    with black_hole() as port, terminal() as (device, seen):
+        words = ("get", "--timeout", "1", "-o", "/dev/null", str(port))
         with started(*words, command=HASTY, stderr=device) as process:
             assert process.wait(PATIENCE) == 1
     assert b"0.00B [" in seen
-    error = f"Error: {address}: no connection in time: nothing answers there"
+    error = f"Error: {port}: no connection in time: nothing answers there"
     assert bytes(seen).rpartition(b"\n")[0].rstrip(b"\r").endswith(error.encode())
 
 
@@ -129,7 +131,7 @@ def test_progress_and_errors(peer: socket.socket) -> None:
             while not re.search(rb"[1-9][\d.]*k?B \[", seen):
                 connection.sendall(SHORT)
                 time.sleep(0.01)
-            connection.setsockopt(socket.SOL_SOCKET, socket.SO_LINGER, RESET)
+            reset(connection)
         assert process.wait(PATIENCE) == 1
     lines = [line.rpartition(b"\r")[2] for line in bytes(seen).split(b"\r\n")]
     assert b"; retry 1 of 1 in " in lines[0]

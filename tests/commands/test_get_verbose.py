@@ -9,7 +9,8 @@ from pathlib import Path
 import pytest
 
 from tests.certificates import Certificates
-from tests.commands.tools import QUICK, RESET, SHORT, accept, port_of, started
+from tests.commands.tools import QUICK, SHORT, accept, port_of, started
+from tests.faults.readers import reset
 from tests.processes import PATIENCE, Server, poetry, running
 
 
@@ -90,7 +91,7 @@ def test_a_reset_and_a_retry(peer: socket.socket, tmp_path: Path) -> None:
         with accept(peer) as connection:
             connection.sendall(b"half")
             begun = b"".join(process.stderr.readline() for _ in range(3))
-            connection.setsockopt(socket.SOL_SOCKET, socket.SO_LINGER, RESET)
+            reset(connection)
         with accept(peer) as connection:
             connection.sendall(SHORT)
         _, stderr = process.communicate(timeout=PATIENCE)

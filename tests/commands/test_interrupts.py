@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import os
 import signal
 import socket
 import subprocess
@@ -12,19 +11,10 @@ from typing import Any
 
 import pytest
 
-from tests.commands.tools import (
-    LONG,
-    RUN,
-    SHORT,
-    accept,
-    black_hole,
-    error_of,
-    port_of,
-    started,
-    written,
-)
+from tests.commands.tools import LONG, RUN, SHORT, accept, error_of, port_of, started, written
+from tests.faults.bad import black_hole
 from tests.faults.conftest import Command
-from tests.processes import PATIENCE, POETRY, Server, eventually
+from tests.processes import PATIENCE, POETRY, Server, eventually, run
 
 LATE = f"import atexit, os, signal; atexit.register(os.kill, os.getpid(), signal.SIGINT); {RUN}"
 
@@ -71,8 +61,8 @@ def test_interrupted_while_nobody_reads(served: Server, count: int) -> None:
 @pytest.mark.parametrize("count", [1, 2])
 def test_interrupted_while_it_connects(tmp_path: Path, count: int) -> None:
     """An interrupt before there is a connection is no failure, either."""
-    with black_hole() as address:
-        words = ("get", "--directory", tmp_path / "d", *(address, f"tcp:127.0.0.1:{address}"))
+    with black_hole() as port:
+        words = ("get", "--directory", tmp_path / "d", str(port), f"tcp:127.0.0.1:{port}")
         with started(*words[: 3 + count]) as process:
             assert eventually(lambda: len(list(tmp_path.glob("d/.poetry-*.part"))) == count)
             process.send_signal(signal.SIGINT)
@@ -97,20 +87,14 @@ def test_interrupted_while_it_is_loaded(
     """An interrupt before all is imported is no traceback, wherever it comes."""
     interrupting = "import os, signal, time\nos.kill(os.getpid(), signal.SIGINT)\ntime.sleep(60)\n"
     (tmp_path / f"{loading}.py").write_text(interrupting)
-    done = subprocess.run(
-        [*command, *words],
-        env={**os.environ, "PYTHONPATH": str(tmp_path)},
-        capture_output=True,
-        timeout=PATIENCE,
-        check=False,
-    )
+    done = run([*command, *words], env={"PYTHONPATH": str(tmp_path)})
     assert (done.returncode, done.stdout, done.stderr) == (130, b"", b"")
 
 
 def test_interrupted_when_it_is_done() -> None:
     """An interrupt while Python ends does not change how it went."""
     words = [sys.executable, "-c", LATE, "get", "unix:/no/such/socket"]
-    result = subprocess.run(words, capture_output=True, timeout=PATIENCE, check=False)
+    result = run(words)
     assert error_of(result, 1).startswith("unix:/no/such/socket: ")
 
 
@@ -127,7 +111,5 @@ def test_interrupted_before_it_runs() -> None:
 def test_get_without_hangups(served: Server) -> None:
     """Where there is no SIGHUP, as on Windows, a poem is got all the same."""
     words = [sys.executable, "-c", f"import signal; del signal.SIGHUP; {RUN}", "get"]
-    result = subprocess.run(
-        [*words, served.addresses[0]], capture_output=True, timeout=PATIENCE, check=False
-    )
+    result = run([*words, served.addresses[0]])
     assert (result.returncode, result.stdout, result.stderr) == (0, SHORT, b"")

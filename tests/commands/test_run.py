@@ -23,7 +23,7 @@ from twisted.internet.error import CannotListenError
 from poetry.commands.run import ServiceRunner
 from poetry.system.clock import use_monotonic_time
 from tests.faults.bad import black_hole
-from tests.processes import PATIENCE, POETRY
+from tests.processes import PATIENCE, POETRY, run
 
 
 def test_a_clock_that_is_set_moves_no_timer(
@@ -75,7 +75,7 @@ def test_get_under_a_clock_that_runs_backwards() -> None:
     """A `poetry get` gives up in time although the time of day never comes."""
     with black_hole() as port:
         command = [sys.executable, "-c", BACKWARDS, "get", "--timeout", "0.2", str(port)]
-        done = subprocess.run(command, capture_output=True, timeout=PATIENCE, check=False)
+        done = run(command)
     assert done.returncode == 1
     assert done.stderr.endswith(b"no connection in time: nothing answers there\n")
 

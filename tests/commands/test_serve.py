@@ -15,7 +15,7 @@ from twisted.internet.error import CannotListenError
 from poetry.commands.serve import cannot_listen
 from poetry.system.descriptors import LEAST
 from tests.certificates import Certificates
-from tests.commands.tools import LONG, QUICK, SAMPLE, SERVE, SHORT, Run, error_of, logged, port_of
+from tests.commands.tools import LONG, QUICK, SAMPLE, SERVE, SHORT, Run, error_of, port_of
 from tests.processes import PATIENCE, eventually, poetry, running
 
 
@@ -106,17 +106,17 @@ def test_reload(tmp_path: Path) -> None:
     with running([*SERVE, "--log-format", "json", path]) as server:
         path.write_bytes(b"new")
         server.signal(signal.SIGHUP)
-        assert eventually(lambda: logged(server, "reloaded"))
+        assert eventually(lambda: server.logged("reloaded"))
         assert poetry("get", server.addresses[0]).stdout == b"new"
         path.write_bytes(b"")
         server.signal(signal.SIGHUP)
-        assert eventually(lambda: logged(server, "reload_failed"))
+        assert eventually(lambda: server.logged("reload_failed"))
         path.unlink()
         server.signal(signal.SIGHUP)
-        assert eventually(lambda: len(logged(server, "reload_failed")) == 2)
+        assert eventually(lambda: len(server.logged("reload_failed")) == 2)
         assert poetry("get", server.addresses[0]).stdout == b"new"
         assert server.stop() == 0
-        [empty, gone] = logged(server, "reload_failed")
+        [empty, gone] = server.logged("reload_failed")
         assert str(path) in empty["message"]
         assert "empty" in empty["message"]
         assert "No such file or directory" in gone["message"]
@@ -130,7 +130,7 @@ def test_log(poems: Path, level: str, count: int) -> None:
     with running([*SERVE, *words, poems / "short.txt"]) as server:
         assert poetry("get", server.addresses[0]).returncode == 0
         assert server.stop() == 0
-        transfers = logged(server, "transfer")
+        transfers = server.logged("transfer")
         assert len(transfers) == count
         for line in transfers:
             expected = {

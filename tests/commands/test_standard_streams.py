@@ -8,26 +8,20 @@ import signal
 import socket
 import subprocess
 from collections.abc import Iterator
+from functools import partial
 from pathlib import Path
 
 import pytest
 
-from tests.commands.tools import SAMPLE, SERVE, SHORT, error_of, started
-from tests.processes import PATIENCE, POETRY, Server, eventually, poetry
+from tests.commands.tools import SAMPLE, SHORT, error_of, started
+from tests.processes import PATIENCE, Server, eventually, poetry
 
 
 @pytest.mark.parametrize("words", [("get", "1"), ("--help",), ("serve", "--help")])
 @pytest.mark.parametrize("closed", [0, 1, 2])
 def test_closed_streams(words: tuple[str, ...], closed: int) -> None:
     """Whichever standard stream is closed, nothing is ever a traceback."""
-    result = subprocess.run(
-        [*POETRY, *words],
-        stdin=subprocess.DEVNULL,
-        capture_output=True,
-        preexec_fn=lambda: os.close(closed),
-        timeout=PATIENCE,
-        check=False,
-    )
+    result = poetry(*words, before=partial(os.close, closed))
     if words[0] != "get":
         assert (result.returncode, result.stderr) == (0, b"")
     elif closed == 1:
@@ -40,13 +34,7 @@ def test_closed_streams(words: tuple[str, ...], closed: int) -> None:
 
 def test_serve_without_standard_input() -> None:
     """`-` where standard input is closed is a usage error."""
-    result = subprocess.run(
-        [*SERVE, "-"],
-        capture_output=True,
-        preexec_fn=lambda: os.close(0),
-        timeout=PATIENCE,
-        check=False,
-    )
+    result = poetry("serve", "-", before=partial(os.close, 0))
     assert error_of(result, 2).startswith("-: standard input is closed")
 
 

@@ -9,6 +9,7 @@ import signal
 import socket
 import subprocess
 import sys
+from functools import partial
 from importlib.metadata import version
 from pathlib import Path
 from typing import Any
@@ -18,7 +19,7 @@ from twisted.internet.error import CannotListenError
 
 from poetry.commands.serve import why_not
 from tests.conftest import PoemFile
-from tests.processes import PATIENCE, POETRY, need, poetry, running
+from tests.processes import PATIENCE, POETRY, need, poetry, run, running
 
 JSON = ("--log-format", "json")
 
@@ -37,12 +38,7 @@ def test_refused_at_the_start(refused: str, said: str) -> None:
     """A system call that is refused is named in one line, and is not blamed on standard output."""
     strace = need("strace")
     inject = ["-f", "-o", os.devnull, "-e", f"trace={refused.split(':')[0]}", "-e"]
-    done = subprocess.run(
-        [strace, *inject, f"inject={refused}", *POETRY, "serve"],
-        capture_output=True,
-        timeout=PATIENCE,
-        check=False,
-    )
+    done = run([strace, *inject, f"inject={refused}", *POETRY, "serve"])
     assert (done.returncode, done.stdout) == (1, b"")
     assert done.stderr.decode().startswith(f"Error: cannot start: {said}")
     assert done.stderr.count(b"\n") == 1
@@ -133,14 +129,8 @@ def test_term_while_it_is_loaded(
 ) -> None:
     """TERM ends a server with 0 and a download with 130, unless the parent process ignores it."""
     (tmp_path / "click.py").write_text(TERMINATING)
-    done = subprocess.run(
-        [*POETRY, *words],
-        env={**os.environ, "PYTHONPATH": str(tmp_path)},
-        preexec_fn=lambda: signal.signal(signal.SIGTERM, handler),
-        capture_output=True,
-        timeout=PATIENCE,
-        check=False,
-    )
+    before = partial(signal.signal, signal.SIGTERM, handler)
+    done = poetry(*words, env={"PYTHONPATH": str(tmp_path)}, before=before)
     assert (done.returncode, done.stdout, done.stderr) == (code, b"", b"")
 
 

@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 import errno
-import subprocess
 import sys
 from importlib.metadata import version
 from pathlib import Path
@@ -18,7 +17,7 @@ from tests.commands.tools import (
     Run,
     error_of,
 )
-from tests.processes import PATIENCE, poetry
+from tests.processes import poetry, run
 
 HELPS: tuple[list[str], ...] = ([], ["serve"], ["get"])
 
@@ -147,10 +146,9 @@ def test_help_under_the_other_name(command: list[str]) -> None:
     """`twisted-poetry -h` has examples with that name."""
     for name in ("poetry", "twisted-poetry"):
         program = Path(sys.executable).with_name(name)
-        result = subprocess.run(
-            [program, *command, "-h"], capture_output=True, text=True, check=True, timeout=PATIENCE
-        )
-        _, _, examples = result.stdout.partition("Examples:\n\n")
+        result = run([program, *command, "-h"])
+        assert result.returncode == 0
+        _, _, examples = result.stdout.decode().partition("Examples:\n\n")
         lines = [line for line in examples.splitlines() if "poetry" in line]
         assert lines
         assert all(f" {name} " in line for line in lines)

@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 import fcntl
-import json
 import os
 import pty
 import socket
@@ -17,7 +16,7 @@ from contextlib import contextmanager, suppress
 from pathlib import Path
 from typing import Any
 
-from tests.processes import PATIENCE, POETRY, Server
+from tests.processes import PATIENCE, POETRY
 
 SHORT = "Said the river: I bring what I have to the sea. — envoi\n".encode()
 LONG = bytes(range(256)) * 12_000
@@ -25,7 +24,6 @@ SAMPLE = (Path(__file__).parents[2] / "poetry" / "sample.txt").read_bytes()
 NO_PATH = f"/{'x' * 119}"
 """A path that no Unix socket can have."""
 
-RESET = struct.pack("ii", 1, 0)
 SERVE = (*POETRY, "serve")
 QUICK = (*SERVE, "--grace", "0", "--log-level", "error")
 RUN = "from poetry.__main__ import main; main()"
@@ -100,21 +98,3 @@ def error_of(result: subprocess.CompletedProcess[bytes], code: int) -> str:
     assert (result.returncode, len(lines)) == (code, 1), result
     assert lines[0].startswith("Error: ")
     return lines[0].removeprefix("Error: ")
-
-
-@contextmanager
-def black_hole() -> Iterator[str]:
-    """An address that answers nothing: a listener whose queue is full."""
-    with socket.socket() as listener, socket.socket() as first, socket.socket() as second:
-        listener.bind(("127.0.0.1", 0))
-        listener.listen(0)
-        for other in (first, second):
-            other.setblocking(False)
-            other.connect_ex(listener.getsockname())
-        yield port_of(listener)
-
-
-def logged(server: Server, event: str) -> list[dict[str, Any]]:
-    """The log lines of one kind, of a server with `--log-format json`."""
-    lines = [json.loads(line) for line in server.stderr.splitlines(keepends=True) if "\n" in line]
-    return [line for line in lines if line["event"] == event]

@@ -7,7 +7,6 @@ import json
 import re
 import shutil
 import signal
-import subprocess
 import sys
 from pathlib import Path
 
@@ -16,7 +15,7 @@ import pytest
 from tests.conftest import PoemFile
 from tests.deploy.tools import DEPLOY, replaced
 from tests.faults.readers import poem, read_all
-from tests.processes import PATIENCE, POETRY, eventually, running
+from tests.processes import POETRY, eventually, run, running
 
 ROOT = DEPLOY.parent
 TEXT = (DEPLOY / "Containerfile").read_text(encoding="utf-8")
@@ -67,14 +66,8 @@ def test_what_is_copied_is_enough(tmp_path: Path) -> None:
                 else:
                     path.mkdir(exist_ok=True)
                     shutil.copy(ROOT / source, path)
-    built = subprocess.run(
-        [sys.executable, "-m", "pip", "wheel", "--no-deps", "--no-build-isolation", "./source"],
-        cwd=tmp_path,
-        capture_output=True,
-        text=True,
-        timeout=PATIENCE,
-        check=False,
-    )
+    wheel = [sys.executable, "-m", "pip", "wheel", "--no-deps", "--no-build-isolation"]
+    built = run([*wheel, "./source"], cwd=tmp_path)
     assert built.returncode == 0, built.stderr
     assert list(tmp_path.glob("twisted_poetry-*.whl"))
 
@@ -86,14 +79,7 @@ def test_it_serves_is_probed_and_stops(poem_file: PoemFile) -> None:
         assert read_all(f"127.0.0.1:{server.port}", poem(SHORT)) == {"whole": 1}
         metrics = server.addresses[1].rpartition(":")[2]
         probe = here(words_of("HEALTHCHECK"), {":9101": f":{metrics}"})
-        assert subprocess.run(probe, timeout=PATIENCE, check=False).returncode == 0
+        assert run(probe).returncode == 0
         server.signal(signal.SIGTERM)
         assert server.wait() == 0
-        assert eventually(
-            lambda: (
-                subprocess.run(
-                    probe, stderr=subprocess.DEVNULL, timeout=PATIENCE, check=False
-                ).returncode
-                != 0
-            )
-        )
+        assert eventually(lambda: run(probe).returncode != 0)

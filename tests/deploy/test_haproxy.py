@@ -5,7 +5,6 @@ from __future__ import annotations
 import re
 import signal
 import socket
-import subprocess
 from collections import Counter
 from collections.abc import Iterator, Sequence
 from contextlib import ExitStack, contextmanager
@@ -16,10 +15,10 @@ import pytest
 
 from tests.certificates import Certificates
 from tests.conftest import PoemFile
-from tests.deploy.tools import DEPLOY, events, replaced, samples, tool
+from tests.deploy.tools import DEPLOY, replaced, samples, tool
 from tests.faults.bad import nobody
 from tests.faults.readers import PAUSES, Crowd, Habit, poem, read_all
-from tests.processes import PATIENCE, POETRY, Server, eventually, need, poetry, running
+from tests.processes import POETRY, Server, eventually, need, poetry, run, running
 
 LONG = 10_000_000
 MIDDLE = 1_000_000
@@ -81,8 +80,8 @@ def balanced(
 def test_config() -> None:
     """HAProxy has nothing to say about the file as it is."""
     command = [need("haproxy"), "-c", "-dW", "-f", str(CONFIG)]
-    done = subprocess.run(command, capture_output=True, text=True, check=False, timeout=PATIENCE)
-    assert (done.returncode, done.stderr) == (0, "")
+    done = run(command)
+    assert (done.returncode, done.stderr) == (0, b"")
 
 
 @pytest.mark.parametrize(
@@ -101,7 +100,7 @@ def test_whole(poem_file: PoemFile, tmp_path: Path, habit: Habit) -> None:
     with balanced(tmp_path, poem_file(MIDDLE)) as proxy:
         assert read_all(proxy.address, poem(MIDDLE), habit, count=60, at_once=20) == {"whole": 60}
         assert all(server.stop() == 0 for server in proxy.servers)
-        shares = [len(events(server, "transfer")) for server in proxy.servers]
+        shares = [len(server.logged("transfer")) for server in proxy.servers]
         assert sum(shares) == 60
         assert min(shares) > 0
 
@@ -139,7 +138,7 @@ def test_checks_cost_no_poem(poem_file: PoemFile, tmp_path: Path, check: str) ->
         for server in proxy.servers:
             counted = samples(server.addresses[1]).items()
             assert sum(value for name, value in counted if "poems_total" in name) == 0
-            assert [event["event"] for event in events(server)] == ["started"]
+            assert [event["event"] for event in server.logged()] == ["started"]
 
 
 @pytest.mark.evidence

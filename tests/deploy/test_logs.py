@@ -7,16 +7,14 @@ import re
 import shlex
 import signal
 import socket
-import subprocess
 from pathlib import Path
 
 import pytest
 
 from tests.certificates import Certificates
 from tests.conftest import PoemFile
-from tests.deploy.tools import events
 from tests.faults.readers import PAUSES, Crowd, poem, read_all
-from tests.processes import PATIENCE, POETRY, eventually, need, running
+from tests.processes import PATIENCE, POETRY, eventually, need, run, running
 
 LONG = 10_000_000
 SHORT = 3_000
@@ -43,17 +41,11 @@ def test_json_fields(poem_file: PoemFile) -> None:
     jq = need("jq")
     with running([*POETRY, "serve", *JSON, poem_file(SHORT)]) as server:
         assert read_all(server.addresses[0], poem(SHORT), count=3) == {"whole": 3}
-        assert eventually(lambda: len(events(server, "transfer")) == 3)
-        done = subprocess.run(
-            [jq, "--compact-output", 'select(.event=="transfer") | map_values(type)'],
-            input=server.stderr,
-            capture_output=True,
-            text=True,
-            check=True,
-            timeout=PATIENCE,
-        )
+        assert eventually(lambda: len(server.logged("transfer")) == 3)
+        types = 'select(.event=="transfer") | map_values(type)'
+        done = run([jq, "--compact-output", types], stdin=server.stderr.encode())
         assert [json.loads(line) for line in done.stdout.splitlines()] == [FIELDS] * 3
-        for event in events(server, "transfer"):
+        for event in server.logged("transfer"):
             assert re.fullmatch(TIME, event["time"])
             expected = {"event": "transfer", "level": "info", "outcome": "sent", "bytes": SHORT}
             expected |= {"listener": server.addresses[0], "poem": "3000.txt"}
@@ -88,14 +80,14 @@ def test_reload_failed(tmp_path: Path) -> None:
     with running([*POETRY, "serve", *JSON, path]) as server:
         path.unlink()
         server.signal(signal.SIGHUP)
-        assert eventually(lambda: bool(events(server, "reload_failed")))
-        [event] = events(server, "reload_failed")
+        assert eventually(lambda: bool(server.logged("reload_failed")))
+        [event] = server.logged("reload_failed")
         assert event["level"] == "error"
         assert event["poem"] == str(path)
         assert read_all(server.addresses[0], b"old\n") == {"whole": 1}
         path.write_bytes(b"new\n")
         server.signal(signal.SIGHUP)
-        assert eventually(lambda: bool(events(server, "reloaded")))
+        assert eventually(lambda: bool(server.logged("reloaded")))
         assert read_all(server.addresses[0], b"new\n") == {"whole": 1}
 
 
@@ -104,11 +96,11 @@ def test_limit(poem_file: PoemFile) -> None:
     with running([*POETRY, "serve", *JSON, "--max-connections", "2", poem_file(LONG)]) as server:
         with Crowd(server.addresses[0], poem(LONG), PAUSES, count=6) as crowd:
             crowd.run(until=lambda: sum(map(bool, crowd.received)) == 2)
-            assert eventually(lambda: bool(events(server, "limit_reached")))
+            assert eventually(lambda: bool(server.logged("limit_reached")))
             crowd.resume()
             assert crowd.run() == {"whole": 6}
-        assert eventually(lambda: bool(events(server, "limit_left")))
-        limits = events(server, "limit_reached", "limit_left")
+        assert eventually(lambda: bool(server.logged("limit_left")))
+        limits = server.logged("limit_reached", "limit_left")
         assert [event["event"] for event in limits] == ["limit_reached", "limit_left"]
         assert all(event["limit"] == 2 and event["level"] == "warn" for event in limits)
 
@@ -123,10 +115,10 @@ def test_grace_over(poem_file: PoemFile) -> None:
         assert server.stop() == 0
         crowd.resume()
         assert crowd.run() == {"reset": 3}
-        [draining], [over] = events(server, "draining"), events(server, "grace_over")
+        [draining], [over] = server.logged("draining"), server.logged("grace_over")
         assert (draining["level"], draining["count"]) == ("info", 3)
         assert (over["level"], over["count"]) == ("warn", 3)
-        stopped = events(server, "transfer")
+        stopped = server.logged("transfer")
         assert [event["outcome"] for event in stopped] == ["stopped"] * 3
 
 
@@ -144,11 +136,11 @@ def test_flood_of_handshakes(poem_file: PoemFile, certificates: Certificates) ->
             "whole": 1
         }
         assert server.stop() == 0
-        failed = events(server, "handshake_failed")
+        failed = server.logged("handshake_failed")
         assert 0 < len(failed) < 50
         assert all(event["outcome"] == "handshake" for event in failed)
         assert all(event["level"] == "warn" and event["peer"] for event in failed)
-        assert len(events(server)) < 60
+        assert len(server.logged()) < 60
 
 
 @pytest.mark.parametrize(
@@ -163,4 +155,4 @@ def test_levels(poem_file: PoemFile, level: str, logged: list[str]) -> None:
         with Crowd(server.addresses[0], poem(LONG), PAUSES) as crowd:
             crowd.run(until=crowd.begun)
             assert server.stop() == 0
-        assert [event["outcome"] for event in events(server, "transfer")] == logged
+        assert [event["outcome"] for event in server.logged("transfer")] == logged

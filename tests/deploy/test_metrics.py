@@ -6,7 +6,6 @@ import json
 import os
 import re
 import socket
-import subprocess
 from contextlib import ExitStack
 from pathlib import Path
 from typing import Any
@@ -17,7 +16,7 @@ import pytest
 from tests.conftest import PoemFile
 from tests.deploy.tools import DEPLOY, answer, fetch, samples, tool
 from tests.faults.readers import PAUSES, Crowd, poem, read_all
-from tests.processes import PATIENCE, POETRY, eventually, listening_port, need, poetry, running
+from tests.processes import PATIENCE, POETRY, eventually, listening_port, need, poetry, run, running
 
 pytest.importorskip("prometheus_client", reason="needs twisted-poetry[metrics]")
 
@@ -49,15 +48,8 @@ def test_promtool(poem_file: PoemFile) -> None:
             failed = 'poetry_poems_total{outcome="timed_out",poem="10000000.txt"}'
             assert eventually(lambda: samples(server.addresses[1])[failed] == 1)
         text = fetch(f"http://{server.addresses[1]}/metrics")
-    done = subprocess.run(
-        [need("promtool"), "check", "metrics"],
-        input=text,
-        capture_output=True,
-        text=True,
-        check=False,
-        timeout=PATIENCE,
-    )
-    assert (done.returncode, done.stdout, done.stderr) == (0, "", "")
+    done = run([need("promtool"), "check", "metrics"], stdin=text.encode())
+    assert (done.returncode, done.stdout, done.stderr) == (0, b"", b"")
 
 
 def test_a_name_that_is_not_utf_8(tmp_path: Path) -> None:
@@ -73,13 +65,7 @@ def test_a_name_that_is_not_utf_8(tmp_path: Path) -> None:
 def test_alerts(poem_file: PoemFile) -> None:
     """promtool takes the alerts, and they ask for nothing that the server does not have."""
     rules = DEPLOY / "alerts.yml"
-    done = subprocess.run(
-        [need("promtool"), "check", "rules", str(rules)],
-        capture_output=True,
-        text=True,
-        check=False,
-        timeout=PATIENCE,
-    )
+    done = run([need("promtool"), "check", "rules", rules])
     assert done.returncode == 0, done.stdout + done.stderr
     with running([*POETRY, "serve", "--metrics", "0", poem_file(SHORT)], listeners=2) as server:
         text = fetch(f"http://{server.addresses[1]}/metrics")
@@ -90,15 +76,9 @@ def test_alerts(poem_file: PoemFile) -> None:
 
 def test_alerts_fire() -> None:
     """Each alert fires where it should, and for no less: tests/deploy/alerts_test.yml."""
-    done = subprocess.run(
-        [need("promtool"), "test", "rules", str(Path(__file__).with_name("alerts_test.yml"))],
-        capture_output=True,
-        text=True,
-        check=False,
-        timeout=PATIENCE,
-    )
-    assert done.returncode == 0, done.stdout + done.stderr
     rules, tests = DEPLOY / "alerts.yml", Path(__file__).with_name("alerts_test.yml")
+    done = run([need("promtool"), "test", "rules", tests])
+    assert done.returncode == 0, done.stdout + done.stderr
     alerts = set(re.findall(r"alert: (\w+)", rules.read_text(encoding="utf-8")))
     assert alerts == set(re.findall(r"alertname: (\w+)", tests.read_text(encoding="utf-8")))
 

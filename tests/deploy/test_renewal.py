@@ -9,7 +9,7 @@ from pathlib import Path
 
 from tests.certificates import Certificates
 from tests.conftest import PoemFile
-from tests.deploy.tools import events, samples
+from tests.deploy.tools import samples
 from tests.faults.readers import PAUSES, Crowd, poem, read_all
 from tests.processes import PATIENCE, POETRY, eventually, running
 
@@ -43,7 +43,7 @@ def test_renewal(poem_file: PoemFile, certificates: Certificates, tmp_path: Path
             first = shown(server.port, certificates)
             shutil.copy(certificates.path("misnamed"), path)
             server.signal(signal.SIGHUP)
-            assert eventually(lambda: bool(events(server, "renewed")))
+            assert eventually(lambda: bool(server.logged("renewed")))
             second = shown(server.port, certificates)
             assert second != first
             crowd.resume()
@@ -51,8 +51,8 @@ def test_renewal(poem_file: PoemFile, certificates: Certificates, tmp_path: Path
 
         path.write_bytes(b"none")
         server.signal(signal.SIGHUP)
-        assert eventually(lambda: bool(events(server, "renewal_failed")))
-        [event] = events(server, "renewal_failed")
+        assert eventually(lambda: bool(server.logged("renewal_failed")))
+        [event] = server.logged("renewal_failed")
         assert (event["level"], event["listener"]) == ("error", server.addresses[0])
         assert "OpenSSL refuses its key or certificate" in event["reason"]
         assert eventually(lambda: samples(server.addresses[1])["poetry_last_reload_success"] == 0)
@@ -60,7 +60,7 @@ def test_renewal(poem_file: PoemFile, certificates: Certificates, tmp_path: Path
 
         shutil.copy(certificates.path("good"), path)
         server.signal(signal.SIGHUP)
-        assert eventually(lambda: len(events(server, "renewed")) == 2)
+        assert eventually(lambda: len(server.logged("renewed")) == 2)
         assert shown(server.port, certificates) == first
         assert eventually(lambda: samples(server.addresses[1])["poetry_last_reload_success"] == 1)
         assert read_all(address, poem(LONG), context=context) == {"whole": 1}

@@ -8,7 +8,6 @@ import shlex
 import shutil
 import signal
 import socket
-import subprocess
 import sys
 import time
 from collections.abc import Iterator
@@ -19,7 +18,7 @@ import pytest
 
 from benchmarks.measure import free_port
 from tests.conftest import PoemFile
-from tests.deploy.tools import DEPLOY, events, replaced
+from tests.deploy.tools import DEPLOY, replaced
 from tests.faults.readers import PAUSES, Crowd, poem, read_all
 from tests.processes import (
     PATIENCE,
@@ -29,6 +28,7 @@ from tests.processes import (
     listening_port,
     need,
     passed_in,
+    run,
     running,
 )
 
@@ -76,8 +76,8 @@ def installed(tmp_path: Path) -> list[Path]:
 def test_verify(installed: list[Path]) -> None:
     """`systemd-analyze verify` has nothing to say about the units."""
     command = [need("systemd-analyze"), "verify", "--man=no", *map(str, installed)]
-    done = subprocess.run(command, capture_output=True, text=True, check=False, timeout=PATIENCE)
-    assert (done.returncode, done.stdout, done.stderr) == (0, "", "")
+    done = run(command)
+    assert (done.returncode, done.stdout, done.stderr) == (0, b"", b"")
 
 
 def test_security(installed: list[Path]) -> None:
@@ -85,9 +85,7 @@ def test_security(installed: list[Path]) -> None:
     for path in installed[1:]:
         limits = ["--offline=true", "--threshold=12"]
         command = [need("systemd-analyze"), "--no-pager", "security", *limits, str(path)]
-        done = subprocess.run(
-            command, capture_output=True, text=True, check=False, timeout=PATIENCE
-        )
+        done = run(command)
         assert done.returncode == 0, done.stdout
 
 
@@ -99,7 +97,7 @@ def test_enabled_with_its_socket(tmp_path: Path, service: str) -> None:
     for unit in UNITS:
         shutil.copy(DEPLOY / unit, units)
     command = [need("systemctl"), f"--root={tmp_path}", "enable", service]
-    done = subprocess.run(command, capture_output=True, text=True, check=False, timeout=PATIENCE)
+    done = run(command)
     assert done.returncode == 0, done.stderr
     wanted = {path.name for path in units.glob("*.wants/*")}
     assert wanted == {service, "poetry.socket"}
@@ -155,7 +153,7 @@ def test_two_share(poem_file: PoemFile) -> None:
     with sharing(poem_file(SHORT), 2) as (address, servers):
         assert read_all(address, poem(SHORT), count=400, at_once=20) == {"whole": 400}
         assert all(server.stop() == 0 for server in servers)
-        shares = [len(events(server, "transfer")) for server in servers]
+        shares = [len(server.logged("transfer")) for server in servers]
         assert sum(shares) == 400
         assert min(shares) > 0
 

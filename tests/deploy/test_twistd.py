@@ -8,11 +8,9 @@ import re
 import shutil
 import signal
 import site
-import subprocess
 import sys
 import sysconfig
 import venv
-from collections.abc import Sequence
 from pathlib import Path
 
 import pytest
@@ -20,20 +18,12 @@ import pytest
 from tests.conftest import PoemFile
 from tests.deploy.tools import tool
 from tests.faults.readers import PAUSES, Crowd, poem, read_all
-from tests.processes import PATIENCE, eventually
+from tests.processes import PATIENCE, eventually, run
 
 ROOT = Path(__file__).parents[2]
 LONG = 10_000_000
 SHORT = 3_000
 STARTED = re.compile(r"PoemFactory starting on (\d+)")
-
-
-def run(command: Sequence[str | Path], cwd: Path) -> subprocess.CompletedProcess[str]:
-    """Run a command to its end."""
-    words = [str(word) for word in command]
-    return subprocess.run(
-        words, cwd=cwd, capture_output=True, text=True, check=False, timeout=2 * PATIENCE
-    )
 
 
 def pip(*arguments: str | Path, cwd: Path, python: Path | None = None) -> None:
@@ -46,7 +36,8 @@ def pip(*arguments: str | Path, cwd: Path, python: Path | None = None) -> None:
         quiet.append("--no-build-isolation")  # else pip fetches them
     other: list[str | Path] = [] if python is None else ["--python", python]
     action, *rest = arguments
-    done = run([sys.executable, "-m", "pip", *other, action, *quiet, *rest], cwd)
+    command = [sys.executable, "-m", "pip", *other, action, *quiet, *rest]
+    done = run(command, cwd=cwd, patience=2 * PATIENCE)
     assert done.returncode == 0, done.stderr
 
 
@@ -103,12 +94,12 @@ def installed(request: pytest.FixtureRequest, tmp_path_factory: pytest.TempPathF
 @pytest.mark.parametrize("runner", ["twistd", "twist"])
 def test_found(installed: Path, runner: str, tmp_path: Path) -> None:
     """Both runners list the plugin; it comes from that environment, or from this tree."""
-    done = run([installed / runner, "--help"], tmp_path)
-    assert (done.returncode, done.stderr) == (0, "")
-    assert re.search(r"^    poetry +Send a poem", done.stdout, re.MULTILINE)
-    where = run([installed / "python", "-c", "import poetry; print(poetry.__file__)"], tmp_path)
+    done = run([installed / runner, "--help"], cwd=tmp_path)
+    assert (done.returncode, done.stderr) == (0, b"")
+    assert re.search(rb"^    poetry +Send a poem", done.stdout, re.MULTILINE)
+    where = run([installed / "python", "-c", "import poetry; print(poetry.__file__)"], cwd=tmp_path)
     home = ROOT if "editable" in str(installed) else installed.parent
-    assert Path(where.stdout.strip()).is_relative_to(home)
+    assert Path(where.stdout.decode().strip()).is_relative_to(home)
 
 
 @pytest.mark.parametrize("runner", [["twistd", "--nodaemon"], ["twist"]], ids=["twistd", "twist"])
@@ -147,8 +138,8 @@ def test_daemon(installed: Path, tmp_path: Path) -> None:
     served.write_bytes(poem(SHORT))
     flags = ["--pidfile", str(pid_file), "--logfile", str(log)]
     options = ["poetry", "--listen", "127.0.0.1:0", str(served)]
-    done = run([installed / "twistd", *flags, *options], tmp_path)
-    assert (done.returncode, done.stdout, done.stderr) == (0, "", "")
+    done = run([installed / "twistd", *flags, *options], cwd=tmp_path)
+    assert (done.returncode, done.stdout, done.stderr) == (0, b"", b"")
     assert eventually(pid_file.exists)
     pid = int(pid_file.read_text())
     try:
@@ -183,7 +174,7 @@ def test_daemon(installed: Path, tmp_path: Path) -> None:
 )
 def test_usage(installed: Path, options: list[str], said: str, tmp_path: Path) -> None:
     """What makes no sense is one line on standard error and exit code 2."""
-    done = run([installed / "twistd", "--nodaemon", "poetry", *options], tmp_path)
+    done = run([installed / "twistd", "--nodaemon", "poetry", *options], cwd=tmp_path)
     assert done.returncode == 2
-    assert done.stderr.startswith(said)
-    assert done.stderr.count("\n") == 1
+    assert done.stderr.startswith(said.encode())
+    assert done.stderr.count(b"\n") == 1

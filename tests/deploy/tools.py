@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 import json
-import re
 import subprocess
 import urllib.error
 import urllib.request
@@ -12,7 +11,7 @@ from contextlib import contextmanager
 from pathlib import Path
 from typing import Any
 
-from tests.processes import PATIENCE, Server
+from tests.processes import PATIENCE
 
 DEPLOY = Path(__file__).parents[2] / "deploy"
 
@@ -69,10 +68,3 @@ def samples(address: str) -> dict[str, float]:
     lines = fetch(f"http://{address}/metrics").splitlines()
     pairs = (line.rsplit(" ", 1) for line in lines if not line.startswith("#"))
     return {name: float(value) for name, value in pairs}
-
-
-def events(server: Server, *kinds: str) -> list[dict[str, Any]]:
-    """The events that a server with `--log-format json` has logged, of these kinds or of all."""
-    whole_lines = re.findall(r".+\n", server.stderr)
-    logged = [json.loads(line) for line in whole_lines]
-    return [event for event in logged if not kinds or event["event"] in kinds]

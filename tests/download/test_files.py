@@ -5,13 +5,11 @@ from __future__ import annotations
 import errno
 import os
 import stat
-import subprocess
 from collections.abc import Callable
 from contextlib import closing, suppress
 from functools import partial
 from operator import methodcaller
 from pathlib import Path
-from typing import Any
 
 import pytest
 from twisted.internet.defer import Deferred
@@ -19,7 +17,9 @@ from twisted.internet.defer import Deferred
 from poetry.download import location
 from poetry.download.files import OutputError, Spool
 from poetry.download.output import Sink, open_sink
+from tests.calls import failing
 from tests.loop import reactor, wait
+from tests.processes import need, run
 
 ACL = "system.posix_acl_access"
 
@@ -46,15 +46,6 @@ def save(path: Path, poem: bytes = b"a poem") -> list[str]:
 def mode_of(path: Path) -> int:
     """What may be done with a file."""
     return stat.S_IMODE(path.stat().st_mode)
-
-
-def refuse(number: int) -> Callable[..., Any]:
-    """A system call that always fails."""
-
-    def refused(*_: object, **__: object) -> None:
-        raise OSError(number, os.strerror(number))
-
-    return refused
 
 
 def spooled(poem: bytes) -> Spool:
@@ -94,7 +85,7 @@ class Refusing:
     ("rest", "reason"),
     [
         (bytes, "it gave 4 bytes of 6"),
-        (refuse(errno.EIO), "Input/output error"),
+        (failing(errno.EIO), "Input/output error"),
     ],
 )
 def test_a_spool_that_gives_less(rest: Callable[[], bytes], reason: str) -> None:
@@ -219,12 +210,9 @@ def old(tmp_path: Path) -> Path:
 
 def setfacl(*words: str | Path) -> None:
     """Give a file an access control list."""
-    try:
-        done = subprocess.run(["setfacl", *words], capture_output=True, text=True, check=False)
-    except FileNotFoundError:
-        pytest.skip("setfacl is not installed")
+    done = run([need("setfacl"), *words])
     if done.returncode:
-        pytest.skip(f"no access control lists here: {done.stderr}")
+        pytest.skip(f"no access control lists here: {done.stderr.decode()}")
 
 
 def test_an_access_control_list_is_kept(old: Path) -> None:
@@ -253,7 +241,7 @@ def test_an_access_control_list_that_cannot_be_kept(
         setfacl("-m", "u:4711:rw", old)
     else:
         setfacl("-d", "-m", "u:4711:rw", old.parent)
-    monkeypatch.setattr(os, call, refuse(errno.EPERM))
+    monkeypatch.setattr(os, call, failing(errno.EPERM))
     lost = f"{old}: its access control list cannot be kept: Operation not permitted"
     assert save(old) == [lost]
     assert (mode_of(old), old.read_bytes()) == (0o600, b"a poem")
@@ -285,7 +273,7 @@ def test_what_a_new_file_has_by_itself(old: Path, monkeypatch: pytest.MonkeyPatc
     """An attribute that is the same already, as a security label is, is not set again."""
     monkeypatch.setattr(os, "listxattr", lambda *_: ["security.label"])
     monkeypatch.setattr(os, "getxattr", lambda *_: b"public")
-    monkeypatch.setattr(os, "setxattr", refuse(errno.EPERM))
+    monkeypatch.setattr(os, "setxattr", failing(errno.EPERM))
     assert save(old) == []
 
 
@@ -294,7 +282,7 @@ def test_extended_attributes_that_cannot_be_kept(
     old: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     """The user is told, and the permissions stay."""
-    monkeypatch.setattr(os, "setxattr", refuse(errno.ENOSPC))
+    monkeypatch.setattr(os, "setxattr", failing(errno.ENOSPC))
     assert save(old) == [f"{old}: its extended attributes cannot be kept: No space left on device"]
     assert mode_of(old) == 0o644
 
@@ -302,12 +290,12 @@ def test_extended_attributes_that_cannot_be_kept(
 def test_attributes_that_cannot_be_read(old: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     """What may be a list is taken for one; where there is no such thing, nothing is lost."""
     for number in (errno.ENOTSUP, errno.ENOSYS):
-        monkeypatch.setattr(os, "listxattr", refuse(number))
+        monkeypatch.setattr(os, "listxattr", failing(number))
         assert save(old) == []
         assert mode_of(old) == 0o644
     monkeypatch.delattr(os, "listxattr")
     assert save(old) == []
-    monkeypatch.setattr(os, "listxattr", refuse(errno.EACCES), raising=False)
+    monkeypatch.setattr(os, "listxattr", failing(errno.EACCES), raising=False)
     lost = f"{old}: its access control list cannot be kept: it cannot be read"
     assert save(old) == [lost]
     assert mode_of(old) == 0o600
@@ -319,7 +307,7 @@ def test_an_old_file_that_may_not_be_read(old: Path, monkeypatch: pytest.MonkeyP
 
     def open_no_old(self: location.Location, name: str, *rest: int) -> int:
         if name == self.name:
-            refuse(errno.EACCES)()
+            failing(errno.EACCES)()
         return real(self, name, *rest)
 
     monkeypatch.setattr(location.Location, "open", open_no_old)
@@ -342,7 +330,7 @@ def theirs(old: Path, monkeypatch: pytest.MonkeyPatch) -> list[tuple[int, int]]:
 
     def fchown(_: int, user: int, group: int) -> None:
         asked.append((user, group))
-        refuse(errno.EPERM)()
+        failing(errno.EPERM)()
 
     monkeypatch.setattr(os, "fstat", fstat)
     monkeypatch.setattr(os, "fchown", fchown)
@@ -362,7 +350,7 @@ def test_an_owner_and_a_group_that_cannot_be_kept(
 
 def test_permissions_that_are_right_already(old: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     """Where fchmod(2) is refused, nothing is wrong unless it is needed."""
-    monkeypatch.setattr(os, "fchmod", refuse(errno.EPERM))
+    monkeypatch.setattr(os, "fchmod", failing(errno.EPERM))
     assert save(old) == []
     assert mode_of(old) == 0o644
 
@@ -370,7 +358,7 @@ def test_permissions_that_are_right_already(old: Path, monkeypatch: pytest.Monke
 def test_permissions_that_cannot_be_kept(old: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     """A file that fewer people may use is said; one that more may use is not made."""
     old.chmod(0o666)  # the umask does not let a new file be
-    monkeypatch.setattr(os, "fchmod", refuse(errno.EPERM))
+    monkeypatch.setattr(os, "fchmod", failing(errno.EPERM))
     before = os.umask(0o022)
     try:
         assert save(old) == [f"{old}: its permissions cannot be kept: Operation not permitted"]
@@ -393,7 +381,7 @@ def test_a_file_system_without_fsync(
     tmp_path: Path, monkeypatch: pytest.MonkeyPatch, number: int
 ) -> None:
     """Where nothing can be synchronized a file is written all the same."""
-    monkeypatch.setattr(os, "fsync", refuse(number))
+    monkeypatch.setattr(os, "fsync", failing(number))
     assert save(tmp_path / "poem.txt") == []
     assert (tmp_path / "poem.txt").read_bytes() == b"a poem"
 
@@ -404,7 +392,7 @@ def test_a_disk_that_loses_it(
     old: Path, monkeypatch: pytest.MonkeyPatch, call: str, number: int
 ) -> None:
     """Where the disk has not all of it, there is an error, and the old file."""
-    monkeypatch.setattr(os, call, refuse(number))
+    monkeypatch.setattr(os, call, failing(number))
     with pytest.raises(OutputError, match=os.strerror(number)):
         save(old)
     assert old.read_bytes() == b"an old poem"
@@ -412,14 +400,14 @@ def test_a_disk_that_loses_it(
 
 def test_nothing_is_removed_after_the_rename(old: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     """A whole file is a success, whatever is refused then."""
-    monkeypatch.setattr(os, "unlink", refuse(errno.EPERM))
+    monkeypatch.setattr(os, "unlink", failing(errno.EPERM))
     assert save(old) == []
     assert list(old.parent.iterdir()) == [old]
 
 
 def test_a_part_that_cannot_be_removed(old: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     """What is left of a failure is said."""
-    monkeypatch.setattr(os, "unlink", refuse(errno.EPERM))
+    monkeypatch.setattr(os, "unlink", failing(errno.EPERM))
     notes: list[str] = []
     open_sink(reactor, str(old), notes.append).close()
     [part] = [path.name for path in old.parent.iterdir() if path != old]

@@ -24,7 +24,8 @@ from poetry.download.output import (
     open_sink,
     output_to,
 )
-from tests.download.test_files import refuse, save, spooled
+from tests.calls import failing
+from tests.download.test_files import save, spooled
 from tests.loop import reactor, until, wait, wait_error
 
 LONG = bytes(range(256)) * 4_000
@@ -205,7 +206,7 @@ def test_each_refusal_of_the_reactor_ends_an_output(
     def sometimes(real: Callable[[Any], None]) -> Callable[[Any], None]:
         def call(descriptor: Any) -> None:
             if descriptor is output and next(calls) == refused:
-                refuse(errno.ENOSPC)()
+                failing(errno.ENOSPC)()
             real(descriptor)
 
         return call
@@ -245,7 +246,7 @@ def test_the_reactor_cannot_wait(call: str, monkeypatch: pytest.MonkeyPatch) -> 
     reader, writer = os.pipe()
     output = open_output(writer)
     with monkeypatch.context() as patch:
-        patch.setattr(reactor, call, refuse(errno.ENOSPC))
+        patch.setattr(reactor, call, failing(errno.ENOSPC))
         if call == "addWriter":
             for begin in (output.write, lambda _: wait(Deferred.fromCoroutine(ending(output)))):
                 with pytest.raises(OutputError) as failed:
@@ -275,7 +276,7 @@ def test_an_error_of_the_close(monkeypatch: pytest.MonkeyPatch, *, open_again: b
     def close(descriptor: int) -> None:
         real(descriptor)
         if descriptor == output.fileno():
-            refuse(errno.EDQUOT)()
+            failing(errno.EDQUOT)()
 
     monkeypatch.setattr(os, "close", close)
     output.write(b"a poem")

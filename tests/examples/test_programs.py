@@ -14,7 +14,7 @@ import pytest
 from examples.inbox import Inbox
 from tests.certificates import Certificates
 from tests.faults.bad import serving
-from tests.processes import PATIENCE, eventually, listening_port, poetry, running
+from tests.processes import PATIENCE, eventually, listening_port, poetry, run, running
 
 EXAMPLES = Path(__file__).parents[2] / "examples"
 POEM = b"One poem, so brief.\n"
@@ -23,11 +23,6 @@ POEM = b"One poem, so brief.\n"
 def command(name: str, *words: str | Path) -> list[str | Path]:
     """A program of examples/ with its words."""
     return [sys.executable, EXAMPLES / name, *words]
-
-
-def run(name: str, *words: str | Path) -> subprocess.CompletedProcess[bytes]:
-    """Run a program of examples/ to its end."""
-    return subprocess.run(command(name, *words), capture_output=True, timeout=PATIENCE, check=False)
 
 
 @pytest.fixture
@@ -40,7 +35,7 @@ def file(tmp_path: Path) -> Path:
 
 def test_demo() -> None:
     """What `make demo` runs fetches the sample poem whole, and stops its server."""
-    done = run("../demo.py")
+    done = run(command("../demo.py"))
     assert done.returncode == 0
     assert (EXAMPLES.parent / "poetry" / "sample.txt").read_bytes() in done.stdout
     assert done.stdout.endswith(b"stop, and ended with exit code 0.\n")
@@ -48,14 +43,14 @@ def test_demo() -> None:
 
 def test_hello() -> None:
     """It prints the poem that it serves."""
-    done = run("hello.py")
+    done = run(command("hello.py"))
     assert (done.returncode, done.stdout, done.stderr) == (0, b"b'So brief.'\n", b"")
 
 
 def test_serve_and_get(file: Path) -> None:
     """One program serves a poem until it is told to stop, and another one prints it."""
     with running(command("serve.py", "0", file)) as server:
-        done = run("get.py", "127.0.0.1", str(server.port))
+        done = run(command("get.py", "127.0.0.1", str(server.port)))
         assert (done.returncode, done.stdout, done.stderr) == (0, POEM, b"")
         assert (server.stop(), server.stderr) == (0, "")
 
@@ -70,7 +65,7 @@ def test_serve_with_tls(file: Path, certificates: Certificates) -> None:
 def test_get_names_what_failed() -> None:
     """A poem that is not whole is one line on standard error, and exit code 1."""
     with serving(lambda _: None) as port:
-        done = run("get.py", "127.0.0.1", str(port))
+        done = run(command("get.py", "127.0.0.1", str(port)))
     assert (done.returncode, done.stdout) == (1, b"")
     assert re.fullmatch(rf"127\.0\.0\.1:{port}: .+\n", done.stderr.decode())
 
@@ -82,8 +77,8 @@ def test_push_into_an_inbox(file: Path, tmp_path: Path) -> None:
     long = tmp_path / "long.txt"
     long.write_bytes(bytes(20_000_000))
     with running(command("inbox.py", "0", box)) as server:
-        pushed = run("push.py", "127.0.0.1", str(server.port), file)
-        refused = run("push.py", "127.0.0.1", str(server.port), long)
+        pushed = run(command("push.py", "127.0.0.1", str(server.port), file))
+        refused = run(command("push.py", "127.0.0.1", str(server.port), long))
         assert (pushed.returncode, pushed.stderr) == (0, b"")
         assert refused.returncode == 1
         assert refused.stderr.startswith(b"127.0.0.1:")
@@ -131,12 +126,5 @@ def test_tac(tmp_path: Path) -> None:
 def test_testing_your_code(runner: list[str], passed: str, tmp_path: Path) -> None:
     """The example of a test passes under both runners; trial finds the reactor clean."""
     shutil.copy(EXAMPLES / "test_poems.py", tmp_path)
-    done = subprocess.run(
-        [sys.executable, "-W", "error", *runner],
-        cwd=tmp_path,
-        capture_output=True,
-        text=True,
-        timeout=PATIENCE,
-        check=False,
-    )
-    assert (done.returncode, passed in done.stdout) == (0, True), done.stdout + done.stderr
+    done = run([sys.executable, "-W", "error", *runner], cwd=tmp_path)
+    assert (done.returncode, passed.encode() in done.stdout) == (0, True), done.stdout + done.stderr

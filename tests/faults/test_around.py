@@ -4,13 +4,13 @@ from __future__ import annotations
 
 import json
 import os
-import resource
 import signal
 import socket
 import subprocess
 import sys
 from collections.abc import Iterator, Sequence
 from contextlib import contextmanager, suppress
+from functools import partial
 from pathlib import Path
 
 import pytest
@@ -23,7 +23,7 @@ from tests.ends import LONG, Server, ended_with_reset, listening, reader
 from tests.faults.conftest import SERVE
 from tests.faults.readers import PAUSES, Crowd, listens, poem, read_all, refuses
 from tests.loop import until
-from tests.processes import PATIENCE, eventually, need, running
+from tests.processes import PATIENCE, eventually, limit_descriptors, need, poetry, running
 
 SHORT = 3_000
 
@@ -297,14 +297,7 @@ def test_process_1_hears_term_while_it_is_loaded(
 def test_hardly_any_descriptors(poem_file: PoemFile, descriptors: int) -> None:
     """With too low a limit, both commands say so in a line."""
     for words in (["serve", poem_file(SHORT)], ["get", "unix:/no/such/socket"]):
-        result = subprocess.run(
-            [sys.executable, "-m", "poetry", *words],
-            preexec_fn=lambda: resource.setrlimit(resource.RLIMIT_NOFILE, (descriptors,) * 2),
-            stdin=subprocess.DEVNULL,
-            capture_output=True,
-            timeout=PATIENCE,
-            check=False,
-        )
+        result = poetry(*words, before=partial(limit_descriptors, descriptors, descriptors))
         assert (result.returncode, result.stdout) == (1, b"")
         assert result.stderr.startswith(b"Error: ")
         assert result.stderr.count(b"\n") == 1

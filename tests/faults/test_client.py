@@ -30,7 +30,7 @@ from tests.faults.bad import Handler, alerts, black_hole, nobody, reset, serving
 from tests.faults.conftest import NAIVE, Certificates, Command
 from tests.faults.readers import poem
 from tests.loop import reactor, until, wait, wait_error
-from tests.processes import PATIENCE, POETRY, eventually, need, poetry
+from tests.processes import PATIENCE, POETRY, eventually, need, poetry, run
 
 POEM = poem(10_000_000)
 PART = POEM[:6_000_000]
@@ -232,9 +232,7 @@ def test_the_naive_client_is_fooled() -> None:
     """The tutorial's client takes a part that ends in a reset, and nothing at all, for a poem."""
     for handler in (resets, nothing):
         with serving(handler) as port:
-            done = subprocess.run(
-                [*NAIVE, "get", str(port)], capture_output=True, timeout=PATIENCE, check=False
-            )
+            done = run([*NAIVE, "get", str(port)])
         print(f"naive: {len(done.stdout)} bytes, exit {done.returncode}")
         assert done.returncode == 0
         assert done.stdout != POEM
@@ -271,12 +269,7 @@ def test_a_full_disk(tmp_path: Path) -> None:
     file = tmp_path / "poem.txt"
     with serving(partial(whole, poem=poem(10 * MEGABYTE))) as port:
         command = [*POETRY, "get", "-o", str(file), str(port)]
-        done = subprocess.run(
-            [unshare, "-rm", "sh", "-c", ON_A_SMALL_DISK, tmp_path, *command],
-            capture_output=True,
-            timeout=PATIENCE,
-            check=False,
-        )
+        done = run([unshare, "-rm", "sh", "-c", ON_A_SMALL_DISK, tmp_path, *command])
     if done.returncode == 77 or b"unshare" in done.stderr:
         pytest.skip(f"no mounts of one's own here: {done.stderr.decode()}")
     assert_error(done, str(file), "No space left")

@@ -2,14 +2,13 @@
 
 from __future__ import annotations
 
-import subprocess
 from collections.abc import Iterator
 
 import pytest
 
 from tests.faults.conftest import BARE, NAIVE, SERVE, PoemFile
 from tests.faults.readers import PLAIN, SPEAKS, Habit, poem, read_all
-from tests.processes import PATIENCE, Server, running
+from tests.processes import Server, need, run, running
 
 SIZES = (3_000, 200_000, 1_000_000)
 
@@ -72,13 +71,7 @@ def test_the_naive_server_fails_curl(poem_file: PoemFile) -> None:
     lengths = []
     with running([*NAIVE, "serve", poem_file(10_000_000)]) as server:
         for _ in range(10):
-            done = subprocess.run(
-                ["curl", "-sS", "--http0.9", f"http://127.0.0.1:{server.port}/"],
-                stdin=subprocess.DEVNULL,
-                capture_output=True,
-                timeout=PATIENCE,
-                check=False,
-            )
+            done = run([need("curl"), "-sS", "--http0.9", f"http://127.0.0.1:{server.port}/"])
             lengths.append(len(done.stdout))
     print(f"naive: of 10000000 bytes curl had {lengths}")
     assert min(lengths) < 10_000_000  # one that is quicker than the server's close is lucky

@@ -4,7 +4,6 @@ from __future__ import annotations
 
 import signal
 import socket
-import subprocess
 import sys
 from pathlib import Path
 
@@ -22,7 +21,7 @@ from tests.faults.readers import (
     read_all,
     refuses,
 )
-from tests.processes import PATIENCE, POETRY, eventually, need, passed_in, poetry, running
+from tests.processes import POETRY, eventually, need, passed_in, poetry, run, running
 
 LONG = 10_000_000
 
@@ -137,9 +136,7 @@ def test_systemd_socket_activate(poem_file: PoemFile, tmp_path: Path) -> None:
 )
 def test_systemd_wrong_socket(poem_file: PoemFile, given: str, reason: str) -> None:
     """A socket from systemd that is of the wrong kind is refused in a line, as is no address."""
-    done = subprocess.run(
-        [*serving(given), poem_file(3_000)], capture_output=True, timeout=PATIENCE, check=False
-    )
+    done = run([*serving(given), poem_file(3_000)])
     said = f"'systemd:domain=INET:index=0': the socket that was passed in {reason}"
     assert (done.returncode, done.stdout) == (2, b"")
     assert done.stderr.decode().startswith(f"Error: {said}")

@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 import signal
-import subprocess
 import sys
 
 import pytest
@@ -11,7 +10,7 @@ import pytest
 from tests.faults.bad import serving, stall, whole
 from tests.faults.conftest import PoemFile
 from tests.faults.readers import PAUSES, Crowd, poem, read_all
-from tests.processes import PATIENCE, eventually, running
+from tests.processes import eventually, run, running
 
 WITHOUT = {
     "no ctypes": "sys.modules['_ctypes'] = None",
@@ -79,7 +78,7 @@ def test_get_gives_up() -> None:
     ]:
         with serving(handler) as port:
             words = program(WITHOUT["no ctypes"], "get", *options, str(port))
-            done = subprocess.run(words, capture_output=True, timeout=PATIENCE, check=False)
+            done = run(words)
         assert done.returncode == 1
         assert said in done.stderr
         assert b"Traceback" not in done.stderr

@@ -9,8 +9,8 @@ import pytest
 
 from benchmarks.peers import PROGRAMS
 from tests.certificates import Certificates
-from tests.interop.tools import SIZES, fetched, poem_of, tool_listening
-from tests.processes import need, poetry
+from tests.interop.tools import SIZES, poem_of, tool_listening
+from tests.processes import need, poetry, run
 
 ERLANG = """
 main([Port]) ->
@@ -103,7 +103,7 @@ def test_plain(name: str, size: int, plain: dict[int, int], tmp_path: Path) -> N
     script = tmp_path / "reader.escript"
     script.write_text(f"#!/usr/bin/env escript\n{ERLANG}", encoding="utf-8")
     words = [word.format(port=plain[size], script=script) for word in command]
-    read = fetched(words)
+    read = run(words)
     assert (read.returncode, read.stdout == poem_of(size)) == (0, True), read.stderr
 
 
@@ -114,7 +114,7 @@ def test_tls(name: str, size: int, encrypted: dict[int, int], certificates: Cert
     tool, command = TLS_READERS[name]
     need(tool)
     values = {"port": encrypted[size], "authority": certificates.authority}
-    read = fetched([word.format(**values) for word in command])
+    read = run([word.format(**values) for word in command])
     assert (read.returncode, read.stdout == poem_of(size)) == (0, True), read.stderr
 
 
@@ -123,7 +123,7 @@ def test_alpn(encrypted: dict[int, int], certificates: Certificates) -> None:
     need("curl")
     size = SIZES[1]
     curl = ["curl", "--silent", "--http0.9", "--cacert", str(certificates.authority)]
-    read = fetched([*curl, f"https://127.0.0.1:{encrypted[size]}/"])
+    read = run([*curl, f"https://127.0.0.1:{encrypted[size]}/"])
     assert (read.returncode, read.stdout == poem_of(size)) == (0, True)
 
 
@@ -153,7 +153,7 @@ def test_haproxy(reader: str, size: int, plain: dict[int, int], tmp_path: Path) 
     with tool_listening(command) as (_, port):
         if reader == "nc":
             need("nc")
-            read = fetched(["nc", "-d", "127.0.0.1", str(port)])
+            read = run(["nc", "-d", "127.0.0.1", str(port)])
         else:
             read = poetry("get", f"127.0.0.1:{port}")
     assert (read.returncode, read.stdout == poem_of(size)) == (0, True), read.stderr

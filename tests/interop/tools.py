@@ -22,20 +22,6 @@ def poem_of(size: int) -> bytes:
     return random.Random(size).randbytes(size)
 
 
-def fetched(
-    command: Sequence[str | Path], env: dict[str, str] | None = None
-) -> subprocess.CompletedProcess[bytes]:
-    """Run a tool that reads a poem, with nothing on its standard input."""
-    return subprocess.run(
-        command,
-        stdin=subprocess.DEVNULL,
-        capture_output=True,
-        timeout=PATIENCE,
-        check=False,
-        env=env,
-    )
-
-
 @contextmanager
 def tool_listening(
     command: Callable[[int], Sequence[str | Path]],

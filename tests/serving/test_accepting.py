@@ -43,6 +43,7 @@ from poetry import (
 )
 from poetry.serving.accepting import AGAIN, AT_ONCE, Listener
 from poetry.wire import kernel
+from tests.calls import failing
 from tests.certificates import Certificates
 from tests.ends import (
     HERE,
@@ -71,10 +72,6 @@ def linger_of(handle: socket.socket) -> tuple[int, int]:
     value = handle.getsockopt(socket.SOL_SOCKET, socket.SO_LINGER, 8)
     on, seconds = struct.unpack("ii", value)
     return on, seconds
-
-
-def events(log: Log) -> list[str]:
-    return [event["event"] for event in log if "event" in event]
 
 
 # A listener
@@ -247,7 +244,7 @@ def test_a_unix_socket_that_is_gone_at_a_stop(gone: str, tmp_path: Path, log: Lo
         wait(stopped)
     assert tcp.outcomes == ["sent"]
     assert not [port for port in service.ports if port.connected]  # type: ignore[attr-defined]
-    assert set(events(log)) <= {"cannot_close", "draining"}
+    assert set(log.names) <= {"cannot_close", "draining"}
     log.clear()
 
 
@@ -258,7 +255,7 @@ def test_a_unix_socket_that_is_gone_at_a_stop(gone: str, tmp_path: Path, log: Lo
 def test_no_more_than_so_many_in_a_turn(text: bytes) -> None:
     """However many come, all else has its turn in between."""
     server = Server(text)
-    with serving(server, f"{HERE}:backlog=200") as service, ExitStack() as readers:
+    with serving(server, listen=f"{HERE}:backlog=200") as service, ExitStack() as readers:
         for _ in range(AT_ONCE + 20):
             readers.enter_context(reader(port_of(service)))
         counts = [0]
@@ -331,7 +328,7 @@ def test_no_room_to_accept(error: int, log: Log) -> None:
         refuse(listener_of(service), *[error] * 3)
         with reader(port_of(service)) as connection:
             assert drain(connection) == POEM
-    assert events(log).count("cannot_accept") == 1
+    assert log.names.count("cannot_accept") == 1
     log.clear()
 
 
@@ -371,7 +368,7 @@ def test_a_connection_that_was_lost_meanwhile(error: int, log: Log) -> None:
         refuse(listener_of(service), error)
         with reader(port_of(service)) as connection:
             assert drain(connection) == POEM
-    assert events(log) in ([], ["draining"])
+    assert log.names in ([], ["draining"])
     log.clear()
 
 
@@ -393,7 +390,7 @@ def test_no_transport_to_be_had(monkeypatch: pytest.MonkeyPatch, log: Log) -> No
         monkeypatch.undo()
         with reader(port_of(service)) as connection:
             assert drain(connection) == LONG
-    assert "connection_failed" in events(log)
+    assert "connection_failed" in log.names
     log.clear()
 
 
@@ -481,14 +478,14 @@ def without(name: str) -> type[PoetryProtocol]:
     return type("LeavesOut", (LeavesOut,), {name: lambda *_: None})
 
 
-def failing(name: str) -> type[PoetryProtocol]:
+def raising(name: str) -> type[PoetryProtocol]:
     def fail(*_: object) -> None:
         raise RuntimeError(name)
 
     return type("Fails", (LeavesOut,), {name: fail})
 
 
-@pytest.mark.parametrize("make", [without, failing])
+@pytest.mark.parametrize("make", [without, raising])
 @pytest.mark.parametrize("text", [POEM, LONG], ids=["short", "long"])
 def test_a_connectionLost_that_does_not_call_up(
     text: bytes, make: Callable[[str], type[PoetryProtocol]], log: Log
@@ -506,7 +503,7 @@ def test_a_connectionLost_that_does_not_call_up(
     log.clear()
 
 
-@pytest.mark.parametrize("make", [without, failing])
+@pytest.mark.parametrize("make", [without, raising])
 @pytest.mark.parametrize("name", ["makeConnection", "connectionMade"])
 def test_a_beginning_that_does_not_call_up(
     name: str, make: Callable[[str], type[PoetryProtocol]], log: Log
@@ -527,7 +524,7 @@ def test_a_beginning_that_does_not_call_up(
     log.clear()
 
 
-@pytest.mark.parametrize("make", [without, failing])
+@pytest.mark.parametrize("make", [without, raising])
 @pytest.mark.parametrize("name", ["dataReceived", "readConnectionLost"])
 def test_an_event_that_does_not_call_up(
     name: str, make: Callable[[str], type[PoetryProtocol]], log: Log
@@ -635,7 +632,7 @@ def test_a_key_update_flood_is_not_answered_without_end(
 ) -> None:
     """While the transport of a reader over TLS owes more than its buffer takes, its input waits."""
     server = Server(LONG)
-    with serving(server, certificates.listen("good")) as service:
+    with serving(server, listen=certificates.listen("good")) as service:
         context = ssl.SSLContext(ssl.PROTOCOL_TLS_CLIENT)
         context.check_hostname = False
         context.verify_mode = ssl.CERT_NONE
@@ -697,11 +694,7 @@ def test_ipv6() -> None:
 def test_a_port_that_is_full_of_readers_at_a_start() -> None:
     """There is no descriptor for a listener: the service does not start, and says which."""
     with pytest.MonkeyPatch.context() as patch:
-
-        def refused(*_: object) -> Any:
-            raise OSError(errno.EMFILE, os.strerror(errno.EMFILE))
-
-        patch.setattr("poetry.serving.accepting.duplicate", refused)
+        patch.setattr("poetry.serving.accepting.duplicate", failing(errno.EMFILE))
         service = PoetryService([], clock=reactor)
         with pytest.raises(CannotListenError), serving(Server(POEM)):
             pass
@@ -731,7 +724,7 @@ def nothing_is_left() -> Iterator[None]:
 
 def test_an_address_says_that_it_is_tls(certificates: Certificates) -> None:
     """What `addresses` has can be given to `poetry get`, whichever endpoint it is."""
-    with serving(Server(POEM), certificates.listen("good")) as service:
+    with serving(Server(POEM), listen=certificates.listen("good")) as service:
         assert service.addresses == [f"tls:127.0.0.1:{port_of(service)}"]
     with serving(Server(POEM)) as service:
         assert service.addresses == [f"127.0.0.1:{port_of(service)}"]
@@ -761,11 +754,7 @@ def test_no_descriptor_to_listen_again(monkeypatch: pytest.MonkeyPatch) -> None:
     service.startService()
     listener = listener_of(service)
     wait(listener.stopListening())
-
-    def refused(*_: object) -> Any:
-        raise OSError(errno.EMFILE, os.strerror(errno.EMFILE))
-
-    monkeypatch.setattr("poetry.serving.accepting.duplicate", refused)
+    monkeypatch.setattr("poetry.serving.accepting.duplicate", failing(errno.EMFILE))
     with pytest.raises(OSError, match="open files"):
         listener.startListening()
     assert not listener._port.connected
@@ -778,13 +767,12 @@ def test_a_receiver_that_fails_resets(kind: str, certificates: Certificates, log
 
     class Full(PoetryProtocol):
         def chunkReceived(self, data: bytes) -> None:
-            del data
-            raise OSError(errno.ENOSPC, os.strerror(errno.ENOSPC))
+            failing(errno.ENOSPC)(data)
 
     server = Server()
     server.protocol = Full
     listen = certificates.listen("good") if kind == "tls" else kind
-    with serving(server, listen) as service:
+    with serving(server, listen=listen) as service:
         number = port_of(service)
         address = certificates.trusting(number) if kind == "tls" else f"tcp:127.0.0.1:{number}"
         sending = send_poem(clientFromString(reactor, address), LONG)
@@ -833,7 +821,7 @@ def test_a_late_beginning(kind: str, certificates: Certificates) -> None:
     server.protocol = Late
     waiting.clear()
     listen = certificates.listen("good") if kind == "tls" else kind
-    with serving(server, listen) as service:
+    with serving(server, listen=listen) as service:
         number = port_of(service)
         address = certificates.trusting(number) if kind == "tls" else f"tcp:127.0.0.1:{number}"
         getting = get_poem(clientFromString(reactor, address))
@@ -864,7 +852,7 @@ def test_a_close_by_hand_ends_nothing(text: bytes, kind: str, certificates: Cert
         Closes.connectionMade = PoetryProtocol.connectionMade  # type: ignore[method-assign]
     server.protocol = Closes
     listen = certificates.listen("good") if kind == "tls" else kind
-    with serving(server, listen) as service:
+    with serving(server, listen=listen) as service:
         number = port_of(service)
         address = certificates.trusting(number) if kind == "tls" else f"tcp:127.0.0.1:{number}"
         assert wait(get_poem(clientFromString(reactor, address))) == text

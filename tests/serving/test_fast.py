@@ -3,9 +3,7 @@
 from __future__ import annotations
 
 import errno
-import os
 import socket
-import subprocess
 import sys
 from contextlib import ExitStack
 from pathlib import Path
@@ -24,6 +22,7 @@ from poetry.serving.fast import Sent, end_at_once, send_at_once
 from poetry.wire.outgoing import SHORT, Pace
 from poetry.wire.poem import SHARED, Poem
 from poetry.wire.sealed import WriteRefused
+from tests.calls import failing
 from tests.certificates import Certificates
 from tests.ends import (
     LONG,
@@ -38,7 +37,7 @@ from tests.ends import (
 )
 from tests.faults.readers import poem, read_all
 from tests.loop import drain, reactor, until, wait
-from tests.processes import PATIENCE
+from tests.processes import PATIENCE, run
 from tests.transfers import Log
 
 POEM = poem(3_000)
@@ -119,7 +118,7 @@ def test_tls_has_a_transport_of_twisteds(certificates: Certificates) -> None:
     """A short poem over TLS waits for the handshake."""
     server = Server(POEM)
     with (
-        serving(server, certificates.listen("good")) as service,
+        serving(server, listen=certificates.listen("good")) as service,
         reader(port_of(service)),
     ):
         until(lambda: server.connections)
@@ -291,11 +290,7 @@ def test_a_socket_that_cannot_be_shut_down() -> None:
 
 def test_no_descriptor_to_linger_with(monkeypatch: pytest.MonkeyPatch) -> None:
     """Where there is none for an epoll, readers are let go all the same."""
-
-    def refuse(*_: object) -> Any:
-        raise OSError(errno.EMFILE, os.strerror(errno.EMFILE))
-
-    monkeypatch.setattr("select.epoll", refuse)
+    monkeypatch.setattr("select.epoll", failing(errno.EMFILE))
     server = Server(POEM)
     with connected(server) as (protocol, connection):
         assert kind(protocol) is Sent
@@ -329,7 +324,7 @@ def test_at_the_limit(listen: str, tmp_path: Path, monkeypatch: pytest.MonkeyPat
     monkeypatch.chdir(tmp_path)
     monkeypatch.setattr("poetry.serving.lingering.INTERVAL", 3_600.0)
     server = Server(POEM)
-    with serving(server, listen, max_connections=2) as service:
+    with serving(server, listen=listen, max_connections=2) as service:
         assert read_in_a_thread(service.addresses[0], 50) == {"whole": 50}
     assert server.outcomes == ["sent"] * 50
 
@@ -386,8 +381,7 @@ react(lambda _: Deferred.fromCoroutine(main()))
 
 def test_without_epoll() -> None:
     """Where there is none all goes through Twisted's transports."""
-    command = [sys.executable, "-c", WITHOUT_EPOLL]
-    done = subprocess.run(command, capture_output=True, timeout=PATIENCE, check=False)
+    done = run([sys.executable, "-c", WITHOUT_EPOLL])
     assert done.stderr == b""
     assert done.stdout.split() == [b"Sealed", b"Client", b"b'poem'"]
 

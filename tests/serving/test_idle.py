@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 import errno
-import os
 
 import pytest
 from twisted.internet.testing import StringTransport
@@ -12,6 +11,7 @@ from poetry import PoetryProtocol, PoetryServerFactory
 from poetry.errors import PoemTimedOut
 from poetry.serving.idle import sweep
 from poetry.serving.stopping import stop_all
+from tests.calls import failing
 from tests.ends import (
     LONG,
     Server,
@@ -103,7 +103,7 @@ def test_a_connection_that_cannot_be_ended(log: Log) -> None:
     with listening(server) as port, reader(port), reader(port):
         until(lambda: len(server.connections) == 2)
         with pytest.MonkeyPatch.context() as patch:
-            patch.setattr("poetry.protocol.abort", fail)
+            patch.setattr("poetry.protocol.abort", failing(errno.ENOMEM))
             sweep(server.connections, 0, 10.0, 30.0)
             for protocol in server.connections:
                 turn_until_still(protocol)
@@ -116,10 +116,6 @@ def test_a_connection_that_cannot_be_ended(log: Log) -> None:
     log.clear()
 
 
-def fail(*_: object) -> None:
-    raise OSError(errno.ENOMEM, os.strerror(errno.ENOMEM))
-
-
 def test_a_stop_that_fails(log: Log) -> None:
     """The next connection is stopped all the same."""
     server = Server(LONG)
@@ -127,7 +123,7 @@ def test_a_stop_that_fails(log: Log) -> None:
         until(lambda: len(server.connections) == 2)
         with pytest.MonkeyPatch.context() as patch:
             for protocol in server.connections:
-                patch.setattr(protocol, "stop", fail)
+                patch.setattr(protocol, "stop", failing(errno.ENOMEM))
             stop_all(server.connections)
         stop_all(server.connections)
         assert ended_with_reset(first)

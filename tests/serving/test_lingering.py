@@ -23,6 +23,7 @@ from zope.interface.verify import verifyObject
 from poetry.serving.lingering import INTERVAL, LingeringClose
 from poetry.system.descriptors import raise_limit
 from poetry.system.features import EPOLL
+from tests.calls import failing
 
 pytestmark = pytest.mark.skipif(not EPOLL, reason="this system has no epoll")
 
@@ -377,14 +378,9 @@ class FullEpoll:
     def poll(self, *_: object) -> list[tuple[int, int]]:
         return []
 
-    def register(self, *_: object) -> None:
-        raise OSError(errno.ENOSPC, os.strerror(errno.ENOSPC))
+    register = failing(errno.ENOSPC)
 
     def close(self) -> None: ...
-
-
-def refuse(*_: object) -> Any:
-    raise OSError(errno.EMFILE, os.strerror(errno.EMFILE))
 
 
 @pytest.mark.parametrize("stay", [False, True])
@@ -400,9 +396,9 @@ def test_nothing_to_wait_with(
 ) -> None:
     """Where the kernel or the reactor has no room all are looked at now and then, until it has."""
     place, lack = {
-        "epoll": ("select.epoll", refuse),
+        "epoll": ("select.epoll", failing(errno.EMFILE)),
         "place": ("select.epoll", FullEpoll),
-        "reader": (f"{__name__}.Reactor.addReader", refuse),
+        "reader": (f"{__name__}.Reactor.addReader", failing(errno.EMFILE)),
     }[lacks]
     monkeypatch.setattr(place, lack)
     connections = [connect() for _ in range(3)]
@@ -438,7 +434,9 @@ def test_no_place_after_a_hook_has_hurried(
     def at_end() -> None:  # as a hook that stops the service, while the kernel runs out of room
         lingering.close()
         methods = {name: getattr(epoll, name) for name in ("close", "fileno", "poll")}
-        monkeypatch.setattr(lingering, "_epoll", SimpleNamespace(register=refuse, **methods))
+        monkeypatch.setattr(
+            lingering, "_epoll", SimpleNamespace(register=failing(errno.EMFILE), **methods)
+        )
 
     first.at_end = at_end
     first.reader.close()
@@ -456,7 +454,7 @@ def test_no_epoll_when_a_hook_hurries(
     reactor: Reactor, lingering: LingeringClose, connect: Connect, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     """A reactor is not asked to wait for nothing: all go by the timer."""
-    monkeypatch.setattr("select.epoll", refuse)
+    monkeypatch.setattr("select.epoll", failing(errno.EMFILE))
     connections = [connect() for _ in range(3)]
     for connection in connections:
         connection.at_end = lingering.close
@@ -524,11 +522,7 @@ def test_the_reactor_stops(
 def test_a_connection_that_cannot_be_ended(reactor: Reactor, connect: Connect) -> None:
     """What goes wrong with one keeps nobody else waiting."""
     first, second = connect(), connect()
-
-    def fail() -> None:
-        raise OSError(errno.EIO, os.strerror(errno.EIO))
-
-    first.at_end = second.at_end = fail
+    first.at_end = second.at_end = failing(errno.EIO)
     first.reader.close()
     second.reader.close()
     reactor.settle()
@@ -546,7 +540,7 @@ def test_an_epoll_that_fails(
     connection = connect()
     epoll: Any = lingering._epoll
     methods = {name: getattr(epoll, name) for name in ("close", "fileno", "register")}
-    monkeypatch.setattr(lingering, "_epoll", SimpleNamespace(poll=refuse, **methods))
+    monkeypatch.setattr(lingering, "_epoll", SimpleNamespace(poll=failing(errno.EMFILE), **methods))
     connection.reader.close()
     reactor.settle()
     assert connection.reasons

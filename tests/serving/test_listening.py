@@ -18,7 +18,8 @@ from zope.interface import implementer
 from poetry import PoetryServerFactory, PoetryService, serve_poem
 from poetry.serving.accepting import Listener
 from poetry.serving.listening import Listening
-from tests.ends import reader
+from tests.calls import failing
+from tests.ends import LONG, reader
 from tests.loop import drain, reactor, until, wait, wait_error
 from tests.transfers import Log
 
@@ -91,7 +92,7 @@ def test_no_room_to_accept_again(monkeypatch: pytest.MonkeyPatch, log: Log) -> N
         second.close()
         assert drain(third) == b"two"
     wait(service.stopService())
-    assert "hook_failed" not in [event["event"] for event in log if "event" in event]
+    assert "hook_failed" not in log.names
     log.clear()
 
 
@@ -123,7 +124,7 @@ def test_an_endpoint_may_fail_later(log: Log) -> None:
     serving = serve_poem(later, b"poem")
     later.listening.errback(OSError(5, "no onions today"))
     assert isinstance(wait_error(serving), CannotListenError)
-    assert [event["event"] for event in log if "event" in event] == ["cannot_listen"]
+    assert log.names == ["cannot_listen"]
 
 
 def test_one_that_fails_later_closes_the_others(log: Log) -> None:
@@ -201,9 +202,6 @@ def flying(service: PoetryService) -> socket.socket:
     connection = socket.create_connection(("127.0.0.1", port.getHost().port), 20)
     until(lambda: len(service.connections) > before)
     return connection
-
-
-LONG = bytes(range(256)) * 40_000
 
 
 @pytest.mark.parametrize("orders", ["sS", "sSsS", "SsSsS", "sSSsS", "ssSS", "psSpsS", "pSsS"])
@@ -325,8 +323,7 @@ def test_a_port_that_cannot_be_closed(log: Log) -> None:
     """It is logged, and keeps neither the others nor the stop."""
 
     class Stuck:
-        def stopListening(self) -> None:
-            raise OSError(errno.EIO, os.strerror(errno.EIO))
+        stopListening = failing(errno.EIO)
 
     @implementer(IStreamServerEndpoint)
     class Opens:
@@ -337,7 +334,7 @@ def test_a_port_that_cannot_be_closed(log: Log) -> None:
     listening = Listening(lambda _index, port: port)
     listening.listen([(Opens(), Factory()), (Opens(), Factory())])
     wait(listening.close().addCallback(closed.append))
-    assert [event["event"] for event in log if "event" in event] == ["cannot_close"] * 2
+    assert log.names == ["cannot_close"] * 2
     log.clear()
 
 

@@ -8,15 +8,14 @@ from __future__ import annotations
 
 import hashlib
 import random
-import subprocess
 import sys
-from collections.abc import Iterator, Sequence
+from collections.abc import Iterator
 from pathlib import Path
 from urllib.request import urlopen
 
 import pytest
 
-from tests.processes import PATIENCE, POETRY, Server, running
+from tests.processes import PATIENCE, POETRY, Server, run, running
 
 ROOT = Path(__file__).parents[2]
 TWISTED = """
@@ -71,17 +70,6 @@ def python(there: str, program: str) -> list[str]:
 def command(there: str) -> list[str]:
     """The command `poetry` there."""
     return python(there, "from poetry.__main__ import main\nmain()")
-
-
-def run(words: Sequence[str | Path]) -> subprocess.CompletedProcess[bytes]:
-    """Run a command to its end."""
-    return subprocess.run(
-        list(map(str, words)),
-        stdin=subprocess.DEVNULL,
-        capture_output=True,
-        timeout=PATIENCE,
-        check=False,
-    )
 
 
 @pytest.fixture(scope="module")

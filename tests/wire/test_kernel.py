@@ -4,8 +4,7 @@ from __future__ import annotations
 
 import socket
 import sys
-from collections.abc import Iterator
-from contextlib import ExitStack, contextmanager
+from contextlib import ExitStack
 from time import sleep
 from types import SimpleNamespace
 
@@ -16,23 +15,14 @@ from poetry.system.features import EPOLL, fcntl, termios
 from poetry.wire import kernel
 from poetry.wire.kernel import unacknowledged
 from poetry.wire.pages import LARGE, collapse
+from tests.ends import tcp_pair
 from tests.loop import until
-
-
-@contextmanager
-def connected() -> Iterator[tuple[socket.socket, socket.socket]]:
-    """Two ends of a TCP connection."""
-    with socket.create_server(("127.0.0.1", 0)) as server:
-        reader = socket.create_connection(server.getsockname(), 20)
-        sender, _ = server.accept()
-    with reader, sender:
-        yield reader, sender
 
 
 @pytest.mark.parametrize("permitted", [False, True])
 def test_a_close_resets_or_sends(*, permitted: bool) -> None:
     """Which one it is can be changed until the socket is closed."""
-    with connected() as (reader, sender):
+    with tcp_pair() as (reader, sender):
         sender.sendall(b"abc")
         kernel.make_close_abortive(sender)
         if permitted:
@@ -48,7 +38,7 @@ def test_a_close_resets_or_sends(*, permitted: bool) -> None:
 
 def test_what_the_peer_has_not_taken() -> None:
     """It is counted in bytes, and is nothing once the peer's kernel has it."""
-    with connected() as (reader, sender):
+    with tcp_pair() as (reader, sender):
         sender.setblocking(False)
         sent = sender.send(bytes(50_000_000))
         assert 0 < unacknowledged(sender) <= sent
@@ -80,7 +70,7 @@ def test_a_unix_socket_has_no_reset() -> None:
 
 def test_a_socket_that_takes_no_option_any_more() -> None:
     """On macOS that is one whose ends are both shut down; here, a closed one."""
-    with connected() as (_, sender):
+    with tcp_pair() as (_, sender):
         sender.close()
         kernel.make_close_abortive(sender)
         kernel.make_close_graceful(sender)
@@ -88,7 +78,7 @@ def test_a_socket_that_takes_no_option_any_more() -> None:
 
 def test_what_was_said_until_now_is_thrown_away() -> None:
     """However much it is: a close is an end then, and no reset."""
-    with connected() as (reader, sender):
+    with tcp_pair() as (reader, sender):
         reader.sendall(bytes(100_000))
         until(lambda: readable(sender) == 100_000)
         sender.setblocking(False)
@@ -145,7 +135,7 @@ def test_no_c_library(error: type[Exception], monkeypatch: pytest.MonkeyPatch) -
 
     features.c_library.cache_clear()
     monkeypatch.setattr("ctypes.CDLL", refuse)
-    with connected() as (_, sender):
+    with tcp_pair() as (_, sender):
         assert not kernel.reset(sender)
     assert not collapse(-1, 2 * LARGE)
     features.c_library.cache_clear()
@@ -153,7 +143,7 @@ def test_no_c_library(error: type[Exception], monkeypatch: pytest.MonkeyPatch) -
 
 def test_whether_the_peer_has_ended() -> None:
     """Its end, or a reset, is seen without being read; nothing said yet is no end."""
-    with connected() as (reader, sender):
+    with tcp_pair() as (reader, sender):
         assert not kernel.peer_has_ended(sender)
         reader.close()
         until(lambda: kernel.peer_has_ended(sender))

@@ -22,6 +22,7 @@ from poetry.serving.idle import sweep
 from poetry.wire.buffered import Buffered
 from poetry.wire.outgoing import Pace
 from poetry.wire.poem import Poem
+from tests.calls import failing
 from tests.certificates import Certificates
 from tests.ends import (
     LONG,
@@ -155,11 +156,6 @@ def test_begun_twice() -> None:
     assert transport.value() == b"poem"
 
 
-def handler(*_: object) -> None:
-    """Fail as the kernel does where it has no room."""
-    raise BlockingIOError(errno.EAGAIN, os.strerror(errno.EAGAIN))
-
-
 @pytest.mark.parametrize("times", [1, 2], ids=["copied", "from a file"])
 def test_the_handler_of_a_signal_that_raises(times: int) -> None:
     """What it raises just after bytes have gone sends none of them twice: the reader sees a reset.
@@ -167,7 +163,7 @@ def test_the_handler_of_a_signal_that_raises(times: int) -> None:
     The handler runs as soon as the interpreter is asked, which is as the call returns.
     """
     server = Server(LONG)
-    before = signal.signal(signal.SIGUSR1, handler)
+    before = signal.signal(signal.SIGUSR1, failing(errno.EAGAIN))
     try:
         with listening(server) as port:
             for _ in range(times - 1):

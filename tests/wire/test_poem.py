@@ -9,12 +9,13 @@ import random
 import resource
 import socket
 from collections.abc import Callable, Iterator
-from contextlib import suppress
-from typing import Any
+from contextlib import ExitStack, suppress
 
 import pytest
 
 from poetry.wire.poem import SHARED, Poem
+from tests.calls import failing
+from tests.ends import tcp_pair
 from tests.loop import poem_files
 
 LONG = random.Random(11).randbytes(1_000_000)
@@ -25,13 +26,11 @@ Pair = tuple[socket.socket, socket.socket]
 @pytest.fixture(params=[socket.AF_INET, socket.AF_UNIX], ids=["TCP", "Unix"])
 def any_pair(request: pytest.FixtureRequest) -> Iterator[Pair]:
     """Two connected sockets of either kind, of which neither waits."""
-    if request.param == socket.AF_UNIX:
-        sender, receiver = socket.socketpair()
-    else:
-        with socket.create_server(("127.0.0.1", 0)) as listener:
-            sender = socket.create_connection(listener.getsockname())
-            receiver, _ = listener.accept()
-    with sender, receiver:
+    with ExitStack() as stack:
+        if request.param == socket.AF_UNIX:
+            sender, receiver = map(stack.enter_context, socket.socketpair())
+        else:
+            sender, receiver = stack.enter_context(tcp_pair())
         sender.setblocking(False)
         receiver.setblocking(False)
         yield sender, receiver
@@ -97,22 +96,15 @@ def test_a_retired_poem_goes_on_from_its_bytes(any_pair: Pair) -> None:
     assert poem_files() == before
 
 
-def refuse(number: int) -> Callable[..., Any]:
-    def call(*_: object) -> None:
-        raise OSError(number, os.strerror(number))
-
-    return call
-
-
 @tcp
 @pytest.mark.parametrize(
     "spoil",
     [
         lambda patch: patch.delattr(os, "memfd_create"),
-        lambda patch: patch.setattr(os, "memfd_create", refuse(errno.EMFILE)),
-        lambda patch: patch.setattr(fcntl, "fcntl", refuse(errno.EBUSY)),
+        lambda patch: patch.setattr(os, "memfd_create", failing(errno.EMFILE)),
+        lambda patch: patch.setattr(fcntl, "fcntl", failing(errno.EBUSY)),
         lambda patch: patch.setattr(resource, "getrlimit", lambda _: (4, 4)),
-        lambda patch: patch.setattr(os, "sendfile", refuse(errno.EPERM)),
+        lambda patch: patch.setattr(os, "sendfile", failing(errno.EPERM)),
     ],
     ids=["not Linux", "out of descriptors", "no seals", "few descriptors", "no sendfile"],
 )

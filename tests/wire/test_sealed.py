@@ -159,7 +159,7 @@ def test_all_else_passes_through(certificates: Certificates) -> None:
     """A sealed transport provides what the one below provides."""
     for listen, interface in ((HERE, ITCPTransport), (certificates.listen("good"), ISSLTransport)):
         server = Server(LONG)
-        with serving(server, listen) as service:
+        with serving(server, listen=listen) as service:
             address = service.addresses[0].rpartition(":")[2]
             with socket.create_connection(("127.0.0.1", int(address)), 20) as connection:
                 until(lambda: server.connections)  # noqa: B023 (it is waited for here)
