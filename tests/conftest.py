@@ -72,6 +72,16 @@ def any_reactor(request: pytest.FixtureRequest) -> Iterator[Any]:
 
 
 @pytest.fixture
+def pipe() -> Iterator[tuple[int, int]]:
+    """Both ends of a pipe; reads do not block."""
+    reading, writing = os.pipe()
+    os.set_blocking(reading, False)
+    yield reading, writing
+    os.close(reading)
+    os.close(writing)
+
+
+@pytest.fixture
 def log() -> Iterator[Log]:
     """What is logged during the test."""
     events = Log()

@@ -27,6 +27,16 @@ PATIENCE = 60.0
 POETRY = (sys.executable, "-m", "poetry")
 """The command under test, of the environment that runs the tests."""
 
+Command = tuple[str | Path, ...]
+
+SERVE: Command = (*POETRY, "serve")
+
+ROOT = Path(__file__).parents[1]
+"""The checkout under test."""
+
+SAMPLE = (ROOT / "poetry" / "sample.txt").read_bytes()
+"""The poem that the package brings."""
+
 TICK = 0.05
 """Seconds between two looks at a condition."""
 

@@ -13,9 +13,8 @@ from typing import NamedTuple
 
 import pytest
 
-from tests.processes import run
+from tests.processes import ROOT, run
 
-ROOT = Path(__file__).parents[1]
 STRAY = (
     "poems/pyvenv.cfg",  # an environment of the reader's in the checkout
     "poems/lib/python3/site-packages/module.py",

@@ -29,9 +29,8 @@ from typing import NamedTuple
 import pytest
 
 from benchmarks.report import behind, newest
-from tests.processes import PATIENCE, POETRY, Server, eventually, poetry, running
+from tests.processes import PATIENCE, POETRY, ROOT, Server, eventually, poetry, running
 
-ROOT = Path(__file__).parents[1]
 PAGES = [ROOT / "README.md", *sorted((ROOT / "docs").glob("*.md"))]
 FENCED = re.compile(r"^( *)```(\w+)\n(.*?)^\1```$", re.DOTALL | re.MULTILINE)
 SAMPLE = (ROOT / "poetry" / "sample.txt").read_text(encoding="utf-8")

@@ -5,16 +5,15 @@ from __future__ import annotations
 import inspect
 import re
 import sys
-from pathlib import Path
 from typing import Any
 
 import pytest
 
 import poetry
 from poetry.errors import PoemError
-from tests.processes import run
+from tests.processes import ROOT, run
 
-TEXT = (Path(__file__).parents[1] / "docs" / "library.md").read_text(encoding="utf-8")
+TEXT = (ROOT / "docs" / "library.md").read_text(encoding="utf-8")
 PROGRAMS: list[str] = re.findall(
     r"(?<!-->\n)^```python\n(.*?)^```", TEXT, re.DOTALL | re.MULTILINE
 )  # those that are quoted from examples/ run in test_examples.py

@@ -13,10 +13,9 @@ from pathlib import Path
 import pytest
 
 import poetry as package
+from tests.processes import ROOT, run
 from tests.processes import poetry as run_poetry
-from tests.processes import run
 
-ROOT = Path(__file__).parents[1]
 COMMANDS = ("poetry", "twisted-poetry")
 
 

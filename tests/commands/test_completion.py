@@ -17,9 +17,9 @@ from pathlib import Path
 
 import pytest
 
-from tests.processes import PATIENCE, need
+from tests.processes import PATIENCE, ROOT, need
 
-README = (Path(__file__).parents[2] / "README.md").read_text(encoding="utf-8")
+README = (ROOT / "README.md").read_text(encoding="utf-8")
 SHELLS = {
     "bash": ["bash", "--norc", "--noprofile", "-i"],
     "zsh": ["zsh", "-f", "-i"],

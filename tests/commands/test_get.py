@@ -14,21 +14,12 @@ from pathlib import Path
 import pytest
 
 from tests.certificates import Certificates
-from tests.commands.tools import (
-    LONG,
-    QUICK,
-    SAMPLE,
-    SHORT,
-    accept,
-    error_of,
-    port_of,
-    started,
-    written,
-)
+from tests.commands.tools import LONG, QUICK, SHORT, accept, error_of, port_of, started, written
 from tests.faults.bad import black_hole
 from tests.faults.readers import reset
 from tests.processes import (
     PATIENCE,
+    SAMPLE,
     Server,
     eventually,
     limit_descriptors,

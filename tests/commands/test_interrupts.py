@@ -13,8 +13,7 @@ import pytest
 
 from tests.commands.tools import LONG, RUN, SHORT, accept, error_of, port_of, started, written
 from tests.faults.bad import black_hole
-from tests.faults.conftest import Command
-from tests.processes import PATIENCE, POETRY, Server, eventually, run
+from tests.processes import PATIENCE, POETRY, Command, Server, eventually, run
 
 LATE = f"import atexit, os, signal; atexit.register(os.kill, os.getpid(), signal.SIGINT); {RUN}"
 

@@ -15,8 +15,8 @@ from twisted.internet.error import CannotListenError
 from poetry.commands.serve import cannot_listen
 from poetry.system.descriptors import LEAST
 from tests.certificates import Certificates
-from tests.commands.tools import LONG, QUICK, SAMPLE, SERVE, SHORT, Run, error_of, port_of
-from tests.processes import PATIENCE, eventually, poetry, running
+from tests.commands.tools import LONG, QUICK, SHORT, Run, error_of, port_of
+from tests.processes import PATIENCE, SAMPLE, SERVE, eventually, poetry, running
 
 
 @pytest.mark.parametrize(

@@ -13,8 +13,8 @@ from pathlib import Path
 
 import pytest
 
-from tests.commands.tools import SAMPLE, SHORT, error_of, started
-from tests.processes import PATIENCE, Server, eventually, poetry
+from tests.commands.tools import SHORT, error_of, started
+from tests.processes import PATIENCE, SAMPLE, Server, eventually, poetry
 
 
 @pytest.mark.parametrize("words", [("get", "1"), ("--help",), ("serve", "--help")])

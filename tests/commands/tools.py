@@ -16,15 +16,13 @@ from contextlib import contextmanager, suppress
 from pathlib import Path
 from typing import Any
 
-from tests.processes import PATIENCE, POETRY
+from tests.processes import PATIENCE, POETRY, SERVE
 
 SHORT = "Said the river: I bring what I have to the sea. — envoi\n".encode()
 LONG = bytes(range(256)) * 12_000
-SAMPLE = (Path(__file__).parents[2] / "poetry" / "sample.txt").read_bytes()
 NO_PATH = f"/{'x' * 119}"
 """A path that no Unix socket can have."""
 
-SERVE = (*POETRY, "serve")
 QUICK = (*SERVE, "--grace", "0", "--log-level", "error")
 RUN = "from poetry.__main__ import main; main()"
 HASTE = """

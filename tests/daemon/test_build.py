@@ -24,8 +24,6 @@ from tests.certificates import Certificates
 from tests.loop import until, wait
 from tests.transfers import Log
 
-SAMPLE = (Path(__file__).parents[2] / "poetry" / "sample.txt").read_bytes()
-
 
 class Reactor(MemoryReactorClock):
     """A reactor in memory that can be called from a signal handler."""

@@ -8,7 +8,7 @@ import math
 import os
 import sys
 import warnings
-from collections.abc import Callable, Iterator
+from collections.abc import Callable
 from contextlib import suppress
 from pathlib import Path
 from typing import Any
@@ -228,16 +228,6 @@ def test_no_more_than_a_flood(log: Log) -> None:
         observer(event_of(LogLevel.warn, event="trouble"))
     observer.tell_all()
     assert len(log) == 1
-
-
-@pytest.fixture
-def pipe() -> Iterator[tuple[int, int]]:
-    """Both ends of a pipe, of which the one to read does not wait."""
-    reading, writing = os.pipe()
-    os.set_blocking(reading, False)
-    yield reading, writing
-    os.close(reading)
-    os.close(writing)
 
 
 def read(descriptor: int) -> str:

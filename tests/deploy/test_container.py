@@ -15,9 +15,8 @@ import pytest
 from tests.conftest import PoemFile
 from tests.deploy.tools import DEPLOY, replaced
 from tests.faults.readers import poem, read_all
-from tests.processes import POETRY, eventually, run, running
+from tests.processes import POETRY, ROOT, eventually, run, running
 
-ROOT = DEPLOY.parent
 TEXT = (DEPLOY / "Containerfile").read_text(encoding="utf-8")
 LINES = [line.partition(" ")[::2] for line in TEXT.splitlines() if line and line[0] not in "# "]
 INSTALLED = "/opt/twisted-poetry/bin/"

@@ -18,9 +18,8 @@ import pytest
 from tests.conftest import PoemFile
 from tests.deploy.tools import tool
 from tests.faults.readers import PAUSES, Crowd, poem, read_all
-from tests.processes import PATIENCE, eventually, run
+from tests.processes import PATIENCE, ROOT, eventually, run
 
-ROOT = Path(__file__).parents[2]
 LONG = 10_000_000
 SHORT = 3_000
 STARTED = re.compile(r"PoemFactory starting on (\d+)")

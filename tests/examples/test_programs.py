@@ -14,9 +14,9 @@ import pytest
 from examples.inbox import Inbox
 from tests.certificates import Certificates
 from tests.faults.bad import serving
-from tests.processes import PATIENCE, eventually, listening_port, poetry, run, running
+from tests.processes import PATIENCE, ROOT, SAMPLE, eventually, listening_port, poetry, run, running
 
-EXAMPLES = Path(__file__).parents[2] / "examples"
+EXAMPLES = ROOT / "examples"
 POEM = b"One poem, so brief.\n"
 
 
@@ -37,7 +37,7 @@ def test_demo() -> None:
     """What `make demo` runs fetches the sample poem whole, and stops its server."""
     done = run(command("../demo.py"))
     assert done.returncode == 0
-    assert (EXAMPLES.parent / "poetry" / "sample.txt").read_bytes() in done.stdout
+    assert SAMPLE in done.stdout
     assert done.stdout.endswith(b"stop, and ended with exit code 0.\n")
 
 

@@ -8,24 +8,8 @@ from pathlib import Path
 
 import pytest
 
-from tests.certificates import Certificates
-from tests.conftest import PoemFile, certificates, poem_file
-from tests.processes import POETRY
+from tests.processes import Command
 
-__all__ = [
-    "BARE",
-    "NAIVE",
-    "SERVE",
-    "Certificates",
-    "Command",
-    "PoemFile",
-    "certificates",
-    "poem_file",
-]
-
-Command = tuple[str | Path, ...]
-
-SERVE: Command = (*POETRY, "serve")
 NAIVE: Command = (sys.executable, Path(__file__).with_name("naive.py"))
 BARE: Command = (sys.executable, Path(__file__).with_name("bare.py"))
 

@@ -20,10 +20,9 @@ from poetry.system.descriptors import LEAST
 from tests.certificates import Certificates
 from tests.conftest import PoemFile
 from tests.ends import LONG, Server, ended_with_reset, listening, reader
-from tests.faults.conftest import SERVE
 from tests.faults.readers import PAUSES, Crowd, listens, poem, read_all, refuses
 from tests.loop import until
-from tests.processes import PATIENCE, eventually, limit_descriptors, need, poetry, running
+from tests.processes import PATIENCE, SERVE, eventually, limit_descriptors, need, poetry, running
 
 SHORT = 3_000
 

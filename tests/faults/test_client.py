@@ -26,11 +26,12 @@ from twisted.internet.endpoints import TCP4ClientEndpoint, clientFromString
 from poetry import get_poem
 from poetry.download import fetch
 from poetry.download.fetch import Fetcher, Wanted
+from tests.certificates import Certificates
 from tests.faults.bad import Handler, alerts, black_hole, nobody, reset, serving, stall, whole
-from tests.faults.conftest import NAIVE, Certificates, Command
+from tests.faults.conftest import NAIVE
 from tests.faults.readers import poem
 from tests.loop import reactor, until, wait, wait_error
-from tests.processes import PATIENCE, POETRY, eventually, need, poetry, run
+from tests.processes import PATIENCE, POETRY, Command, eventually, need, poetry, run
 
 POEM = poem(10_000_000)
 PART = POEM[:6_000_000]

@@ -8,9 +8,10 @@ from pathlib import Path
 
 import pytest
 
-from tests.faults.conftest import BARE, NAIVE, SERVE, PoemFile
+from tests.conftest import PoemFile
+from tests.faults.conftest import BARE, NAIVE
 from tests.faults.readers import PAUSES, Crowd, Habit, poem, read_all, refuses
-from tests.processes import eventually, running
+from tests.processes import SERVE, eventually, running
 
 LONG = 10_000_000
 READERS = 50

@@ -9,9 +9,11 @@ import time
 
 import pytest
 
-from tests.faults.conftest import NAIVE, SERVE, Certificates, PoemFile
+from tests.certificates import Certificates
+from tests.conftest import PoemFile
+from tests.faults.conftest import NAIVE
 from tests.faults.readers import PAUSES, Crowd, Habit, poem, read_all
-from tests.processes import eventually, running
+from tests.processes import SERVE, eventually, running
 
 LONG = 10_000_000
 

@@ -36,11 +36,10 @@ from tests.faults.tracing import (
     was_killed,
     was_refused,
 )
-from tests.processes import PATIENCE, Server, eventually, listening_port, running
+from tests.processes import PATIENCE, ROOT, Server, eventually, listening_port, running
 
 pytestmark = pytest.mark.machine
 
-ROOT = Path(__file__).parents[2]
 TABLE = ROOT / "build" / "kill-points.md"
 """What `make kill-points` shows, and the report of a soak names."""
 

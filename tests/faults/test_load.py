@@ -13,9 +13,10 @@ from pathlib import Path
 import pytest
 
 from benchmarks.measure import available_memory
-from tests.faults.conftest import NAIVE, SERVE, PoemFile
+from tests.conftest import PoemFile
+from tests.faults.conftest import NAIVE
 from tests.faults.readers import PAUSES, PLAIN, SPEAKS, STALLED, Crowd, Habit, poem, read_all
-from tests.processes import POETRY, Server, eventually, running
+from tests.processes import POETRY, SERVE, Server, eventually, running
 
 SHORT = 3_000
 MEGABYTE = 1_000_000

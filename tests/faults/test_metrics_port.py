@@ -11,10 +11,10 @@ from time import monotonic
 import pytest
 
 from poetry.daemon.site import SCRAPES
+from tests.conftest import PoemFile
 from tests.deploy.tools import samples
-from tests.faults.conftest import SERVE, PoemFile
 from tests.faults.readers import poem, read_all
-from tests.processes import PATIENCE, eventually, running
+from tests.processes import PATIENCE, SERVE, eventually, running
 
 pytest.importorskip("prometheus_client", reason="needs twisted-poetry[metrics]")
 

@@ -6,9 +6,10 @@ from collections.abc import Iterator
 
 import pytest
 
-from tests.faults.conftest import BARE, NAIVE, SERVE, PoemFile
+from tests.conftest import PoemFile
+from tests.faults.conftest import BARE, NAIVE
 from tests.faults.readers import PLAIN, SPEAKS, Habit, poem, read_all
-from tests.processes import Server, need, run, running
+from tests.processes import SERVE, Server, need, run, running
 
 SIZES = (3_000, 200_000, 1_000_000)
 

@@ -14,7 +14,8 @@ from contextlib import contextmanager
 import pytest
 from OpenSSL import SSL
 
-from tests.faults.conftest import SERVE, Certificates, PoemFile
+from tests.certificates import Certificates
+from tests.conftest import PoemFile
 from tests.faults.readers import (
     PAUSES,
     PLAIN,
@@ -26,7 +27,7 @@ from tests.faults.readers import (
     read_all,
     refuses,
 )
-from tests.processes import PATIENCE, eventually, running
+from tests.processes import PATIENCE, SERVE, eventually, running
 
 LONG = 10_000_000
 SIZES = (3_000, 200_000, 1_000_000, LONG)

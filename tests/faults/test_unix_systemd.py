@@ -9,7 +9,7 @@ from pathlib import Path
 
 import pytest
 
-from tests.faults.conftest import SERVE, PoemFile
+from tests.conftest import PoemFile
 from tests.faults.readers import (
     PAUSES,
     PLAIN,
@@ -21,7 +21,7 @@ from tests.faults.readers import (
     read_all,
     refuses,
 )
-from tests.processes import POETRY, eventually, need, passed_in, poetry, run, running
+from tests.processes import POETRY, SERVE, eventually, need, passed_in, poetry, run, running
 
 LONG = 10_000_000
 

@@ -7,8 +7,8 @@ import sys
 
 import pytest
 
+from tests.conftest import PoemFile
 from tests.faults.bad import serving, stall, whole
-from tests.faults.conftest import PoemFile
 from tests.faults.readers import PAUSES, Crowd, poem, read_all
 from tests.processes import eventually, run, running
 

@@ -16,10 +16,8 @@ from poetry.serving import poems
 from poetry.serving.poems import PoemFactory, Reloads, Text, describe, read_at_start
 from poetry.wire.poem import SHARED
 from tests.loop import poem_files, reactor, until, wait
+from tests.processes import SAMPLE
 from tests.transfers import Log
-
-SAMPLE = (Path(__file__).parents[2] / "poetry" / "sample.txt").read_bytes()
-
 
 # At the start
 

@@ -15,9 +15,8 @@ from urllib.request import urlopen
 
 import pytest
 
-from tests.processes import PATIENCE, POETRY, Server, run, running
+from tests.processes import PATIENCE, POETRY, ROOT, Server, run, running
 
-ROOT = Path(__file__).parents[2]
 TWISTED = """
 import os, resource, select, signal, socket, sys, termios, fcntl
 import click, tqdm

@@ -6,21 +6,11 @@ import os
 import pty
 import select
 import socket
-from collections.abc import Iterator
 from pathlib import Path
 
 import pytest
 
 from poetry.system.streams import LossyStream, reopened, say
-
-
-@pytest.fixture
-def pipe() -> Iterator[tuple[int, int]]:
-    """Both ends of a pipe."""
-    ends = os.pipe()
-    yield ends
-    for end in ends:
-        os.close(end)
 
 
 @pytest.mark.parametrize("polls", [True, False])
