@@ -15,7 +15,8 @@ from twisted.internet.protocol import Factory
 from twisted.protocols.policies import WrappingFactory
 from twisted.python.failure import Failure
 
-from poetry import PoetryClientFactory, PoetryServerFactory
+from poetry import PoetryClientFactory
+from tests.ends import Server, tcp_pair
 from tests.faults.readers import poem
 from tests.loop import reactor, until
 
@@ -25,27 +26,13 @@ Steps = list[tuple[int, str]]
 """Who does something, and what."""
 
 
-class Server(PoetryServerFactory):
-    """Notes what its hooks are told."""
-
-    def __init__(self, poem: bytes | None) -> None:
-        super().__init__(poem)
-        self.told: list[bytes | Failure] = []
-
-    def poemReceived(self, poem: bytes) -> None:
-        self.told.append(poem)
-
-    def poemFailed(self, reason: Failure) -> None:
-        self.told.append(reason)
-
-
 class Client(PoetryClientFactory):
-    """Notes what its Deferred fires with."""
+    """Keeps the result of its Deferred."""
 
     def __init__(self, poem: bytes | None) -> None:
         super().__init__(poem)
-        self.told: list[bytes | Failure] = []
-        self.received.addBoth(self.told.append)
+        self.told: list[Any] = []
+        self.received.addCallbacks(self.told.append, lambda reason: self.told.append(reason.value))
 
 
 Wrap = Callable[[Factory], Factory]
@@ -59,10 +46,8 @@ def bare(factory: Factory) -> Factory:
 def connected(factories: Sequence[Factory]) -> Iterator[list[Any]]:
     """A connection between two factories; give the transports of Twisted's."""
     transports: list[Any] = []
-    with socket.create_server(("127.0.0.1", 0)) as listener:
-        ends = [socket.create_connection(listener.getsockname()), listener.accept()[0]]
-    for end, factory in zip(ends, factories, strict=True):
-        with end:
+    with tcp_pair() as ends:
+        for end, factory in zip(ends, factories, strict=True):
             end.setblocking(False)
             transport = reactor.adoptStreamConnection(end.fileno(), socket.AF_INET, factory)
             transports.append(transport)
@@ -90,7 +75,7 @@ DOES: dict[str, Callable[[Any], object]] = {
 }
 
 
-def play(wrap: Wrap, sends: bytes, steps: Steps, server_sends: bool) -> list[bytes | Failure]:
+def play(wrap: Wrap, sends: bytes, steps: Steps, server_sends: bool) -> list[Any]:
     """Connect two factories and take the steps; give what the receiver was told."""
     server = Server(sends if server_sends else None)
     client = Client(None if server_sends else sends)
@@ -140,7 +125,7 @@ def test_the_poem_or_an_error(wrap: Wrap, size: int, steps: Steps, server_sends:
     """The receiver has the exact poem or an error: never both, and never neither."""
     told = play(wrap, POEMS[size], steps, server_sends)
     assert len(told) == 1
-    assert told[0] == POEMS[size] or isinstance(told[0], Failure)
+    assert told[0] == POEMS[size] or isinstance(told[0], Exception)
 
 
 @pytest.mark.parametrize(
