@@ -1,4 +1,4 @@
-"""Readers that have everything, and are waited for together."""
+"""The lingering close: readers that have the whole poem, waited for together."""
 
 from __future__ import annotations
 
@@ -29,7 +29,7 @@ pytestmark = pytest.mark.skipif(not EPOLL, reason="this system has no epoll")
 
 
 class Reactor(MemoryReactorClock):
-    """Notes what is to be called at a shutdown, and polls when it is told to."""
+    """A reactor in memory that keeps the calls for its shutdown, and polls by hand."""
 
     def __init__(self) -> None:
         super().__init__()  # type: ignore[no-untyped-call]
@@ -44,25 +44,28 @@ class Reactor(MemoryReactorClock):
         self.at_shutdown.remove(call)
 
     def poll(self) -> None:
-        """Read what is readable."""
+        """Call each reader that is readable."""
         for each in select.select(list(self.readers), [], [], 0)[0]:
             each.doRead()
 
     def settle(self) -> None:
-        """Let as many pauses pass as it takes until those who stay are watched."""
+        """Let so many pauses pass that readers which stay are watched by epoll."""
         for _ in range(4):
             self.advance(INTERVAL)
 
     def state(self, lingering: LingeringClose) -> str:
-        """What a lingering close goes by: "timer", "epoll", "rest", or "nothing" any more."""
+        """What wakes a lingering close: "timer", "epoll", "rest" (nothing now), or "closed"."""
         if lingering in self.readers:
             return "epoll"
         if self.getDelayedCalls():
             return "timer"
-        return "rest" if self.at_shutdown else "nothing"
+        return "rest" if self.at_shutdown else "closed"
 
 
 Connect = Callable[[], "Connection"]
+
+
+ENDS: dict[Any, str] = {ConnectionDone: "whole", ConnectionLost: "reset"}
 
 
 class Connection:
@@ -73,7 +76,7 @@ class Connection:
         ours.setblocking(False)
         self.socket: Any = ours
         self.handle = ours
-        self.reasons: list[Any] = []
+        self.ends: list[str] = []
         self.at_end: Callable[[], object] = lambda: None
         self._lingering = lingering
         lingering.add(self)
@@ -82,8 +85,13 @@ class Connection:
         self._lingering.remove(self)
         self.handle.close()
         self.socket = None
-        self.reasons.append(reason.value)
+        self.ends.append(ENDS[type(reason.value)])
         self.at_end()
+
+    @property
+    def end(self) -> str:
+        """How its reader ended: "whole" or "reset", and "waiting" until then."""
+        return ", ".join(self.ends) or "waiting"
 
 
 @pytest.fixture
@@ -97,7 +105,7 @@ def lingering(reactor: Reactor) -> Iterator[LingeringClose]:
     yield lingering
     lingering.connectionLost(Failure(ConnectionLost()))
     lingering.close()
-    assert (lingering.fileno(), reactor.state(lingering)) == (-1, "nothing")
+    assert (lingering.fileno(), reactor.state(lingering)) == (-1, "closed")
 
 
 @pytest.fixture
@@ -117,63 +125,61 @@ def descriptors() -> int:
     return len(list(Path("/proc/self/fd").iterdir()))
 
 
-def test_it_is_a_descriptor(lingering: LingeringClose) -> None:
-    """It has all that a reactor asks of one."""
+def test_lingering_close_is_a_read_descriptor(lingering: LingeringClose) -> None:
+    """A lingering close has all that a reactor asks of a descriptor."""
     verifyObject(IReadDescriptor, lingering)
     assert lingering.logPrefix() == "lingering close"
 
 
-def test_each_goes_at_its_end(reactor: Reactor, connect: Connect) -> None:
-    """A reader may say what it likes until it ends; the others stay."""
+def test_each_reader_ends_by_itself(reactor: Reactor, connect: Connect) -> None:
+    """A reader may send anything until it ends; the others stay."""
     first, second = connect(), connect()
     for _ in range(5):
         first.reader.sendall(b"GET / HTTP/1.1")
         reactor.poll()
         reactor.settle()
-        assert not first.reasons
+        assert first.end == "waiting"
     first.reader.close()
     reactor.poll()
-    assert [type(reason) for reason in first.reasons] == [ConnectionDone]
-    assert not second.reasons
+    assert (first.end, second.end) == ("whole", "waiting")
 
 
-def test_a_reader_that_ends_soon_is_not_watched(
+def test_reader_that_ends_soon_is_not_watched(
     lingering: LingeringClose,
     reactor: Reactor,
     connect: Connect,
     monkeypatch: pytest.MonkeyPatch,
 ) -> None:
-    """Most have ended when they are looked at first, and cost no place in an epoll."""
+    """Most readers have ended by the first look, and take no place in an epoll."""
     monkeypatch.setattr(lingering, "_arm", None)
     for _ in range(9):
         connection = connect()
         assert reactor.state(lingering) == "timer"
         connection.reader.close()
         reactor.advance(INTERVAL)
-        assert [type(reason) for reason in connection.reasons] == [ConnectionDone]
-        assert reactor.state(lingering) == "rest"
+        assert (connection.end, reactor.state(lingering)) == ("whole", "rest")
 
 
-def test_a_reader_that_comes_between_two_looks_has_time_to_end(
+def test_reader_between_two_looks_has_time_to_end(
     lingering: LingeringClose, reactor: Reactor, connect: Connect, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    """While looks go on, a new reader is looked at by the second one."""
-    ends, _stays = connect(), connect()
-    ends.reader.close()
+    """A reader that comes between two looks is examined by the second look after it came."""
+    first, _stays = connect(), connect()
+    first.reader.close()
     reactor.advance(INTERVAL)
-    assert (len(ends.reasons), reactor.state(lingering)) == (1, "timer")
+    assert (first.end, reactor.state(lingering)) == ("whole", "timer")
     monkeypatch.setattr(lingering, "_arm", None)
     comes = connect()
     reactor.advance(INTERVAL)
     comes.reader.close()
     reactor.advance(INTERVAL)
-    assert comes.reasons
+    assert comes.end == "whole"
 
 
-def test_who_stays_is_watched(
+def test_reader_that_stays_is_watched_by_epoll(
     reactor: Reactor, lingering: LingeringClose, connect: Connect
 ) -> None:
-    """Then no timer goes, until one more comes."""
+    """No timer runs while readers stay, until one more reader comes."""
     connect()
     reactor.settle()
     assert reactor.state(lingering) == "epoll"
@@ -181,14 +187,13 @@ def test_who_stays_is_watched(
     assert reactor.state(lingering) == "timer"
     connection.reader.close()
     reactor.settle()
-    assert connection.reasons
-    assert reactor.state(lingering) == "epoll"
+    assert (connection.end, reactor.state(lingering)) == ("whole", "epoll")
 
 
-def test_all_that_end_meanwhile_are_one_look(
+def test_ends_after_the_first_share_one_look(
     reactor: Reactor, lingering: LingeringClose, connect: Connect
 ) -> None:
-    """Once one has ended the reactor is not woken up for a while, and then by a timer."""
+    """After the first end, a timer rather than epoll wakes the reactor for the ends that follow."""
     connections = [connect() for _ in range(3)]
     reactor.settle()
     connections[0].reader.close()
@@ -197,15 +202,15 @@ def test_all_that_end_meanwhile_are_one_look(
     for connection in connections[1:]:
         connection.reader.close()
     reactor.poll()
-    assert [len(each.reasons) for each in connections] == [1, 0, 0]
+    assert [each.end for each in connections] == ["whole", "waiting", "waiting"]
     reactor.advance(INTERVAL)
-    assert [len(each.reasons) for each in connections] == [1, 1, 1]
+    assert [each.end for each in connections] == ["whole"] * 3
 
 
-def test_one_that_talks_is_heard_now_and_then(
+def test_flood_of_input_wakes_the_reactor_seldom(
     reactor: Reactor, lingering: LingeringClose, connect: Connect
 ) -> None:
-    """A flood wakes the reactor up as seldom as ends do."""
+    """A reader that sends without end wakes the reactor no more often than ends do."""
     connection = connect()
     reactor.settle()
     for _ in range(5):
@@ -215,41 +220,41 @@ def test_one_that_talks_is_heard_now_and_then(
         reactor.settle()
 
 
-def test_a_reset_is_one(reactor: Reactor, connect: Connect) -> None:
-    """A reader that resets has not ended properly."""
+def test_reset_by_a_reader_is_a_lost_connection(reactor: Reactor, connect: Connect) -> None:
+    """A reader that resets has not ended cleanly."""
     connection = connect()
     connection.handle.sendall(b"unread")
     connection.reader.close()
     reactor.settle()
-    assert [type(reason) for reason in connection.reasons] == [ConnectionLost]
+    assert connection.end == "reset"
 
 
-@pytest.mark.parametrize("stays", [False, True])
-def test_nothing_is_left_behind(
-    reactor: Reactor, lingering: LingeringClose, connect: Connect, *, stays: bool
+@pytest.mark.parametrize("wakes", ["timer", "epoll"])
+def test_last_end_leaves_no_timer_and_no_descriptor(
+    reactor: Reactor, lingering: LingeringClose, connect: Connect, wakes: str
 ) -> None:
-    """Without readers it rests, without a timer; closed, it leaves no descriptor."""
+    """Without readers a lingering close has no timer; once closed, no descriptor."""
     before = descriptors()
     for _ in range(2):
         connection = connect()
-        if stays:
+        if wakes == "epoll":
             reactor.settle()
+        assert reactor.state(lingering) == wakes
         connection.reader.close()
         reactor.poll()
         reactor.settle()
-        assert connection.reasons
-        assert reactor.state(lingering) == "rest"
+        assert (connection.end, reactor.state(lingering)) == ("whole", "rest")
     lingering.close()
-    assert (lingering.fileno(), reactor.state(lingering)) == (-1, "nothing")
+    assert (lingering.fileno(), reactor.state(lingering)) == (-1, "closed")
     assert descriptors() == before
 
 
 @pytest.mark.parametrize("looks", range(4))
-@pytest.mark.parametrize("ends", [False, True])
-def test_it_closes_behind_the_last(
-    reactor: Reactor, lingering: LingeringClose, connect: Connect, looks: int, *, ends: bool
+@pytest.mark.parametrize("end", ["whole", "reset"])
+def test_closing_ends_with_the_last_reader(
+    reactor: Reactor, lingering: LingeringClose, connect: Connect, looks: int, end: str
 ) -> None:
-    """Where nobody comes any more the last one closes it, and no timer goes until then."""
+    """After `close` the last reader's end closes the descriptor, and no timer runs until then."""
     connections = [connect() for _ in range(3)]
     for _ in range(looks):
         reactor.advance(INTERVAL)
@@ -257,22 +262,22 @@ def test_it_closes_behind_the_last(
     while connections:
         assert reactor.state(lingering) == "epoll"
         connection = connections.pop()
-        if ends:
+        if end == "whole":
             connection.reader.close()
             reactor.poll()
         else:
             connection.connectionLost(Failure(ConnectionLost()))
-        assert connection.reasons
-    assert (lingering.fileno(), reactor.state(lingering)) == (-1, "nothing")
+        assert connection.end == end
+    assert (lingering.fileno(), reactor.state(lingering)) == (-1, "closed")
 
 
 @pytest.mark.parametrize("looks", range(4))
-def test_who_waits_for_a_place(
+def test_hurry_ends_the_pause(
     reactor: Reactor, lingering: LingeringClose, connect: Connect, looks: int
 ) -> None:
-    """A pause is over when somebody waits, and where there is none nothing happens."""
+    """`hurry`, for readers that wait for a place, ends a pause; without a pause it does nothing."""
     lingering.hurry()
-    assert reactor.state(lingering) == "nothing"
+    assert reactor.state(lingering) == "closed"
     gone = connect()
     lingering.remove(gone)
     lingering.hurry()
@@ -287,13 +292,13 @@ def test_who_waits_for_a_place(
     assert reactor.state(lingering) == "epoll"
     connection.reader.close()
     reactor.poll()
-    assert connection.reasons
+    assert connection.end == "whole"
 
 
-def test_a_number_that_another_has_by_now(
+def test_event_of_a_forked_child_s_copy_ends_no_other_reader(
     reactor: Reactor, lingering: LingeringClose, connect: Connect
 ) -> None:
-    """A socket that a forked child keeps open says nothing of the next one with its number."""
+    """A socket that a forked child keeps open says nothing of the next socket with its number."""
     old = connect()
     reactor.settle()
     number = old.handle.fileno()
@@ -309,41 +314,44 @@ def test_a_number_that_another_has_by_now(
     lingering.add(new)
     old.reader.close()
     reactor.settle()
-    assert not new.reasons
-    assert reactor.state(lingering) == "epoll"
+    assert (new.end, reactor.state(lingering)) == ("waiting", "epoll")
     new.reader.close()
     reactor.poll()
-    assert [type(reason) for reason in new.reasons] == [ConnectionDone]
+    assert new.end == "whole"
     os.close(kept)
 
 
-def test_an_event_of_nobody(reactor: Reactor, lingering: LingeringClose, connect: Connect) -> None:
-    """Who is waited for no longer may end as it likes."""
+def test_event_of_a_removed_reader_is_ignored(
+    reactor: Reactor, lingering: LingeringClose, connect: Connect
+) -> None:
+    """The end of a reader that was removed reaches no connection."""
     gone, stays = connect(), connect()
     reactor.settle()
     lingering.remove(gone)
     gone.reader.close()
     reactor.poll()
-    assert (gone.reasons, stays.reasons) == ([], [])
+    assert (gone.end, stays.end) == ("waiting", "waiting")
     gone.handle.close()
 
 
-def test_one_whose_hook_takes_another_away(
+def test_hook_removes_another_ended_reader(
     reactor: Reactor, lingering: LingeringClose, connect: Connect
 ) -> None:
-    """Both have ended, and one of them only is told."""
+    """Of two ended readers whose hooks remove each other, one alone is told of its end."""
     first, second = connect(), connect()
     for connection, other in ((first, second), (second, first)):
         connection.at_end = partial(lingering.remove, other)
         connection.reader.close()
     reactor.settle()
-    assert sorted(len(each.reasons) for each in (first, second)) == [0, 1]
+    assert sorted(each.end for each in (first, second)) == ["waiting", "whole"]
     for connection in (first, second):
         connection.handle.close()
 
 
-def test_all_that_have_ended_go(reactor: Reactor, lingering: LingeringClose) -> None:
-    """More than Python's epoll gives at once, if it is not asked for more."""
+def test_one_poll_ends_more_readers_than_epoll_gives_by_default(
+    reactor: Reactor, lingering: LingeringClose
+) -> None:
+    """Python's epoll gives fewer events at once unless it is asked for more."""
     ours, peer = socket.socketpair()
     count = 1_100
 
@@ -370,7 +378,7 @@ def test_all_that_have_ended_go(reactor: Reactor, lingering: LingeringClose) -> 
 
 
 class FullEpoll:
-    """One that nobody can be added to."""
+    """An epoll that takes no descriptor."""
 
     def fileno(self) -> int:
         return 9
@@ -383,18 +391,17 @@ class FullEpoll:
     def close(self) -> None: ...
 
 
-@pytest.mark.parametrize("stay", [False, True])
+@pytest.mark.parametrize("readers", ["end soon", "stay"])
 @pytest.mark.parametrize("lacks", ["epoll", "place", "reader"])
-def test_nothing_to_wait_with(
+def test_readers_are_polled_by_timer_while_epoll_is_refused(
     reactor: Reactor,
     lingering: LingeringClose,
     connect: Connect,
     monkeypatch: pytest.MonkeyPatch,
-    *,
     lacks: str,
-    stay: bool,
+    readers: str,
 ) -> None:
-    """Where the kernel or the reactor has no room all are looked at now and then, until it has."""
+    """Without room in the kernel or the reactor a timer looks at all readers, until there is."""
     place, lack = {
         "epoll": ("select.epoll", failing(errno.EMFILE)),
         "place": ("select.epoll", FullEpoll),
@@ -403,13 +410,13 @@ def test_nothing_to_wait_with(
     monkeypatch.setattr(place, lack)
     connections = [connect() for _ in range(3)]
     for connection in connections:
-        if stay:
+        if readers == "stay":
             reactor.settle()
         lingering.hurry()
         assert reactor.state(lingering) == "timer"
         connection.reader.close()
         reactor.settle()
-        assert connection.reasons
+        assert connection.end == "whole"
     assert reactor.state(lingering) == "rest"
     last = connect()
     reactor.settle()
@@ -420,13 +427,13 @@ def test_nothing_to_wait_with(
     assert reactor.state(lingering) == "epoll"
     last.reader.close()
     reactor.poll()
-    assert last.reasons
+    assert last.end == "whole"
 
 
-def test_no_place_after_a_hook_has_hurried(
+def test_timer_serves_readers_refused_after_a_hook_closed(
     reactor: Reactor, lingering: LingeringClose, connect: Connect, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    """Who cannot be watched after that is looked at by a timer."""
+    """Readers that epoll refuses after a hook has closed the lingering are polled by a timer."""
     first, *others = [connect() for _ in range(7)]
     reactor.advance(INTERVAL)
     epoll: Any = lingering._epoll
@@ -442,36 +449,35 @@ def test_no_place_after_a_hook_has_hurried(
     first.reader.close()
     reactor.poll()
     reactor.settle()
-    assert first.reasons
+    assert first.end == "whole"
     for other in others:
         other.reader.close()
         reactor.poll()
         reactor.settle()
-        assert other.reasons
+        assert other.end == "whole"
 
 
-def test_no_epoll_when_a_hook_hurries(
+def test_timer_serves_all_readers_where_a_hook_closes_without_epoll(
     reactor: Reactor, lingering: LingeringClose, connect: Connect, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    """A reactor is not asked to wait for nothing: all go by the timer."""
+    """Without an epoll there is no descriptor for the reactor: the timer looks at all readers."""
     monkeypatch.setattr("select.epoll", failing(errno.EMFILE))
     connections = [connect() for _ in range(3)]
     for connection in connections:
         connection.at_end = lingering.close
     connections[0].reader.close()
     reactor.settle()
-    assert connections[0].reasons
-    assert reactor.state(lingering) == "timer"
+    assert (connections[0].end, reactor.state(lingering)) == ("whole", "timer")
     for connection in connections[1:]:
         connection.reader.close()
     reactor.settle()
-    assert [len(each.reasons) for each in connections] == [1, 1, 1]
+    assert [each.end for each in connections] == ["whole"] * 3
 
 
-def test_the_last_one_that_is_taken_away(
+def test_removing_the_last_reader_leaves_no_timer(
     reactor: Reactor, lingering: LingeringClose, connect: Connect
 ) -> None:
-    """It leaves nothing behind either."""
+    """A last reader that is removed rather than ended leaves a lingering close at rest."""
     connection = connect()
     reactor.settle()
     lingering.remove(connection)
@@ -479,10 +485,10 @@ def test_the_last_one_that_is_taken_away(
     assert reactor.state(lingering) == "rest"
 
 
-def test_the_reactor_drops_it(
+def test_lingering_dropped_by_the_reactor_resets_and_starts_again(
     reactor: Reactor, lingering: LingeringClose, connect: Connect
 ) -> None:
-    """All are told, and who comes later is waited for as ever."""
+    """All connections are told, and readers that come later are waited for as before."""
     gone, also, lost = connect(), connect(), connect()
     reactor.settle()
     more: list[Connection] = []
@@ -494,53 +500,56 @@ def test_the_reactor_drops_it(
     lost.at_end = at_end
     reactor.readers.remove(lingering)
     lingering.connectionLost(Failure(ConnectionLost()))
-    assert [len(each.reasons) for each in (lost, also, gone, *more)] == [1, 1, 0, 1]
+    assert [each.end for each in (lost, also, gone, *more)] == [
+        "reset",
+        "reset",
+        "waiting",
+        "reset",
+    ]
     gone.handle.close()
-    assert reactor.state(lingering) == "nothing"
+    assert reactor.state(lingering) == "closed"
     connection = connect()
     connection.reader.close()
     reactor.settle()
-    assert connection.reasons
+    assert connection.end == "whole"
 
 
-@pytest.mark.parametrize("pauses", [False, True])
-def test_the_reactor_stops(
-    reactor: Reactor, lingering: LingeringClose, connect: Connect, *, pauses: bool
+@pytest.mark.parametrize(("state", "end"), [("epoll", "reset"), ("timer", "whole")])
+def test_shutdown_of_the_reactor_resets_all(
+    reactor: Reactor, lingering: LingeringClose, connect: Connect, state: str, end: str
 ) -> None:
-    """All are told, also where the reactor knows nothing of the lingering."""
+    """All connections are told, also while a timer runs and the reactor has no descriptor."""
     first, second = connect(), connect()
     reactor.settle()
-    if pauses:
+    if state == "timer":
         first.reader.close()
         reactor.poll()
-    assert reactor.state(lingering) == ("timer" if pauses else "epoll")
+    assert reactor.state(lingering) == state
     reactor.at_shutdown.pop()()
-    assert [type(reason) for reason in second.reasons] == [ConnectionLost]
-    assert len(first.reasons) == 1
+    assert (first.end, second.end) == (end, "reset")
 
 
-def test_a_connection_that_cannot_be_ended(reactor: Reactor, connect: Connect) -> None:
-    """What goes wrong with one keeps nobody else waiting."""
+def test_error_in_a_hook_keeps_no_other_reader_waiting(reactor: Reactor, connect: Connect) -> None:
+    """Two readers end although the hook of each raises."""
     first, second = connect(), connect()
     first.at_end = second.at_end = failing(errno.EIO)
     first.reader.close()
     second.reader.close()
     reactor.settle()
-    assert first.reasons
-    assert second.reasons
+    assert (first.end, second.end) == ("whole", "whole")
 
 
-def test_an_epoll_that_fails(
+def test_timer_ends_readers_where_epoll_gives_no_events(
     reactor: Reactor,
     lingering: LingeringClose,
     connect: Connect,
     monkeypatch: pytest.MonkeyPatch,
 ) -> None:
-    """Where no event can be asked for, the timer tells of those that are due."""
+    """Where epoll_wait(2) fails, the timer ends the readers that are due."""
     connection = connect()
     epoll: Any = lingering._epoll
     methods = {name: getattr(epoll, name) for name in ("close", "fileno", "register")}
     monkeypatch.setattr(lingering, "_epoll", SimpleNamespace(poll=failing(errno.EMFILE), **methods))
     connection.reader.close()
     reactor.settle()
-    assert connection.reasons
+    assert connection.end == "whole"
