@@ -34,7 +34,7 @@ from tests.loop import reactor, until, wait, wait_error
 
 @pytest.fixture
 def silent() -> Iterator[socket.socket]:
-    """A listener that does what the test makes it do."""
+    """A listener that does only what the test makes it do."""
     with socket.socket() as listener:
         listener.settimeout(20)
         listener.bind(("127.0.0.1", 0))
@@ -84,8 +84,8 @@ def downloading(
     return Deferred.fromCoroutine(download(endpoint, write, **options))
 
 
-def test_a_path_that_no_socket_has() -> None:
-    """What Twisted would never say: no wait finds a Unix socket whose path is too long."""
+def test_unix_path_that_is_too_long_is_an_error_at_once() -> None:
+    """No wait finds a Unix socket whose path is too long, of which Twisted says nothing."""
     endpoint = UNIXClientEndpoint(reactor, f"/{'x' * 107}")
     failed = wait_error(get_poem(endpoint, timeout=float("inf")))
     assert isinstance(failed, error.ConnectError)
@@ -122,7 +122,7 @@ def test_a_black_hole_times_out() -> None:
     assert endpoint.cancelled == 1
 
 
-def test_cancelling_gives_a_connection_attempt_up() -> None:
+def test_cancel_ends_a_connection_attempt() -> None:
     """A cancelled get_poem stops connecting, and leaves no timer."""
     clock, endpoint = Clock(), NeverConnects()
     poem = get_poem(endpoint, clock=clock)  # type: ignore[arg-type]
@@ -131,7 +131,7 @@ def test_cancelling_gives_a_connection_attempt_up() -> None:
     assert (endpoint.cancelled, clock.getDelayedCalls()) == (1, [])
 
 
-def test_cancelling_resets_a_download(silent: socket.socket) -> None:
+def test_cancel_resets_a_download(silent: socket.socket) -> None:
     """A cancelled get_poem resets its connection, and leaves no timer."""
     poem = get_poem(endpoint_of(silent))
     reactor.iterate(0)  # connects
@@ -155,7 +155,7 @@ def test_cancelling_resets_a_download(silent: socket.socket) -> None:
 
 @pytest.mark.parametrize("chunks", [[], [b"half", b" a po"]], ids=["first byte", "middle"])
 def test_a_stall_times_out(chunks: list[bytes]) -> None:
-    """A server that falls silent is given up, and each byte starts the wait again."""
+    """A server that falls silent times out, and each byte starts the time again."""
     clock, endpoint = Clock(), InMemory()
     poem = get_poem(endpoint, timeout=5, clock=clock)  # type: ignore[arg-type]
     for chunk in chunks:
@@ -170,7 +170,7 @@ def test_a_stall_times_out(chunks: list[bytes]) -> None:
 
 
 @pytest.mark.parametrize("connected", [False, True])
-def test_what_waits_in_the_kernel_is_in_time(
+def test_bytes_in_the_kernel_are_in_time(
     silent: socket.socket, monkeypatch: pytest.MonkeyPatch, *, connected: bool
 ) -> None:
     """A process that was stopped for longer than the timeout does not blame the server."""
@@ -188,8 +188,8 @@ def test_what_waits_in_the_kernel_is_in_time(
 
 
 @pytest.mark.parametrize("chunks", [None, [], [b"half", b" a", b" poem"]])
-def test_all_of_it_takes_too_long(chunks: list[bytes] | None) -> None:
-    """With `max_time` a server that never connects, says nothing or drips is given up in time."""
+def test_max_time_bounds_the_whole_download(chunks: list[bytes] | None) -> None:
+    """With `max_time` a server that never connects, is silent or drips times out."""
     clock = Clock()
     endpoint: Any = NeverConnects() if chunks is None else InMemory()
     poem = get_poem(endpoint, timeout=30, max_time=10, clock=clock)
@@ -206,7 +206,7 @@ def test_all_of_it_takes_too_long(chunks: list[bytes] | None) -> None:
     assert str(failure) == f"timed out: not whole after 10 s and {received} bytes"
 
 
-def test_in_time() -> None:
+def test_download_within_max_time_leaves_no_timer() -> None:
     """A poem that comes within `max_time` leaves no timer."""
     clock, endpoint = Clock(), InMemory()
     poem = get_poem(endpoint, max_time=10, clock=clock)  # type: ignore[arg-type]
@@ -227,7 +227,7 @@ def test_in_time() -> None:
 def test_each_bad_end_is_its_own_error(
     chunks: list[bytes], reason: Exception, expected: type[Exception]
 ) -> None:
-    """Nothing, a break and too much are told apart."""
+    """An empty poem, a lost connection and a poem over the limit are told apart."""
     endpoint = InMemory()
     poem = get_poem(endpoint, max_bytes=4, clock=Clock())  # type: ignore[arg-type]
     for chunk in chunks:
@@ -237,8 +237,8 @@ def test_each_bad_end_is_its_own_error(
 
 
 @pytest.mark.parametrize("failure", [OSError(28, "No space"), ValueError("closed")])
-def test_a_write_that_fails_is_the_error(failure: Exception) -> None:
-    """Where a part cannot be written, the download fails with that, and resets."""
+def test_failed_write_fails_the_download(failure: Exception) -> None:
+    """A download whose part cannot be written fails with that error, and resets."""
 
     def write(_: bytes) -> None:
         raise failure
@@ -250,8 +250,8 @@ def test_a_write_that_fails_is_the_error(failure: Exception) -> None:
     assert endpoint.transport.disconnected or endpoint.transport.disconnecting
 
 
-def test_a_full_output_holds_the_server_back() -> None:
-    """While the output is full, nothing is read, and the silence is not the server's."""
+def test_full_output_pauses_the_server() -> None:
+    """While the output is full nothing is read, and the silence is not the server's."""
     clock, endpoint = Clock(), InMemory()
     output = StringTransport()
     done = downloading(endpoint, output.write, output, clock)
@@ -272,8 +272,10 @@ def test_a_full_output_holds_the_server_back() -> None:
 
 @pytest.mark.parametrize("call", ["pauseProducing", "resumeProducing"])
 @pytest.mark.parametrize("abort", ["aborts", "cannot abort"])
-def test_a_transport_that_refuses(call: str, abort: str, monkeypatch: pytest.MonkeyPatch) -> None:
-    """Where the reactor refuses to wait for a connection, that is the download's error."""
+def test_refusal_of_the_reactor_fails_the_download(
+    call: str, abort: str, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """Where the reactor refuses to watch a connection, that is the download's error."""
 
     def refuse() -> None:
         raise OSError(28, "No space left on device")
@@ -289,8 +291,8 @@ def test_a_transport_that_refuses(call: str, abort: str, monkeypatch: pytest.Mon
     assert isinstance(wait_error(done), OSError)
 
 
-def test_a_server_that_reads_no_answers_is_not_read(certificates: Certificates) -> None:
-    """What TLS answers by itself is held back with its questions, and time counts meanwhile."""
+def test_tls_that_owes_answers_is_not_read(certificates: Certificates) -> None:
+    """While a server takes no answers of TLS's own, its input waits, and the timeout counts."""
     context = certificates.server_context("good")
     output = StringTransport()
     clock = Clock()
@@ -323,14 +325,14 @@ def test_a_server_that_reads_no_answers_is_not_read(certificates: Certificates) 
 
 
 class Watching:
-    """An endpoint whose protocols are noted."""
+    """An endpoint that keeps the protocols which it has connected."""
 
     def __init__(self, endpoint: Any, connected: list[Any]) -> None:
         self.endpoint = endpoint
         self.connected = connected
 
     def connect(self, factory: Any) -> Deferred[Any]:
-        """Connect, and note."""
+        """Connect, and keep the protocol."""
         build = factory.buildProtocol
 
         def note(address: Any) -> Any:
@@ -342,8 +344,8 @@ class Watching:
         return connecting
 
 
-def test_an_output_that_goes_away_ends_the_download() -> None:
-    """Where nobody reads the output any more, the download is given up."""
+def test_closed_output_ends_the_download() -> None:
+    """Where the output's reader has gone, the download fails."""
     endpoint, output = InMemory(), StringTransport()
     done = downloading(endpoint, output.write, output)
     producer: Any = output.producer
@@ -351,8 +353,8 @@ def test_an_output_that_goes_away_ends_the_download() -> None:
     assert isinstance(wait_error(done), ConsumerGone)
 
 
-def test_the_global_reactor_is_the_clock() -> None:
-    """Without a clock, the global reactor tells the time; QOTD-like servers are read too."""
+def test_default_clock_is_the_global_reactor() -> None:
+    """Without a clock the global reactor keeps the time; a QOTD server's quote is a poem."""
 
     class Quote(Protocol):
         def connectionMade(self) -> None:
@@ -371,16 +373,16 @@ def test_the_global_reactor_is_the_clock() -> None:
 
 
 @pytest.mark.parametrize("poem", [b"brief", LONG], ids=["short", "long"])
-def test_a_poem_is_brought(poem: bytes) -> None:
-    """It fires when the server has ended after all of the poem."""
+def test_send_poem_fires_at_the_end_of_the_server(poem: bytes) -> None:
+    """`send_poem` fires when the server has ended after the whole poem."""
     server = Server()
     with listening(server) as port:
         assert wait(send_poem(TCP4ClientEndpoint(reactor, "127.0.0.1", port), poem)) is None
     assert server.told == [poem]
 
 
-def test_a_server_that_takes_no_poem(silent: socket.socket) -> None:
-    """Where nothing moves for the timeout, it is a failure, and the server sees a reset."""
+def test_send_poem_to_a_stalled_server_times_out(silent: socket.socket) -> None:
+    """Without progress for the timeout `send_poem` fails, and the server sees a reset."""
     clock = Clock()
     sending = send_poem(endpoint_of(silent), LONG, timeout=8.0, clock=clock)
     with accepted(silent) as connection:
@@ -390,8 +392,8 @@ def test_a_server_that_takes_no_poem(silent: socket.socket) -> None:
     assert not clock.getDelayedCalls()
 
 
-def test_a_server_that_has_it_all_and_stays(silent: socket.socket) -> None:
-    """What is acknowledged is sent, though the server does not end."""
+def test_send_poem_fires_once_all_is_acknowledged(silent: socket.socket) -> None:
+    """An acknowledged poem is sent, though the server does not end."""
     clock = Clock()
     sending = send_poem(endpoint_of(silent), b"brief", timeout=8.0, clock=clock)
     with accepted(silent) as connection:
@@ -400,8 +402,8 @@ def test_a_server_that_has_it_all_and_stays(silent: socket.socket) -> None:
         assert wait(sending) is None
 
 
-def test_it_is_brought_in_time(silent: socket.socket) -> None:
-    """`max_time` is for all of it, and cancelling resets the connection."""
+def test_max_time_bounds_send_poem(silent: socket.socket) -> None:
+    """With `max_time` a server that does not take the poem in time is given up."""
     clock = Clock()
     sending = send_poem(endpoint_of(silent), LONG, max_time=5.0, clock=clock)
     with accepted(silent) as connection:
@@ -413,8 +415,8 @@ def test_it_is_brought_in_time(silent: socket.socket) -> None:
     assert not clock.getDelayedCalls()
 
 
-def test_the_global_reactor_is_the_clock_of_a_poem_that_is_brought(silent: socket.socket) -> None:
-    """Without a clock it is the reactor; cancelled, nothing is left."""
+def test_default_clock_of_send_poem_is_the_global_reactor(silent: socket.socket) -> None:
+    """Without a clock the global reactor keeps the time; a cancel leaves nothing."""
     sending = send_poem(endpoint_of(silent), b"brief")
     sending.cancel()
     assert isinstance(wait_error(sending), error.ConnectingCancelledError)
@@ -439,10 +441,10 @@ HERE: Any = TCP4ClientEndpoint(reactor, "127.0.0.1", 1)
         (serve_poem, [HERE, b"poem"], {}, TypeError),
     ],
 )
-def test_what_makes_no_sense_is_refused(
+def test_wrong_arguments_are_refused(
     call: Any, words: list[Any], options: dict[str, Any], mistake: type[Exception]
 ) -> None:
-    """A wrong argument is an error at the place of the call, which says what is wrong."""
+    """A wrong argument raises where the function is called, and the error names the mistake."""
     with pytest.raises(mistake, match=r"endpoint|seconds|bytes|byte|0 s|at least"):
         call(*words, **options)
 

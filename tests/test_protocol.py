@@ -94,7 +94,7 @@ def test_the_client_brings_the_poem(poem: bytes, connect: Callable[..., None]) -
     assert (server.told, server.outcomes) == ([poem], ["received"])
 
 
-def test_neither_has_a_poem() -> None:
+def test_two_receivers_get_an_error() -> None:
     """Two ends that wait for a poem each get an error when the connection ends."""
     server, client = Server(), PoetryClientFactory()
     with listening(server) as port:
@@ -106,7 +106,7 @@ def test_neither_has_a_poem() -> None:
     assert isinstance(server.told[0], PoemTruncated)
 
 
-def test_both_have_a_poem() -> None:
+def test_two_senders_discard_the_others_poem() -> None:
     """Two ends that both send discard each other's poem, and both have sent theirs."""
     server, client = Server(LONG), PoetryClientFactory(LONG)
     with listening(server) as port:
@@ -125,7 +125,7 @@ def test_endpoints_serve_too() -> None:
     wait(port.stopListening())
 
 
-def test_a_new_poem_is_for_new_connections() -> None:
+def test_replaced_poem_is_for_new_readers() -> None:
     """Replacing `factory.poem` leaves readers in flight with the old one."""
     server = Server(LONG)
     with listening(server) as port, reader(port) as slow:
@@ -161,21 +161,21 @@ def test_text_is_refused() -> None:
 
 
 @given(st.lists(st.binary(min_size=1), min_size=1))
-def test_any_bytes_in_any_chunking_give_the_same_poem(chunks: list[bytes]) -> None:
-    """How the bytes are cut on their way makes no difference."""
+def test_chunking_makes_no_difference(chunks: list[bytes]) -> None:
+    """The poem is the same however its bytes are cut on their way."""
     assert received(*chunks) == b"".join(chunks)
 
 
 @given(st.lists(st.binary(min_size=1), min_size=1))
-def test_a_broken_end_is_never_a_poem(chunks: list[bytes]) -> None:
-    """Whatever came before it, a lost connection is an error that says how much came."""
+def test_lost_connection_is_truncated(chunks: list[bytes]) -> None:
+    """A lost connection is an error that says how many bytes came, whatever came before."""
     failure = received(*chunks, reason=LOST)
     assert isinstance(failure, PoemTruncated)
     assert failure.received == sum(map(len, chunks))
 
 
 @given(st.binary(min_size=1), st.integers(min_value=1, max_value=8))
-def test_the_limit_itself_is_not_too_long(poem: bytes, cut: int) -> None:
+def test_poem_of_the_limit_is_not_too_long(poem: bytes, cut: int) -> None:
     """As many bytes as the limit are a poem, and one more is an error."""
     chunks = [poem[i : i + cut] for i in range(0, len(poem), cut)]
     assert received(*chunks, limit=len(poem)) == poem
@@ -184,20 +184,20 @@ def test_the_limit_itself_is_not_too_long(poem: bytes, cut: int) -> None:
     assert failure.limit == len(poem)
 
 
-def test_nothing_is_not_a_poem() -> None:
-    """A clean end after nothing is an error of its own."""
+def test_clean_end_before_the_first_byte_is_empty() -> None:
+    """A clean end before the first byte is an error of its own."""
     assert isinstance(received(), EmptyPoem)
 
 
-def test_a_break_before_the_first_byte_is_a_truncation() -> None:
-    """A lost connection after nothing says that nothing came."""
+def test_lost_connection_before_the_first_byte_is_truncated() -> None:
+    """A connection lost before the first byte is an error that says 0 bytes."""
     failure = received(reason=LOST)
     assert isinstance(failure, PoemTruncated)
     assert failure.received == 0
 
 
-def test_our_own_close_is_not_the_end_of_a_poem() -> None:
-    """Who closes a connection while a poem comes in has not received it."""
+def test_own_close_while_receiving_is_truncated() -> None:
+    """An end that closes the connection while a poem comes in has not received the poem."""
     client = PoetryClientFactory()
     protocol = client.buildProtocol(None)
     assert protocol is not None
@@ -210,7 +210,7 @@ def test_our_own_close_is_not_the_end_of_a_poem() -> None:
 
 
 def test_a_refused_connection_fires_received() -> None:
-    """`received` fires once for a connection that never was, with Twisted's own error."""
+    """`received` fires once for a refused connection, with Twisted's own error."""
     memory = MemoryReactorClock()
     client = PoetryClientFactory()
     memory.connectTCP("127.0.0.1", 1, client)
@@ -219,7 +219,7 @@ def test_a_refused_connection_fires_received() -> None:
     assert isinstance(wait_error(client.received), error.ConnectionRefusedError)
 
 
-def test_the_hooks_of_a_plain_factory_do_nothing() -> None:
+def test_hooks_of_a_plain_factory_do_nothing() -> None:
     """Without overriding a hook, a server takes a poem, and drops it."""
     server = PoetryServerFactory()
     protocol = server.buildProtocol(None)
@@ -258,8 +258,8 @@ def test_a_reader_may_end_first(poem: bytes) -> None:
 
 
 @pytest.mark.parametrize("poem", [b"short", LONG], ids=["short", "long"])
-def test_a_reader_that_resets_was_not_served(poem: bytes) -> None:
-    """A reset by the reader is a poem that was not sent."""
+def test_reset_by_a_reader_is_truncated(poem: bytes) -> None:
+    """A poem whose reader resets was not sent."""
     server = Server(poem)
     with listening(server) as port, reader(port) as connection:
         until(lambda: server.connections)
@@ -268,8 +268,8 @@ def test_a_reader_that_resets_was_not_served(poem: bytes) -> None:
     assert server.outcomes == ["truncated"]
 
 
-def test_a_reset_before_the_first_byte_is_noticed() -> None:
-    """A reader that is gone before it is served costs an outcome, and nothing else."""
+def test_reset_before_the_first_byte_is_truncated() -> None:
+    """A reader that is gone before it is accepted costs an outcome, and nothing else."""
     server = Server(b"short")
     with listening(server) as port:
         with reader(port) as connection:
@@ -299,7 +299,7 @@ def test_an_unfinished_poem_ends_in_a_reset(end: Callable[[PoetryProtocol], None
     assert server.outcomes[0] in ("stopped", "truncated")
 
 
-def test_closing_by_hand_lets_the_poem_out_first() -> None:
+def test_loseConnection_waits_for_the_last_byte() -> None:
     """`loseConnection` on a transport that sends a poem waits for its last byte."""
     server = Server(LONG)
     with listening(server) as port, reader(port) as connection:
@@ -308,8 +308,8 @@ def test_closing_by_hand_lets_the_poem_out_first() -> None:
         assert drain(connection) == LONG
 
 
-def test_stop_closes_plainly_what_the_kernel_has() -> None:
-    """A short poem is with the kernel, so that a stop neither waits for its reader nor resets."""
+def test_stop_closes_gracefully_after_the_last_byte() -> None:
+    """The kernel has a short poem, so that a stop neither waits for its reader nor resets."""
     server = Server(b"short")
     with listening(server) as port, reader(port) as connection:
         until(lambda: server.connections)
@@ -338,7 +338,7 @@ def test_errors_say_what_happened(failure: PoemError, outcome: str, says: str) -
     assert (failure.outcome, says in str(failure)) == (outcome, True)
 
 
-def test_unix_sockets_work_too(tmp_path: Any) -> None:
+def test_long_poem_over_a_unix_socket(tmp_path: Any) -> None:
     """On a Unix socket a long poem arrives whole."""
     path = str(tmp_path / "poem")
     server = Server(LONG)
@@ -349,15 +349,15 @@ def test_unix_sockets_work_too(tmp_path: Any) -> None:
     wait(port.stopListening())
 
 
-def test_half_closed_writing_is_not_used() -> None:
-    """The interface has a method for an event that this protocol never asks for."""
+def test_writeConnectionLost_does_nothing() -> None:
+    """The interface has a method for an event that this protocol never causes."""
     protocol = PoetryProtocol()
     protocol.writeConnectionLost()
     assert protocol.outcome is None
 
 
-def test_two_stops_are_one() -> None:
-    """Who is let go already is not reset by another stop."""
+def test_second_stop_does_nothing() -> None:
+    """A connection that a stop is closing is not reset by another stop."""
     server = Server(b"short")
     with listening(server) as port, reader(port) as connection:
         until(lambda: server.connections)
@@ -369,8 +369,8 @@ def test_two_stops_are_one() -> None:
     assert server.outcomes == ["sent"]
 
 
-def test_reprs_help_in_a_log() -> None:
-    """A protocol, a factory and a service say what they are at."""
+def test_reprs_name_the_state() -> None:
+    """A protocol and a factory say what they send or receive, and how far they are."""
     factory = PoetryServerFactory(b"poem")
     protocol = factory.buildProtocol(None)
     assert protocol is not None
@@ -381,7 +381,7 @@ def test_reprs_help_in_a_log() -> None:
 
 
 def test_a_poem_for_each_reader() -> None:
-    """`getPoem` is asked once a connection, and knows who connects; None receives."""
+    """`getPoem` is called once a connection, whose peer it knows; with None the server receives."""
     poems = [b"first", LONG, None]
 
     class Personal(Server):
@@ -403,8 +403,8 @@ def test_a_poem_for_each_reader() -> None:
 
 
 @pytest.mark.parametrize(("chosen", "outcome"), [(b"", "empty"), ("text", "failed")])
-def test_a_poem_that_is_none(chosen: Any, outcome: str) -> None:
-    """What `getPoem` may not return is an error, and its reader sees a reset."""
+def test_wrong_value_of_getPoem_resets(chosen: Any, outcome: str) -> None:
+    """A value that `getPoem` may not return is an error, and the reader sees a reset."""
 
     class Wrong(Server):
         def getPoem(self, protocol: PoetryProtocol) -> Any:
@@ -418,8 +418,8 @@ def test_a_poem_that_is_none(chosen: Any, outcome: str) -> None:
     assert server.outcomes == [outcome]
 
 
-def test_a_failure_is_told_once() -> None:
-    """A second failure of a transfer changes nothing."""
+def test_second_failure_changes_nothing() -> None:
+    """Only the first failure of a transfer reaches the hook and the observers."""
     server = Server()
     with listening(server) as port, reader(port):
         until(lambda: server.connections)

@@ -37,14 +37,14 @@ def fetch(service: PoetryService, index: int = 0) -> bytes:
 
 
 def test_each_listener_has_its_poem() -> None:
-    """Several poems are served by one service, and each says where."""
+    """One service serves several poems, and `addresses` has their places."""
     with serving(Server(b"one"), Server(LONG)) as service:
         assert [fetch(service, index) for index in (0, 1)] == [b"one", LONG]
         assert service.addresses == [f"127.0.0.1:{port_of(service, i)}" for i in (0, 1)]
 
 
-def test_readers_bring_no_descriptors_but_their_own() -> None:
-    """What sending a long poem takes is there when listening begins, and gone after the end."""
+def test_reader_takes_one_descriptor() -> None:
+    """The file of a long poem is open from the start of listening to its end, and no other."""
     before = poem_files()
     with serving(Server(LONG), Server(b"short")) as service:
         assert poem_files() == before + 1
@@ -58,8 +58,8 @@ def test_readers_bring_no_descriptors_but_their_own() -> None:
     assert poem_files() == before
 
 
-def test_a_taken_port_leaves_none_open() -> None:
-    """Where one address is taken, the service does not start, and listens nowhere."""
+def test_taken_port_stops_the_start() -> None:
+    """A service of which one address is taken does not start, and listens nowhere."""
     with socket.socket() as taken:
         taken.bind(("127.0.0.1", 0))
         taken.listen()
@@ -97,7 +97,7 @@ def test_serve_poem_gives_the_port() -> None:
     until(lambda: not reactor.getDelayedCalls())
 
 
-def test_what_is_no_socket_is_served_as_it_is() -> None:
+def test_service_runs_without_sockets() -> None:
     """On a reactor without sockets the service listens, starts and stops."""
     memory = MemoryReactorClock()
     service = PoetryService(
@@ -108,8 +108,8 @@ def test_what_is_no_socket_is_served_as_it_is() -> None:
     wait(service.stopService())
 
 
-def test_others_are_beside_the_limit() -> None:
-    """What is served beside the poems is neither counted nor held back."""
+def test_other_services_are_outside_the_limit() -> None:
+    """A factory in `others` is served, and is neither counted nor held back."""
     with serving(Server(b"poem"), max_connections=1) as service:
         assert service.others == []
     service = PoetryService([], clock=reactor)
@@ -122,8 +122,8 @@ def test_others_are_beside_the_limit() -> None:
 # The limit
 
 
-def test_never_more_than_the_limit_are_open(log: Log) -> None:
-    """At the limit, readers wait in the kernel's queue, and all are served in the end."""
+def test_connections_never_exceed_the_limit(log: Log) -> None:
+    """At the limit readers wait in the kernel's queue, and all are served in the end."""
     with serving(Server(LONG), Server(LONG), max_connections=3) as service, ExitStack() as all_:
         readers = [all_.enter_context(reader(port_of(service, i % 2))) for i in range(12)]
         most = 0
@@ -148,8 +148,8 @@ def test_never_more_than_the_limit_are_open(log: Log) -> None:
         assert log.names.count("limit_reached") == 1
 
 
-def test_the_default_limit_is_what_the_descriptors_allow(log: Log) -> None:
-    """Without a number it is that; a lower one is taken, and a higher one lowered."""
+def test_default_limit_is_the_descriptors(log: Log) -> None:
+    """Without a number the limit is what the descriptors allow; a higher number is lowered."""
     allowed = most_connections(0)
     assert PoetryService([], clock=reactor).limit == allowed
     assert PoetryService([], clock=reactor, max_connections=10).limit == 10
@@ -161,8 +161,8 @@ def test_the_default_limit_is_what_the_descriptors_allow(log: Log) -> None:
 # The sweep
 
 
-def test_the_sweep_ends_when_nobody_is_left() -> None:
-    """Idle readers are reset by the sweep, which leaves no timer behind them."""
+def test_sweep_without_connections_leaves_no_timer() -> None:
+    """The sweep resets idle readers, and ends with the last connection."""
     clock = Clock()
     with serving(Server(LONG), clock=clock, idle_timeout=8.0) as service, reader(port_of(service)):
         until(lambda: service.connections)
@@ -177,8 +177,8 @@ def test_the_sweep_ends_when_nobody_is_left() -> None:
         assert not clock.getDelayedCalls()
 
 
-def test_a_reader_that_stays_is_let_go() -> None:
-    """A reader that has everything and does not end is closed after the linger."""
+def test_reader_that_stays_is_closed_after_the_linger() -> None:
+    """A reader that has the whole poem and does not end is closed after the linger."""
     clock = Clock()
     with serving(Server(b"short"), clock=clock) as service, reader(port_of(service)) as connection:
         until(lambda: service.connections)
@@ -194,10 +194,8 @@ def test_a_reader_that_stays_is_let_go() -> None:
 
 @pytest.mark.parametrize("hook", ["poemSent", "poemFailed", "observers"])
 @pytest.mark.parametrize("mistake", [RuntimeError, SystemExit, KeyboardInterrupt, GeneratorExit])
-def test_a_hook_that_raises_keeps_nobody_waiting(
-    hook: str, mistake: type[BaseException], log: Log
-) -> None:
-    """What a hook or an observer raises is logged; others are told, and all else goes on."""
+def test_hook_that_raises_is_logged(hook: str, mistake: type[BaseException], log: Log) -> None:
+    """An error in a hook or an observer is logged; other observers and serving go on."""
 
     class Hook:
         def __call__(self, _: object) -> None:
@@ -215,7 +213,7 @@ def test_a_hook_that_raises_keeps_nobody_waiting(
     service = PoetryService([(endpoint, factory)], max_connections=1, clock=clock, idle_timeout=4)
     service.startService()
     for _ in range(2):
-        assert get_it(service, clock) == LONG
+        assert read_and_linger(service, clock) == LONG
     with reader(port_of(service)):
         until(lambda: service.connections)
         (protocol,) = service.connections
@@ -228,8 +226,8 @@ def test_a_hook_that_raises_keeps_nobody_waiting(
     assert len(told) == 3 * (hook == "observers")
 
 
-def get_it(service: PoetryService, clock: Clock) -> bytes:
-    """A poem, and the time for the service to let its reader go."""
+def read_and_linger(service: PoetryService, clock: Clock) -> bytes:
+    """Read a poem, and let the service end the connection."""
     with reader(port_of(service)) as connection:
         poem = drain(connection)
     until(lambda: not service.connections)
@@ -240,14 +238,14 @@ def get_it(service: PoetryService, clock: Clock) -> bytes:
 @pytest.mark.parametrize(
     "limits", [{"max_connections": 0}, {"idle_timeout": 0}, {"grace": -1}, {"idle_timeout": -1.0}]
 )
-def test_limits_that_make_no_sense_are_refused(limits: dict[str, Any]) -> None:
+def test_limits_below_their_least_are_refused(limits: dict[str, Any]) -> None:
     """A limit below its least is an error that names it."""
     with pytest.raises(ValueError, match=next(iter(limits))):
         PoetryService([], clock=reactor, **limits)
 
 
-def test_others_wait_shorter() -> None:
-    """While readers wait for a place, one that has everything and stays is let go sooner."""
+def test_linger_is_shorter_while_readers_wait() -> None:
+    """While readers wait for a place, a whole reader that stays is closed sooner."""
     clock = Clock()
     with (
         serving(Server(b"short"), clock=clock, max_connections=1) as service,
@@ -265,8 +263,8 @@ def test_others_wait_shorter() -> None:
 # Stopping
 
 
-def test_a_stop_lets_readers_finish(log: Log) -> None:
-    """The listener closes first; who is in flight, or in the queue, gets the whole poem."""
+def test_stop_serves_readers_in_flight_and_in_the_queue(log: Log) -> None:
+    """The listener closes first; readers in flight or in the queue have the poem whole."""
     with serving(Server(LONG)) as service, reader(port_of(service)) as flying:
         until(lambda: service.connections)
         with reader(port_of(service)) as queued:
@@ -285,8 +283,8 @@ def port_of_closed(service: PoetryService) -> int:
     return int(service.addresses[0].rpartition(":")[2])
 
 
-def test_the_grace_bounds_a_stop(log: Log) -> None:
-    """Who has not finished by the end of the grace sees a reset."""
+def test_grace_bounds_a_stop(log: Log) -> None:
+    """Readers that have not finished by the end of the grace are reset."""
     clock = Clock()
     with serving(Server(LONG), clock=clock, grace=5) as service:
         with reader(port_of(service)) as connection:
@@ -300,8 +298,8 @@ def test_the_grace_bounds_a_stop(log: Log) -> None:
     assert log.names == ["draining", "grace_over"]
 
 
-def test_a_stop_does_not_wait_for_who_has_everything() -> None:
-    """A reader that has the poem and stays open does not hold up a stop until the grace is over."""
+def test_stop_does_not_wait_for_a_whole_reader() -> None:
+    """A whole reader that stays does not hold up a stop until the grace is over."""
     clock = Clock()
     with serving(Server(b"short"), clock=clock) as service, reader(port_of(service)) as connection:
         until(lambda: service.connections)
@@ -313,8 +311,8 @@ def test_a_stop_does_not_wait_for_who_has_everything() -> None:
         assert (protocol.outcome, drain(connection)) == ("sent", b"short")
 
 
-def test_it_tells_its_addresses() -> None:
-    """`whenListening` fires with them, and its repr has them while it runs."""
+def test_whenListening_fires_with_the_addresses() -> None:
+    """`whenListening` fires with the addresses, which the repr of a running service has too."""
     with serving(Server(b"poem")) as service:
         assert wait(service.whenListening()) == service.addresses
         assert service.addresses[0] in repr(service)

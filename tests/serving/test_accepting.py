@@ -68,7 +68,7 @@ def listener_of(service: PoetryService) -> Listener:
 
 
 def linger_of(handle: socket.socket) -> tuple[int, int]:
-    """Whether a close resets, and after how many seconds."""
+    """The value of SO_LINGER: whether a close resets, and after how many seconds."""
     value = handle.getsockopt(socket.SOL_SOCKET, socket.SO_LINGER, 8)
     on, seconds = struct.unpack("ii", value)
     return on, seconds
@@ -77,8 +77,8 @@ def linger_of(handle: socket.socket) -> tuple[int, int]:
 # A listener
 
 
-def test_it_is_what_reactors_and_users_know() -> None:
-    """It has all that a reactor asks of a descriptor, and a user of a port."""
+def test_listener_is_a_descriptor_and_a_port() -> None:
+    """A listener has all that a reactor asks of a descriptor, and a user of a port."""
     with serving(Server(POEM)) as service:
         listener = listener_of(service)
         verifyObject(IReadDescriptor, listener)
@@ -90,8 +90,8 @@ def test_it_is_what_reactors_and_users_know() -> None:
         assert listener._port not in reactor.getReaders()
 
 
-def test_it_can_be_started_again() -> None:
-    """After a stop it listens on the same port, and serves."""
+def test_stopped_listener_starts_again() -> None:
+    """After a stop a listener listens on the same port again, and serves."""
     service = PoetryService([(FixedPort(), PoetryServerFactory(POEM))], clock=reactor)
     service.startService()
     listener = listener_of(service)
@@ -106,7 +106,7 @@ def test_it_can_be_started_again() -> None:
 
 @implementer(IStreamServerEndpoint)
 class FixedPort:
-    """An endpoint whose port can listen again: one with a number of its own."""
+    """An endpoint whose port has a number of its own, so that it can listen again."""
 
     def listen(self, factory: Any) -> Any:
         with socket.create_server(("127.0.0.1", 0)) as free:
@@ -115,8 +115,8 @@ class FixedPort:
 
 
 @pytest.mark.parametrize("how", ["port", "reactor", "shutdown"])
-def test_whoever_closes_it(how: str) -> None:
-    """Where Twisted's port or its socket is closed by others, the listener is closed as well."""
+def test_listener_closes_with_twisteds_port(how: str) -> None:
+    """When Twisted's port or its socket is closed from outside, the listener closes as well."""
     with serving(Server(POEM)) as service:
         listener = listener_of(service)
         if how == "port":
@@ -132,8 +132,8 @@ def test_whoever_closes_it(how: str) -> None:
         assert not listener._port.connected
 
 
-def test_a_passed_in_port_that_is_closed_by_others() -> None:
-    """Its socket is not shut down, so that nothing but the port says that it is closed."""
+def test_listener_closes_with_a_passed_in_port() -> None:
+    """A passed-in socket is not shut down: the port alone tells that it has closed."""
     with adopted(POEM) as service:
         listener = listener_of(service)
         number = port_of(service)
@@ -166,8 +166,8 @@ class adopted:
         self.stack.close()
 
 
-def test_a_socket_that_is_shared_is_left_as_it_is() -> None:
-    """A passed-in socket is not armed, nor disarmed: each connection is, on its own socket."""
+def test_passed_in_socket_keeps_its_options() -> None:
+    """A passed-in socket keeps its SO_LINGER; each connection sets its own."""
     others = adopted(POEM)
     with others as service:
         assert linger_of(others.socket) == (0, 0)
@@ -178,8 +178,8 @@ def test_a_socket_that_is_shared_is_left_as_it_is() -> None:
         assert linger_of(others.socket) == (1, 0)
 
 
-def test_readers_that_came_before_it_was_armed(monkeypatch: pytest.MonkeyPatch) -> None:
-    """What is connected before the listening socket is armed is armed by itself."""
+def test_early_readers_get_the_abortive_close_too(monkeypatch: pytest.MonkeyPatch) -> None:
+    """Connections made before the listening socket has SO_LINGER set it themselves."""
     armed: list[tuple[int, int]] = []
     first: list[socket.socket] = []
     arm = Listener._arm
@@ -202,8 +202,8 @@ def test_readers_that_came_before_it_was_armed(monkeypatch: pytest.MonkeyPatch) 
     assert armed == [(1, 0), (1, 0)]
 
 
-def test_an_ipv6_socket_that_is_called_ipv4() -> None:
-    """The family is the socket's: its readers have addresses that make sense."""
+def test_passed_in_ipv6_socket_has_ipv6_addresses() -> None:
+    """The address family is the socket's, whatever the endpoint says."""
     peers: list[str] = []
     others = adopted(POEM, socket.AF_INET6)
     others.server.observers = (lambda p: peers.append(p.transport.getPeer().host),)
@@ -216,8 +216,8 @@ def test_an_ipv6_socket_that_is_called_ipv4() -> None:
 
 
 @pytest.mark.parametrize("gone", ["socket", "lock", "both", "directory"])
-def test_a_unix_socket_that_is_gone_at_a_stop(gone: str, tmp_path: Path, log: Log) -> None:
-    """The others are not to suffer: a reader in flight beside it is drained, and gets its poem."""
+def test_missing_unix_socket_does_not_hinder_a_stop(gone: str, tmp_path: Path, log: Log) -> None:
+    """A reader in flight on another listener gets its poem although a socket's file is gone."""
     directory = tmp_path / "run"
     directory.mkdir()
     path = directory / "poem"
@@ -252,8 +252,8 @@ def test_a_unix_socket_that_is_gone_at_a_stop(gone: str, tmp_path: Path, log: Lo
 
 
 @pytest.mark.parametrize("text", [POEM, LONG], ids=["short", "long"])
-def test_no_more_than_so_many_in_a_turn(text: bytes) -> None:
-    """However many come, all else has its turn in between."""
+def test_one_turn_accepts_a_bounded_number(text: bytes) -> None:
+    """However many readers connect, the reactor has its turn after `AT_ONCE` of them."""
     server = Server(text)
     with serving(server, listen=f"{HERE}:backlog=200") as service, ExitStack() as readers:
         for _ in range(AT_ONCE + 20):
@@ -265,8 +265,8 @@ def test_no_more_than_so_many_in_a_turn(text: bytes) -> None:
         assert max(after - before for before, after in pairwise(counts)) <= AT_ONCE
 
 
-def test_readers_that_come_meanwhile() -> None:
-    """All that are there are accepted before the reactor has its turn, up to so many."""
+def test_one_turn_accepts_readers_that_connect_during_it() -> None:
+    """Readers that connect while others are accepted have the same turn, up to `AT_ONCE`."""
 
     class Comes(PoetryProtocol):
         def connectionMade(self) -> None:
@@ -285,10 +285,10 @@ def test_readers_that_come_meanwhile() -> None:
 
 
 @pytest.mark.parametrize("tells", [True, False])
-def test_whether_the_kernel_tells_how_many_there_are(
+def test_readers_are_accepted_without_tcp_info_too(
     monkeypatch: pytest.MonkeyPatch, *, tells: bool
 ) -> None:
-    """Where it does not, as of Unix sockets, accept(2) is asked until there are no more."""
+    """Without TCP_INFO, as for Unix sockets, accept(2) is called until the queue is empty."""
     if not tells:
         monkeypatch.delattr(socket, "TCP_INFO")
     server = Server(POEM)
@@ -314,15 +314,15 @@ class Refusing(socket.socket):
 
 
 def refuse(listener: Listener, *errors: int) -> None:
-    """Have the next calls of accept(2) fail."""
+    """Let the next calls of accept(2) fail."""
     own = listener._socket
     listener._socket = Refusing(own.family, own.type, own.proto, own.detach())
     listener._socket.errors = list(errors)
 
 
 @pytest.mark.parametrize("error", [errno.EMFILE, errno.ENFILE, errno.ENOBUFS, errno.ENOMEM])
-def test_no_room_to_accept(error: int, log: Log) -> None:
-    """It pauses, says so once, and asks again: readers wait, and are served."""
+def test_accepting_pauses_without_resources(error: int, log: Log) -> None:
+    """A listener pauses, logs that once, and tries again: readers wait, and are served."""
     server = Server(POEM)
     with serving(server) as service:
         refuse(listener_of(service), *[error] * 3)
@@ -332,8 +332,8 @@ def test_no_room_to_accept(error: int, log: Log) -> None:
     log.clear()
 
 
-def test_no_room_until_a_stop(log: Log) -> None:
-    """A stop ends it, and leaves no timer."""
+def test_stop_ends_a_pause_of_accepting(log: Log) -> None:
+    """A stop ends the pause, and leaves no timer."""
     with serving(Server(POEM)) as service:
         listener = listener_of(service)
         refuse(listener, *[errno.EMFILE] * 9)
@@ -344,8 +344,8 @@ def test_no_room_until_a_stop(log: Log) -> None:
     log.clear()
 
 
-def test_no_room_and_the_limit(log: Log) -> None:
-    """A listener that may accept no more does not ask again before it may."""
+def test_pause_of_accepting_respects_the_limit(log: Log) -> None:
+    """A listener that the limit holds back does not try again before it may accept."""
     with serving(Server(POEM), max_connections=1) as service:
         listener = listener_of(service)
         refuse(listener, errno.EMFILE)
@@ -361,8 +361,8 @@ def test_no_room_and_the_limit(log: Log) -> None:
 
 
 @pytest.mark.parametrize("error", [errno.ECONNABORTED, errno.EPERM, errno.EPROTO])
-def test_a_connection_that_was_lost_meanwhile(error: int, log: Log) -> None:
-    """The next one is accepted at once."""
+def test_aborted_connection_does_not_pause_accepting(error: int, log: Log) -> None:
+    """After a connection was lost in the queue the next one is accepted at once."""
     server = Server(POEM)
     with serving(server) as service:
         refuse(listener_of(service), error)
@@ -372,8 +372,8 @@ def test_a_connection_that_was_lost_meanwhile(error: int, log: Log) -> None:
     log.clear()
 
 
-def test_no_transport_to_be_had(monkeypatch: pytest.MonkeyPatch, log: Log) -> None:
-    """A connection that the reactor has no room for is reset: it has nothing, and knows."""
+def test_connection_the_reactor_refuses_is_reset(monkeypatch: pytest.MonkeyPatch, log: Log) -> None:
+    """A connection that the reactor cannot watch is reset before its first byte."""
     server = Server(LONG)
     with serving(server) as service:
         add = reactor.addReader
@@ -397,8 +397,8 @@ def test_no_transport_to_be_had(monkeypatch: pytest.MonkeyPatch, log: Log) -> No
 # What a factory builds
 
 
-def test_a_factory_may_refuse() -> None:
-    """An overridden `buildProtocol` is given the address; None resets, and others are served."""
+def test_buildProtocol_may_refuse_a_connection() -> None:
+    """An overridden `buildProtocol` gets the address; None resets, and other readers are served."""
     asked: list[int] = []
 
     class Asks(Server):
@@ -413,8 +413,8 @@ def test_a_factory_may_refuse() -> None:
         assert asked == [each.getsockname()[1] for each in both]
 
 
-def test_a_refused_reader_takes_no_other_along_at_a_stop() -> None:
-    """All others in the kernel's queue get the poem."""
+def test_stop_serves_the_queue_despite_a_refused_reader() -> None:
+    """All other readers in the kernel's queue get the poem."""
 
     class Refuses(Server):
         refused = 0
@@ -430,7 +430,7 @@ def test_a_refused_reader_takes_no_other_along_at_a_stop() -> None:
         assert [drain(each) for each in five[1:]] == [POEM] * 4
 
 
-def test_a_receiver_ends_gracefully() -> None:
+def test_receiver_ends_cleanly() -> None:
     """A client that brings a poem sees a clean end."""
     server = Server()
     with serving(server) as service, reader(port_of(service)) as connection:
@@ -444,8 +444,8 @@ def test_a_receiver_ends_gracefully() -> None:
     assert server.told == [POEM]
 
 
-def test_a_wrapped_factory_counts_too() -> None:
-    """A connection counts from its accept to its close, whatever is around its protocol."""
+def test_connections_of_a_wrapped_factory_are_counted() -> None:
+    """A connection counts from its accept to its close, whatever wraps its protocol."""
 
     @implementer(IStreamServerEndpoint)
     class Wraps:
@@ -471,7 +471,7 @@ def test_a_wrapped_factory_counts_too() -> None:
 
 
 class LeavesOut(PoetryProtocol):
-    """Overrides what the test says, without calling the base class."""
+    """The base of subclasses that do not call the methods which they override."""
 
 
 def without(name: str) -> type[PoetryProtocol]:
@@ -487,10 +487,10 @@ def raising(name: str) -> type[PoetryProtocol]:
 
 @pytest.mark.parametrize("make", [without, raising])
 @pytest.mark.parametrize("text", [POEM, LONG], ids=["short", "long"])
-def test_a_connectionLost_that_does_not_call_up(
+def test_connectionLost_without_super_frees_the_place(
     text: bytes, make: Callable[[str], type[PoetryProtocol]], log: Log
 ) -> None:
-    """As in Twisted's own examples: its connection is counted no longer, and its end is told."""
+    """The connection no longer counts, and its outcome is reported, as in Twisted's examples."""
     server = Server(text)
     server.protocol = make("connectionLost")
     with serving(server, max_connections=1) as service:
@@ -505,10 +505,10 @@ def test_a_connectionLost_that_does_not_call_up(
 
 @pytest.mark.parametrize("make", [without, raising])
 @pytest.mark.parametrize("name", ["makeConnection", "connectionMade"])
-def test_a_beginning_that_does_not_call_up(
+def test_connectionMade_without_super_resets(
     name: str, make: Callable[[str], type[PoetryProtocol]], log: Log
 ) -> None:
-    """Its readers are reset, at once or when idle; no place is lost, and a stop ends."""
+    """The readers are reset, at once or when idle; no place is lost, and a stop ends."""
     server = Server(POEM)
     server.protocol = make(name)
     clock = Clock()
@@ -526,10 +526,10 @@ def test_a_beginning_that_does_not_call_up(
 
 @pytest.mark.parametrize("make", [without, raising])
 @pytest.mark.parametrize("name", ["dataReceived", "readConnectionLost"])
-def test_an_event_that_does_not_call_up(
+def test_event_without_super_keeps_the_poem_whole(
     name: str, make: Callable[[str], type[PoetryProtocol]], log: Log
 ) -> None:
-    """The reader is whole all the same, and its place is free as soon as it has gone."""
+    """The reader is whole all the same, and its place is free as soon as it has closed."""
     server = Server(POEM)
     server.protocol = make(name)
     with serving(server, max_connections=1) as service:
@@ -546,7 +546,7 @@ def test_an_event_that_does_not_call_up(
 
 
 class StopsAtOnce(PoetryProtocol):
-    """Lets its reader go as soon as the poem has ended."""
+    """Stops as soon as the poem has ended."""
 
     def connectionMade(self) -> None:
         super().connectionMade()
@@ -554,7 +554,7 @@ class StopsAtOnce(PoetryProtocol):
 
 
 class StopsWhenSpokenTo(PoetryProtocol):
-    """Lets its reader go as soon as it has said something."""
+    """Stops at the first input."""
 
     def dataReceived(self, data: bytes) -> None:
         super().dataReceived(data)
@@ -562,8 +562,8 @@ class StopsWhenSpokenTo(PoetryProtocol):
 
 
 @pytest.mark.parametrize("protocol", [StopsAtOnce, StopsWhenSpokenTo])
-def test_a_protocol_that_ends_while_it_is_called(protocol: type[PoetryProtocol], log: Log) -> None:
-    """A connection may end inside of each call that its transport makes: nothing goes wrong."""
+def test_protocol_may_stop_inside_each_event(protocol: type[PoetryProtocol], log: Log) -> None:
+    """A connection may end inside each call that its transport makes."""
     server = Server(POEM)
     server.protocol = protocol
     with serving(server, max_connections=1) as service:
@@ -576,8 +576,8 @@ def test_a_protocol_that_ends_while_it_is_called(protocol: type[PoetryProtocol],
     assert not [event for event in log if "log_failure" in event]
 
 
-def test_a_protocol_that_is_not_ours_counts() -> None:
-    """What a factory builds that is no `PoetryProtocol` is counted and closed like any other."""
+def test_foreign_protocol_is_counted() -> None:
+    """A protocol that is no `PoetryProtocol` is counted and closed like any other."""
 
     class Says(Protocol):
         def connectionMade(self) -> None:
@@ -595,8 +595,8 @@ def test_a_protocol_that_is_not_ours_counts() -> None:
         until(lambda: not service._limiter.count)
 
 
-def test_a_protocol_that_is_not_ours_and_fails(log: Log) -> None:
-    """What it fails with on its input is logged, and resets."""
+def test_foreign_protocol_that_raises_is_reset(log: Log) -> None:
+    """An error on input is logged, and resets the connection."""
 
     class Fails(Protocol):
         def dataReceived(self, data: bytes) -> None:
@@ -612,8 +612,8 @@ def test_a_protocol_that_is_not_ours_and_fails(log: Log) -> None:
     log.clear()
 
 
-def test_a_half_close_of_what_does_not_know_it() -> None:
-    """A protocol that cannot half-close is lost, as on a transport without our books."""
+def test_foreign_protocol_without_half_close_is_lost() -> None:
+    """A half-close ends a protocol that cannot half-close, as on Twisted's own transport."""
     lost: list[Any] = []
 
     class Listens(Protocol):
@@ -627,10 +627,10 @@ def test_a_half_close_of_what_does_not_know_it() -> None:
         until(lambda: lost)
 
 
-def test_a_key_update_flood_is_not_answered_without_end(
+def test_key_update_flood_pauses_input(
     certificates: Certificates,
 ) -> None:
-    """While the transport of a reader over TLS owes more than its buffer takes, its input waits."""
+    """While the transport of a TLS reader owes more than its buffer takes, its input waits."""
     server = Server(LONG)
     with serving(server, listen=certificates.listen("good")) as service:
         context = ssl.SSLContext(ssl.PROTOCOL_TLS_CLIENT)
@@ -675,8 +675,8 @@ def drain_tls(connection: Any) -> bytes:
     return b"".join(parts)
 
 
-def test_ipv6() -> None:
-    """A listener of IPv6 serves with addresses of IPv6."""
+def test_ipv6_listener_has_ipv6_addresses() -> None:
+    """A listener on IPv6 serves, with addresses of IPv6."""
     server = Server(POEM)
     peers: list[str] = []
     server.observers = (lambda p: peers.append(p.transport.getPeer().host),)
@@ -691,8 +691,8 @@ def test_ipv6() -> None:
     wait(service.stopService())
 
 
-def test_a_port_that_is_full_of_readers_at_a_start() -> None:
-    """There is no descriptor for a listener: the service does not start, and says which."""
+def test_start_without_a_descriptor_fails() -> None:
+    """Without a descriptor for a listener the service does not start."""
     with pytest.MonkeyPatch.context() as patch:
         patch.setattr("poetry.serving.accepting.duplicate", failing(errno.EMFILE))
         service = PoetryService([], clock=reactor)
@@ -702,8 +702,8 @@ def test_a_port_that_is_full_of_readers_at_a_start() -> None:
     assert not service.ports
 
 
-def test_the_port_stays_twisteds() -> None:
-    """No attribute of Twisted's own port is replaced."""
+def test_no_attribute_of_twisteds_port_is_replaced() -> None:
+    """Twisted's port has the attributes of any other port, and no more."""
     plain = reactor.listenTCP(0, ServerFactory(), interface="127.0.0.1")
     with serving(Server(POEM)) as service:
         port = listener_of(service)._port
@@ -716,14 +716,14 @@ def test_the_port_stays_twisteds() -> None:
 
 @pytest.fixture(autouse=True)
 def nothing_is_left() -> Iterator[None]:
-    """No reader of the reactor stays behind."""
+    """Check that no descriptor stays with the reactor."""
     before = set(reactor.getReaders())
     yield
     until(lambda: not set(reactor.getReaders()) - before)
 
 
-def test_an_address_says_that_it_is_tls(certificates: Certificates) -> None:
-    """What `addresses` has can be given to `poetry get`, whichever endpoint it is."""
+def test_addresses_name_tls(certificates: Certificates) -> None:
+    """`addresses` has what `poetry get` takes, for TLS too."""
     with serving(Server(POEM), listen=certificates.listen("good")) as service:
         assert service.addresses == [f"tls:127.0.0.1:{port_of(service)}"]
     with serving(Server(POEM)) as service:
@@ -734,7 +734,7 @@ def test_an_address_says_that_it_is_tls(certificates: Certificates) -> None:
 
 
 @pytest.mark.parametrize("name", ["getPoem", "buildProtocol"])
-def test_what_is_set_on_the_factory_itself(name: str) -> None:
+def test_method_set_on_the_factory_counts_as_overridden(name: str) -> None:
     """A method that is replaced on the instance counts as an overridden one."""
     server = Server(POEM)
     if name == "getPoem":
@@ -748,7 +748,7 @@ def test_what_is_set_on_the_factory_itself(name: str) -> None:
         until(lambda: not service._limiter.count)
 
 
-def test_no_descriptor_to_listen_again(monkeypatch: pytest.MonkeyPatch) -> None:
+def test_restart_without_a_descriptor_leaves_no_port(monkeypatch: pytest.MonkeyPatch) -> None:
     """A listener that cannot listen again leaves no port of Twisted's behind."""
     service = PoetryService([(FixedPort(), PoetryServerFactory(POEM))], clock=reactor)
     service.startService()
@@ -762,8 +762,8 @@ def test_no_descriptor_to_listen_again(monkeypatch: pytest.MonkeyPatch) -> None:
 
 
 @pytest.mark.parametrize("kind", [HERE, "tls"])
-def test_a_receiver_that_fails_resets(kind: str, certificates: Certificates, log: Log) -> None:
-    """Where a poem cannot be taken its sender sees a reset, and no clean end."""
+def test_failed_receiver_resets_its_sender(kind: str, certificates: Certificates, log: Log) -> None:
+    """The sender of a poem that cannot be taken sees a reset, and no clean end."""
 
     class Full(PoetryProtocol):
         def chunkReceived(self, data: bytes) -> None:
@@ -782,7 +782,7 @@ def test_a_receiver_that_fails_resets(kind: str, certificates: Certificates, log
 
 
 class Late(PoetryProtocol):
-    """Begins only when it is told to, and may close before."""
+    """Begins only when the test says so, and may close before."""
 
     def connectionMade(self) -> None:
         waiting.append(self)
@@ -792,8 +792,8 @@ waiting: list[PoetryProtocol] = []
 
 
 @pytest.mark.parametrize("how", ["loseConnection", "fails"])
-def test_a_close_before_a_late_beginning(how: str, log: Log) -> None:
-    """A reader that is refused before its poem has begun sees a reset, and no empty poem."""
+def test_close_before_a_late_beginning_resets(how: str, log: Log) -> None:
+    """A reader refused before its poem has begun sees a reset, and no empty poem."""
 
     class Fails(Late):
         def dataReceived(self, data: bytes) -> None:
@@ -815,8 +815,8 @@ def test_a_close_before_a_late_beginning(how: str, log: Log) -> None:
 
 
 @pytest.mark.parametrize("kind", [HERE, "tls"])
-def test_a_late_beginning(kind: str, certificates: Certificates) -> None:
-    """The poem is sent where the base class is called, however late, over TLS too."""
+def test_late_beginning_sends_the_poem(kind: str, certificates: Certificates) -> None:
+    """The poem is sent when the base class is called, however late, over TLS too."""
     server = Server(POEM)
     server.protocol = Late
     waiting.clear()
@@ -835,8 +835,10 @@ def test_a_late_beginning(kind: str, certificates: Certificates) -> None:
 
 @pytest.mark.parametrize("text", [POEM, LONG], ids=["short", "long"])
 @pytest.mark.parametrize("kind", [HERE, "tls"])
-def test_a_close_by_hand_ends_nothing(text: bytes, kind: str, certificates: Certificates) -> None:
-    """`loseConnection` after the poem has begun, as QOTD has it, leaves it whole, and sent."""
+def test_loseConnection_leaves_the_poem_whole(
+    text: bytes, kind: str, certificates: Certificates
+) -> None:
+    """`loseConnection` after the poem has begun, as QOTD servers do, leaves the poem whole."""
 
     class Closes(PoetryProtocol):
         def connectionMade(self) -> None:
@@ -860,8 +862,8 @@ def test_a_close_by_hand_ends_nothing(text: bytes, kind: str, certificates: Cert
     assert server.outcomes == ["sent"]
 
 
-def test_a_stop_whose_callback_aborts() -> None:
-    """Two stops end, though the first one's callback ends what the second waits for."""
+def test_abort_in_the_callback_of_a_stop_ends_the_next_stop() -> None:
+    """Both stops end, though the first one's callback aborts what the second waits for."""
     server = Server(LONG)
     clock = Clock()
     service = PoetryService([(serverFromString(reactor, HERE), server)], clock=clock)
@@ -879,8 +881,8 @@ def test_a_stop_whose_callback_aborts() -> None:
     assert not service.connections
 
 
-def test_a_server_that_half_closes_first() -> None:
-    """A client that brings its poem by an endpoint goes on when the server ends its half."""
+def test_sender_goes_on_after_the_servers_half_close() -> None:
+    """A client that brings a poem by an endpoint goes on when the server ends its half."""
     with socket.create_server(("127.0.0.1", 0)) as listener:
         received = bytearray()
 

@@ -62,8 +62,8 @@ def read_in_a_thread(address: str, count: int) -> Any:
 
 
 @pytest.mark.parametrize("size", [1, 3_000, SHORT, SHARED - 1])
-def test_a_short_poem_is_sent_without_a_transport(size: int) -> None:
-    """The poem and its end are with the kernel as soon as the reader is accepted."""
+def test_short_poem_is_sent_without_twisteds_transport(size: int) -> None:
+    """The kernel has the poem and its end as soon as the reader is accepted."""
     server = Server(poem(size))
     with connected(server) as (protocol, connection):
         assert (kind(protocol), protocol.size) == (Sent, size)
@@ -79,7 +79,7 @@ def test_a_short_poem_is_sent_without_a_transport(size: int) -> None:
 
 
 class Subclass(PoetryProtocol):
-    """Nothing is overridden, and anything could be."""
+    """Overrides nothing, but might."""
 
 
 class Personal(Server):
@@ -106,7 +106,7 @@ def slow() -> Server:
     [lambda: Server(poem(SHARED)), slow, Server, subclassed, lambda: Personal(POEM)],
     ids=["long", "slow", "receives", "subclass", "personal"],
 )
-def test_all_others_have_a_transport_of_twisteds(make: Any) -> None:
+def test_other_poems_have_twisteds_transport(make: Any) -> None:
     """A long poem, a slow one, a receiver, a subclass, and a poem for each reader."""
     server = make()
     with connected(server) as (protocol, _):
@@ -114,7 +114,7 @@ def test_all_others_have_a_transport_of_twisteds(make: Any) -> None:
         assert isinstance(protocol._wire, Transport)
 
 
-def test_tls_has_a_transport_of_twisteds(certificates: Certificates) -> None:
+def test_short_poem_over_tls_has_twisteds_transport(certificates: Certificates) -> None:
     """A short poem over TLS waits for the handshake."""
     server = Server(POEM)
     with (
@@ -126,8 +126,8 @@ def test_tls_has_a_transport_of_twisteds(certificates: Certificates) -> None:
         assert kind(protocol) is not Sent
 
 
-def test_a_poem_that_is_replaced() -> None:
-    """Each reader gets what is the poem as it comes: a long one, and then a short one."""
+def test_replaced_poem_is_for_new_readers() -> None:
+    """Each reader gets the poem of the moment it connects, be it long or short."""
     server = Server(LONG)
     with serving(server) as service:
         for text in (LONG, POEM, LONG):
@@ -136,8 +136,8 @@ def test_a_poem_that_is_replaced() -> None:
                 assert drain(connection) == text
 
 
-def test_a_hook_that_changes_the_poem() -> None:
-    """Readers that are accepted after it, in the same turn, get the new one."""
+def test_poem_replaced_by_a_hook_is_for_the_next_reader() -> None:
+    """Readers accepted after the hook, in the same turn, get the new poem."""
     server = Server(POEM)
     server.observers = (lambda _: setattr(server, "poem", None),)
     with serving(server) as service, ExitStack() as readers:
@@ -147,8 +147,8 @@ def test_a_hook_that_changes_the_poem() -> None:
         second.close()
 
 
-def test_only_a_part_fits() -> None:
-    """What the kernel does not take at once goes on where it stopped, on Twisted's transport."""
+def test_rest_of_a_partly_sent_poem_has_twisteds_transport() -> None:
+    """Bytes that the kernel does not take at once follow on Twisted's transport."""
     server = Server(poem(SHARED - 1))
     with serving(server) as service, small_buffers(service) as connection:
         connection.connect(("127.0.0.1", port_of(service)))
@@ -162,8 +162,8 @@ def test_only_a_part_fits() -> None:
 # The transport of a poem that is sent
 
 
-def test_it_refuses_to_write() -> None:
-    """Its poem is sent: another byte would follow the end of the stream."""
+def test_sent_transport_refuses_to_write() -> None:
+    """After the end of the stream another byte is refused."""
     with (
         connected(Server(POEM)) as (protocol, _),
         pytest.raises(WriteRefused),
@@ -171,8 +171,8 @@ def test_it_refuses_to_write() -> None:
         protocol.transport.write(b"x")
 
 
-def test_it_can_be_closed_by_hand() -> None:
-    """`loseConnection` ends it now, gracefully, and once."""
+def test_loseConnection_on_a_sent_transport_closes_once() -> None:
+    """`loseConnection` closes at once, gracefully; later calls do nothing."""
     server = Server(POEM)
     with connected(server) as (protocol, connection):
         transport = protocol.transport
@@ -186,16 +186,16 @@ def test_it_can_be_closed_by_hand() -> None:
         assert drain(connection) == POEM
 
 
-def test_it_can_be_aborted_by_hand() -> None:
-    """After `abortConnection` nothing says that its reader has got it."""
+def test_abortConnection_on_a_sent_transport_is_truncated() -> None:
+    """After `abortConnection` the outcome does not claim that the poem arrived."""
     server = Server(POEM)
     with connected(server) as (protocol, _):
         protocol.transport.abortConnection()
         assert server.outcomes == ["truncated"]
 
 
-def test_a_reader_that_half_closes_and_takes_its_time() -> None:
-    """What the kernel has is delivered, though the connection is closed by then."""
+def test_slow_reader_gets_the_poem_after_the_close() -> None:
+    """The kernel delivers what it has although the connection is closed by then."""
     server = Server(poem(SHORT))
     with serving(server) as service, socket.socket() as connection:
         connection.setsockopt(socket.SOL_SOCKET, socket.SO_RCVBUF, 1)
@@ -205,8 +205,8 @@ def test_a_reader_that_half_closes_and_takes_its_time() -> None:
         assert (server.outcomes, drain(connection)) == (["sent"], poem(SHORT))
 
 
-def test_a_reader_that_resets() -> None:
-    """A reader that resets instead of ending was perhaps not served; others are, as before."""
+def test_reset_by_a_reader_is_truncated() -> None:
+    """The poem of a reader that resets counts as truncated; other readers are served as before."""
     server = Server(POEM)
     with serving(server) as service:
         with reader(port_of(service)) as connection:
@@ -217,8 +217,8 @@ def test_a_reader_that_resets() -> None:
         assert read_in_a_thread(service.addresses[0], 5) == {"whole": 5}
 
 
-def test_a_stop_closes_it_gracefully() -> None:
-    """A stop lets a reader that stays go, with its poem; nothing is left behind."""
+def test_stop_closes_gracefully() -> None:
+    """A stop closes behind a reader that stays with its poem, and leaves nothing behind."""
     readers, timers = len(reactor.getReaders()), len(reactor.getDelayedCalls())
     server = Server(POEM)
     with ExitStack() as stack:
@@ -233,14 +233,14 @@ def test_a_stop_closes_it_gracefully() -> None:
 # What may go wrong
 
 
-def test_a_send_that_fails() -> None:
-    """The kernel took nothing: the ordinary way is tried, on which the error shows again."""
+def test_failed_send_falls_back() -> None:
+    """The kernel took nothing: the ordinary way is tried, and shows the error again."""
     with socket.socket() as unconnected:
         assert send_at_once(unconnected, Poem(POEM)) == 0
 
 
-def test_a_send_that_is_interrupted() -> None:
-    """What the handler of a signal raises just after the call is no error of the call."""
+def test_exception_of_a_signal_handler_is_no_error_of_send() -> None:
+    """An exception that a signal's handler raises just after the call passes through."""
 
     class Socket(socket.socket):
         def send(self, *_: Any) -> int:
@@ -250,8 +250,8 @@ def test_a_send_that_is_interrupted() -> None:
         send_at_once(handle, Poem(POEM))
 
 
-def test_the_handler_of_a_signal_that_raises(monkeypatch: pytest.MonkeyPatch, log: Log) -> None:
-    """An error of its own, just after the bytes went, resets: they must not be sent again."""
+def test_exception_of_a_signal_handler_resets(monkeypatch: pytest.MonkeyPatch, log: Log) -> None:
+    """An exception just after the bytes have gone resets, so that none is sent twice."""
 
     def interrupted(handle: socket.socket, poem: Poem) -> int:
         handle.send(poem.data[:1_000])
@@ -267,8 +267,8 @@ def test_the_handler_of_a_signal_that_raises(monkeypatch: pytest.MonkeyPatch, lo
     log.clear()
 
 
-def test_an_end_that_cannot_be_sent(monkeypatch: pytest.MonkeyPatch) -> None:
-    """A reader that is gone by the end of its poem was not served."""
+def test_end_that_cannot_be_sent_is_truncated(monkeypatch: pytest.MonkeyPatch) -> None:
+    """The poem of a reader that has reset by the end of the stream counts as truncated."""
 
     def refuse(*_: object) -> bool:
         reset(connection)
@@ -282,14 +282,14 @@ def test_an_end_that_cannot_be_sent(monkeypatch: pytest.MonkeyPatch) -> None:
     assert server.outcomes == ["truncated"]
 
 
-def test_a_socket_that_cannot_be_shut_down() -> None:
-    """The end of the stream is tried on a socket that has none, and it says so."""
+def test_failed_shutdown_is_reported() -> None:
+    """The end of the stream fails on a socket without a stream."""
     with socket.socket() as unconnected:
         assert not end_at_once(unconnected)
 
 
-def test_no_descriptor_to_linger_with(monkeypatch: pytest.MonkeyPatch) -> None:
-    """Where there is none for an epoll, readers are let go all the same."""
+def test_readers_linger_without_an_epoll(monkeypatch: pytest.MonkeyPatch) -> None:
+    """Without a descriptor for an epoll, readers still end."""
     monkeypatch.setattr("select.epoll", failing(errno.EMFILE))
     server = Server(POEM)
     with connected(server) as (protocol, connection):
@@ -300,8 +300,8 @@ def test_no_descriptor_to_linger_with(monkeypatch: pytest.MonkeyPatch) -> None:
     assert server.outcomes == ["sent"]
 
 
-def test_an_application_with_a_default_timeout() -> None:
-    """No call on a socket waits but the reactor's."""
+def test_default_socket_timeout_is_ignored() -> None:
+    """No call on a socket blocks, whatever socket.setdefaulttimeout says."""
     socket.setdefaulttimeout(0.1)
     try:
         server = Server(POEM)
@@ -319,8 +319,10 @@ def test_an_application_with_a_default_timeout() -> None:
 
 
 @pytest.mark.parametrize("listen", ["tcp:0:interface=127.0.0.1", "unix:poem"])
-def test_at_the_limit(listen: str, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
-    """Readers that wait for a place get one as soon as another has gone."""
+def test_place_is_given_on_at_the_limit(
+    listen: str, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """Readers that wait for a place get one as soon as another reader has closed."""
     monkeypatch.chdir(tmp_path)
     monkeypatch.setattr("poetry.serving.lingering.INTERVAL", 3_600.0)
     server = Server(POEM)
@@ -329,8 +331,8 @@ def test_at_the_limit(listen: str, tmp_path: Path, monkeypatch: pytest.MonkeyPat
     assert server.outcomes == ["sent"] * 50
 
 
-def test_on_each_reactor(any_reactor: Any) -> None:
-    """Select, poll, epoll and asyncio's wait for descriptors of ours as for any others."""
+def test_each_reactor_serves(any_reactor: Any) -> None:
+    """Select, poll, epoll and asyncio's reactor watch these descriptors like any others."""
     server = Server(POEM)
     endpoint = TCP4ServerEndpoint(any_reactor, 0, interface="127.0.0.1")
     service = PoetryService([(endpoint, server)], clock=any_reactor)
@@ -379,16 +381,16 @@ react(lambda _: Deferred.fromCoroutine(main()))
 """
 
 
-def test_without_epoll() -> None:
-    """Where there is none all goes through Twisted's transports."""
+def test_system_without_epoll_has_twisteds_transports() -> None:
+    """Without epoll all readers have Twisted's transports."""
     done = run([sys.executable, "-c", WITHOUT_EPOLL])
     assert done.stderr == b""
     assert done.stdout.split() == [b"Sealed", b"Client", b"b'poem'"]
 
 
 @pytest.mark.parametrize("size", [3_000, SHORT, SHARED - 1, SHARED])
-def test_a_stop_beside_a_reader_that_has_spoken(size: int) -> None:
-    """Its unread input does not make a reset of the end."""
+def test_stop_with_unread_input_is_no_reset(size: int) -> None:
+    """Unread input does not turn the end into a reset."""
     server = Server(poem(size))
     with socket.socket() as connection:
         connection.setsockopt(socket.SOL_SOCKET, socket.SO_RCVBUF, 4_096)
@@ -401,8 +403,8 @@ def test_a_stop_beside_a_reader_that_has_spoken(size: int) -> None:
         assert (server.outcomes, drain(connection)) == (["sent"], poem(size))
 
 
-def test_a_port_that_is_closed_twice() -> None:
-    """Its own `stopListening` and a stop of the service, in one turn, both end."""
+def test_port_closed_twice_ends_both_calls() -> None:
+    """A port's own `stopListening` and a stop of the service, in one turn, both end."""
     with serving(Server(POEM)) as service:
         closed: Any = service.ports[0].stopListening()
         wait(service.stopService())

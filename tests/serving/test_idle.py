@@ -24,8 +24,8 @@ from tests.loop import drain, turn_until_still, until
 from tests.transfers import Log
 
 
-def test_a_sweep_resets_a_reader_that_takes_nothing() -> None:
-    """No progress for the idle limit is a reset; progress starts it again."""
+def test_sweep_resets_a_stalled_reader() -> None:
+    """No progress for the idle timeout is a reset; progress starts the time again."""
     server = Server(LONG)
     with listening(server) as port, reader(port) as connection:
         until(lambda: server.connections)
@@ -40,8 +40,8 @@ def test_a_sweep_resets_a_reader_that_takes_nothing() -> None:
     assert isinstance(server.told[0], PoemTimedOut)
 
 
-def test_a_sweep_lets_go_of_a_reader_that_never_ends() -> None:
-    """A reader that has everything is closed plainly after the linger."""
+def test_sweep_closes_gracefully_after_the_linger() -> None:
+    """A reader that has the whole poem and stays is closed gracefully after the linger."""
     server = Server(b"short")
     with listening(server) as port, reader(port) as connection:
         until(lambda: server.connections)
@@ -56,8 +56,8 @@ def test_a_sweep_lets_go_of_a_reader_that_never_ends() -> None:
     assert server.outcomes == ["sent"]
 
 
-def test_a_sweep_times_a_sender_out_too() -> None:
-    """A server that receives gives up on a client that falls silent."""
+def test_sweep_resets_a_silent_sender() -> None:
+    """A server that receives resets a client that falls silent."""
     server = Server()
     with listening(server) as port, reader(port) as connection:
         connection.sendall(b"half a po")
@@ -71,8 +71,8 @@ def test_a_sweep_times_a_sender_out_too() -> None:
     assert (failure.seconds, failure.received) == (10.0, 9)
 
 
-def test_without_a_socket_it_goes_by_the_bytes() -> None:
-    """A sweep of a transport that is not a socket goes by the bytes alone."""
+def test_sweep_counts_bytes_without_a_socket() -> None:
+    """On a transport that is no socket a sweep measures progress by the bytes alone."""
     protocol = PoetryServerFactory().buildProtocol(None)
     assert isinstance(protocol, PoetryProtocol)
     protocol.makeConnection(StringTransport())
@@ -85,8 +85,8 @@ def test_without_a_socket_it_goes_by_the_bytes() -> None:
     assert protocol.outcome == "timed_out"
 
 
-def test_a_released_connection_is_left_alone() -> None:
-    """A connection that was closed is neither failed nor closed again by a late look."""
+def test_sweep_leaves_a_closed_connection_alone() -> None:
+    """A late sweep neither fails nor closes a closed connection again."""
     server = Server(b"short")
     with listening(server) as port, reader(port):
         until(lambda: server.connections)
@@ -97,8 +97,8 @@ def test_a_released_connection_is_left_alone() -> None:
     assert server.outcomes == ["sent"]
 
 
-def test_a_connection_that_cannot_be_ended(log: Log) -> None:
-    """What goes wrong with one keeps the sweep, a stop and a grace from no other."""
+def test_sweep_goes_on_after_an_error(log: Log) -> None:
+    """An error while one connection is ended is logged, and does not spare the others."""
     server = Server(LONG)
     with listening(server) as port, reader(port), reader(port):
         until(lambda: len(server.connections) == 2)
@@ -116,8 +116,8 @@ def test_a_connection_that_cannot_be_ended(log: Log) -> None:
     log.clear()
 
 
-def test_a_stop_that_fails(log: Log) -> None:
-    """The next connection is stopped all the same."""
+def test_stop_goes_on_after_an_error(log: Log) -> None:
+    """An error while one connection stops is logged, and the next one stops."""
     server = Server(LONG)
     with listening(server) as port, reader(port) as first, reader(port) as second:
         until(lambda: len(server.connections) == 2)

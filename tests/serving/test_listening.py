@@ -26,7 +26,7 @@ from tests.transfers import Log
 
 @implementer(IStreamServerEndpoint)
 class Later:
-    """An endpoint that listens when it is told to, as Tor's does."""
+    """An endpoint that listens when the test says so, as Tor's does after a while."""
 
     def __init__(self) -> None:
         self.listening: Deferred[IListeningPort] = Deferred()
@@ -46,8 +46,8 @@ def here() -> TCP4ServerEndpoint:
     return TCP4ServerEndpoint(reactor, 0, interface="127.0.0.1")
 
 
-def test_an_endpoint_may_listen_later() -> None:
-    """`serve_poem` fires when it does, and the poem is served."""
+def test_late_endpoint_serves() -> None:
+    """`serve_poem` fires when the endpoint listens at last, and the poem is served."""
     later = Later()
     serving = serve_poem(later, b"poem")
     assert not serving.called
@@ -60,7 +60,7 @@ def test_an_endpoint_may_listen_later() -> None:
 
 
 class Full:
-    """A reactor that for a while has no room for one more port."""
+    """A reactor that for a while has no room for another listener."""
 
     def __init__(self, monkeypatch: pytest.MonkeyPatch) -> None:
         self.refused = 0
@@ -75,8 +75,10 @@ class Full:
         self._add(reader)
 
 
-def test_no_room_to_accept_again(monkeypatch: pytest.MonkeyPatch, log: Log) -> None:
-    """Who waits at the limit is served as soon as the reactor can wait for the ports again."""
+def test_accepting_resumes_when_the_reactor_has_room(
+    monkeypatch: pytest.MonkeyPatch, log: Log
+) -> None:
+    """Readers that wait at the limit are served as soon as the reactor can watch the listeners."""
     served = [(here(), PoetryServerFactory(poem)) for poem in (b"one", b"two")]
     service = PoetryService(served, max_connections=1, clock=reactor)
     service.startService()
@@ -97,8 +99,8 @@ def test_no_room_to_accept_again(monkeypatch: pytest.MonkeyPatch, log: Log) -> N
 
 
 @pytest.mark.parametrize("how", ["stop", "limit"])
-def test_no_room_to_accept_again_and_no_need(how: str, monkeypatch: pytest.MonkeyPatch) -> None:
-    """Nobody asks the reactor again where the port is closed, or the limit is reached again."""
+def test_resuming_is_given_up_when_not_needed(how: str, monkeypatch: pytest.MonkeyPatch) -> None:
+    """The reactor is not asked again once the listener is closed, or the limit is reached again."""
     served = [(here(), PoetryServerFactory(b"poem")) for _ in range(2)]
     service = PoetryService(served, max_connections=1, clock=reactor)
     service.startService()
@@ -118,8 +120,8 @@ def test_no_room_to_accept_again_and_no_need(how: str, monkeypatch: pytest.Monke
     until(lambda: len(reactor.getDelayedCalls()) == timers)
 
 
-def test_an_endpoint_may_fail_later(log: Log) -> None:
-    """`serve_poem` fails with it, whatever it is, and nothing goes on."""
+def test_late_failure_of_an_endpoint_fails_serve_poem(log: Log) -> None:
+    """`serve_poem` fails with any late error, and nothing goes on."""
     later = Later()
     serving = serve_poem(later, b"poem")
     later.listening.errback(OSError(5, "no onions today"))
@@ -127,8 +129,8 @@ def test_an_endpoint_may_fail_later(log: Log) -> None:
     assert log.names == ["cannot_listen"]
 
 
-def test_one_that_fails_later_closes_the_others(log: Log) -> None:
-    """All of a service's endpoints listen, or none does, and it is not running then."""
+def test_late_failure_of_an_endpoint_closes_the_others(log: Log) -> None:
+    """All endpoints of a service listen, or none; after a failure it is not running."""
     later = Later()
     service = PoetryService(
         [(here(), PoetryServerFactory(b"one")), (later, PoetryServerFactory(b"two"))],
@@ -144,8 +146,8 @@ def test_one_that_fails_later_closes_the_others(log: Log) -> None:
     assert "cannot_listen" in [event.get("event") for event in log]
 
 
-def test_a_stop_before_it_listens() -> None:
-    """What opens after a stop is closed at once."""
+def test_stop_before_an_endpoint_listens() -> None:
+    """A port that opens after a stop is closed at once."""
     later = Later()
     service = PoetryService([(later, PoetryServerFactory(b"poem"))], clock=reactor)
     service.startService()
@@ -157,8 +159,8 @@ def test_a_stop_before_it_listens() -> None:
     assert isinstance(wait_error(service.whenListening()), CancelledError)
 
 
-def test_serve_poem_can_be_cancelled() -> None:
-    """Who does not want to wait any longer has no listener left behind."""
+def test_cancelled_serve_poem_leaves_no_listener() -> None:
+    """After a cancel, a port that opens late is closed at once."""
     later = Later()
     serving = serve_poem(later, b"poem")
     serving.cancel()
@@ -167,8 +169,8 @@ def test_serve_poem_can_be_cancelled() -> None:
     until(lambda: not later.port.connected)
 
 
-def test_a_port_that_was_closed_by_hand() -> None:
-    """A stop does not mind that its port is gone."""
+def test_stop_ends_after_a_port_was_closed() -> None:
+    """A stop ends although the port was closed before."""
     service = PoetryService([(here(), PoetryServerFactory(b"poem"))], clock=reactor)
     service.startService()
     wait(service.ports[0].stopListening())
@@ -176,8 +178,8 @@ def test_a_port_that_was_closed_by_hand() -> None:
 
 
 @pytest.mark.parametrize("port_first", [False, True])
-def test_nothing_is_left_when_the_port_is_closed(*, port_first: bool) -> None:
-    """After the last connection and the port, no timer runs on, whichever goes first."""
+def test_closed_port_leaves_no_timer(*, port_first: bool) -> None:
+    """After the last connection and the port, in either order, no timer runs."""
     port: Any = wait(serve_poem(here(), b"poem"))
     service = port._factory.service
     with reader(port.getHost().port) as connection:
@@ -196,7 +198,7 @@ def test_nothing_is_left_when_the_port_is_closed(*, port_first: bool) -> None:
 
 
 def flying(service: PoetryService) -> socket.socket:
-    """A reader in flight of the last start."""
+    """Connect a reader to the last start of a service."""
     port: Any = service.ports[0]
     before = len(service.connections)
     connection = socket.create_connection(("127.0.0.1", port.getHost().port), 20)
@@ -206,8 +208,8 @@ def flying(service: PoetryService) -> socket.socket:
 
 @pytest.mark.parametrize("orders", ["sS", "sSsS", "SsSsS", "sSSsS", "ssSS", "psSpsS", "pSsS"])
 @pytest.mark.parametrize("read", [False, True], ids=["nobody", "readers"])
-def test_every_order(orders: str, *, read: bool) -> None:
-    """p(rivileged start), s(tart) and S(top) in any order: each stop ends, each reader is whole."""
+def test_starts_and_stops_in_every_order(orders: str, *, read: bool) -> None:
+    """p(rivileged start), s(tart), S(top) in any order: each stop ends, each reader is whole."""
     service = PoetryService([(here(), PoetryServerFactory(LONG))], clock=reactor)
     stops: list[Deferred[None]] = []
     readers: list[socket.socket] = []
@@ -231,8 +233,8 @@ def test_every_order(orders: str, *, read: bool) -> None:
     assert not reactor.getDelayedCalls()
 
 
-def test_a_start_does_not_wait_for_the_stop_before() -> None:
-    """Who was in flight drains, within the grace, while the next start serves already."""
+def test_start_serves_while_the_last_stop_drains() -> None:
+    """Readers in flight have their grace while the next start serves already."""
     service = PoetryService([(here(), PoetryServerFactory(LONG))], clock=reactor, grace=0.01)
     service.startService()
     with flying(service) as stalled:
@@ -246,8 +248,8 @@ def test_a_start_does_not_wait_for_the_stop_before() -> None:
     wait(service.stopService())
 
 
-def test_the_limit_holds_after_another_start() -> None:
-    """A service that was stopped at its limit is not stuck there when it starts again."""
+def test_service_stopped_at_its_limit_serves_again() -> None:
+    """A service that was stopped at its limit has free places when it starts again."""
     factory = PoetryServerFactory(LONG)
     service = PoetryService([(here(), factory)], clock=reactor, max_connections=1)
     for _ in range(2):
@@ -260,16 +262,16 @@ def test_the_limit_holds_after_another_start() -> None:
         assert not service.full
 
 
-def test_a_factory_is_one_service_s() -> None:
-    """It is refused by a second one, whose connections and limits it cannot have too."""
+def test_factory_belongs_to_one_service() -> None:
+    """A second service refuses a factory of another one."""
     factory = PoetryServerFactory(b"poem")
     PoetryService([(here(), factory)], clock=reactor)
     with pytest.raises(ValueError, match="in another service"):
         PoetryService([(here(), factory)], clock=reactor)
 
 
-def test_a_factory_on_two_endpoints() -> None:
-    """In one service it may be on several, and each connection counts once."""
+def test_factory_on_two_endpoints_counts_connections_once() -> None:
+    """In one service a factory may be on several endpoints, and each connection counts once."""
     factory = PoetryServerFactory(b"poem")
     service = PoetryService([(here(), factory), (here(), factory)], clock=reactor)
     service.startService()
@@ -280,8 +282,8 @@ def test_a_factory_on_two_endpoints() -> None:
     assert not service.connections
 
 
-def test_who_asks_after_it_failed_is_told_too() -> None:
-    """Listeners that could not listen say so to everybody, and do not try the rest."""
+def test_whenListening_fails_after_a_failure() -> None:
+    """`whenListening` fails for later callers too, and the remaining endpoints are not tried."""
     tried: list[str] = []
 
     @implementer(IStreamServerEndpoint)
@@ -303,8 +305,8 @@ def test_a_server_that_receives_listens_too() -> None:
     wait(service.stopService())
 
 
-def test_a_drain_knows_its_own() -> None:
-    """A connection of the next start that ends does not end the drain of the last one."""
+def test_stop_waits_for_its_own_connections() -> None:
+    """A connection of the next start that ends does not end the last stop's wait."""
     service = PoetryService([(here(), PoetryServerFactory(LONG))], clock=reactor)
     service.startService()
     with flying(service) as stalled:
@@ -319,8 +321,8 @@ def test_a_drain_knows_its_own() -> None:
     wait(service.stopService())
 
 
-def test_a_port_that_cannot_be_closed(log: Log) -> None:
-    """It is logged, and keeps neither the others nor the stop."""
+def test_failed_close_of_a_port_is_logged(log: Log) -> None:
+    """The error is logged, and hinders neither the other ports nor the stop."""
 
     class Stuck:
         stopListening = failing(errno.EIO)
@@ -338,8 +340,8 @@ def test_a_port_that_cannot_be_closed(log: Log) -> None:
     log.clear()
 
 
-def test_one_that_fails_after_a_stop() -> None:
-    """Nothing is said of an endpoint that fails when it is wanted no longer."""
+def test_failure_of_an_endpoint_after_a_stop_is_ignored() -> None:
+    """Nothing is logged of an endpoint that fails after a stop."""
     later = Later()
     service = PoetryService([(later, PoetryServerFactory(b"poem"))], clock=reactor)
     service.startService()

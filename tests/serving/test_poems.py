@@ -22,8 +22,10 @@ from tests.transfers import Log
 # At the start
 
 
-def test_read_at_start(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
-    """A poem is the sample, standard input or a file, which is remembered by its whole path."""
+def test_start_reads_a_file_standard_input_or_the_sample(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """A poem is the sample, standard input or a file, whose absolute path is kept."""
     monkeypatch.chdir(tmp_path)
     path = tmp_path / "poem.txt"
     path.write_bytes(b"a poem")
@@ -33,15 +35,15 @@ def test_read_at_start(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     assert read_at_start("poem.txt") == Text(b"a poem", "poem.txt", path)
 
 
-def test_a_name_that_is_not_utf_8(tmp_path: Path) -> None:
+def test_file_name_that_is_not_utf_8_is_escaped(tmp_path: Path) -> None:
     """A name that cannot be written as text is escaped, for logs, metrics and the announcement."""
     path = tmp_path / os.fsdecode(b"po\xe8me.txt")
     path.write_bytes(b"a poem")
     assert read_at_start(str(path)).name == "po\\xe8me.txt"
 
 
-def test_what_does_not_end(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
-    """A device or a pipe that goes on and on is an error; a regular file of any size is not."""
+def test_endless_input_is_an_error(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    """A device or a pipe that does not end is an error; a regular file of any size is not."""
     monkeypatch.setattr(poems, "ENDLESS", 1 << 20)
     with pytest.raises(OSError, match="it does not end: more than 1 MiB"):
         read_at_start("/dev/zero")
@@ -53,8 +55,8 @@ def test_what_does_not_end(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> N
         read_at_start("-")
 
 
-def test_a_fifo(tmp_path: Path) -> None:
-    """A start waits for who writes into a FIFO."""
+def test_start_waits_for_the_writer_of_a_fifo(tmp_path: Path) -> None:
+    """A start waits until a FIFO has been written."""
     path = tmp_path / "fifo"
     os.mkfifo(path)
     writer = threading.Thread(target=path.write_bytes, args=[b"a poem"])
@@ -67,7 +69,7 @@ def test_a_fifo(tmp_path: Path) -> None:
 
 
 class Served:
-    """A poem in a file, and what reloads make of it."""
+    """A poem in a file, and its factory, for reloads."""
 
     def __init__(self, path: Path, poem: bytes = b"old") -> None:
         self.path = path
@@ -77,7 +79,7 @@ class Served:
         self.reloads = Reloads([self.factory, PoemFactory(b"fixed", "sample.txt")])
 
     def reload(self) -> tuple[bytes | None, bool]:
-        """The poem after a reload, and whether that went well."""
+        """The poem after a reload, and whether the reload succeeded."""
         wait(self.reloads.reload())
         return self.factory.poem, self.reloads.well
 
@@ -87,7 +89,7 @@ def served(tmp_path: Path) -> Served:
     return Served(tmp_path / "poem.txt")
 
 
-def test_reload(served: Served, log: Log) -> None:
+def test_reload_takes_new_text_or_keeps_the_poem(served: Served, log: Log) -> None:
     """New readers get the new text; a file that is gone or empty leaves the old poem."""
     served.path.write_bytes(b"new")
     assert served.reload() == (b"new", True)
@@ -105,17 +107,19 @@ def test_reload(served: Served, log: Log) -> None:
     [os.mkfifo, os.mkdir, lambda path: Path(path).symlink_to("/dev/zero")],
     ids=["FIFO", "directory", "device"],
 )
-def test_what_is_no_regular_file_any_more(
+def test_reload_reads_regular_files_only(
     served: Served, log: Log, make: Callable[[Path], None]
 ) -> None:
-    """It is not even read, and the old poem is kept."""
+    """A file that is no regular file any more is not read, and the old poem is kept."""
     served.path.unlink()
     make(served.path)
     assert served.reload() == (b"old", False)
     assert log.names == ["reload_failed"]
 
 
-def test_what_does_not_fit(served: Served, log: Log, monkeypatch: pytest.MonkeyPatch) -> None:
+def test_reload_without_memory_keeps_the_poem(
+    served: Served, log: Log, monkeypatch: pytest.MonkeyPatch
+) -> None:
     """A poem that is too long for memory leaves the old one."""
 
     def too_large(*_: object) -> bytes:
@@ -127,7 +131,7 @@ def test_what_does_not_fit(served: Served, log: Log, monkeypatch: pytest.MonkeyP
     assert log[0]["reason"] == "it does not fit into memory"
 
 
-def test_a_file_that_looks_the_same(served: Served) -> None:
+def test_reload_reads_a_file_of_the_same_size_and_time(served: Served) -> None:
     """Another text of the same size and time, under the same inode, is read (`cp -p`, `rsync`)."""
     before = served.path.stat()
     served.path.write_bytes(b"new")
@@ -145,8 +149,8 @@ def test_a_file_that_looks_the_same(served: Served) -> None:
     assert served.reload() == (b"wen", True)
 
 
-def test_a_file_without_size_and_time() -> None:
-    """What the kernel writes as it is read (/proc) is read each time."""
+def test_reload_reads_a_file_of_proc() -> None:
+    """A file that the kernel writes as it is read is read each time."""
     comm = Path("/proc/self/comm")
     before = comm.read_text()
     factory = PoemFactory(*read_at_start(str(comm)))
@@ -160,8 +164,8 @@ def test_a_file_without_size_and_time() -> None:
         comm.write_text(before)
 
 
-def test_unchanged(served: Served) -> None:
-    """A file that says what it said leaves the poem, and what readers share of it, alone."""
+def test_reload_of_unchanged_text_keeps_the_poem(served: Served) -> None:
+    """Unchanged text leaves the poem, and what its readers share, alone."""
     before = served.factory.sending
     served.path.unlink()
     served.path.write_bytes(b"old")
@@ -169,7 +173,9 @@ def test_unchanged(served: Served) -> None:
     assert served.factory.sending is before
 
 
-def test_no_thread(served: Served, log: Log, monkeypatch: pytest.MonkeyPatch) -> None:
+def test_reload_without_a_thread_keeps_the_poem(
+    served: Served, log: Log, monkeypatch: pytest.MonkeyPatch
+) -> None:
     """Where no thread can be started the old poem is kept, and the log says why."""
 
     def refuse(_: threading.Thread) -> None:
@@ -184,8 +190,8 @@ def test_no_thread(served: Served, log: Log, monkeypatch: pytest.MonkeyPatch) ->
     assert served.reload() == (b"new", True)
 
 
-def test_a_long_poem_shares_its_file(tmp_path: Path) -> None:
-    """A poem that plain sockets share does so after a reload, and the old one's file is closed."""
+def test_reload_replaces_the_shared_file(tmp_path: Path) -> None:
+    """After a reload the new poem has a file to share, and the old one's file is closed."""
     before = poem_files()
     served = Served(tmp_path / "poem.txt", bytes(SHARED))
     assert served.factory.sending is not None
@@ -199,7 +205,7 @@ def test_a_long_poem_shares_its_file(tmp_path: Path) -> None:
     assert poem_files() == before
 
 
-def test_one_at_a_time(served: Served, monkeypatch: pytest.MonkeyPatch) -> None:
+def test_reloads_run_one_at_a_time(served: Served, monkeypatch: pytest.MonkeyPatch) -> None:
     """While a file is read the reactor goes on, and another reload waits for this one."""
     going, go = threading.Event(), threading.Event()
     read_all = poems._read_all
@@ -227,8 +233,8 @@ def test_one_at_a_time(served: Served, monkeypatch: pytest.MonkeyPatch) -> None:
     assert (served.factory.poem, reads) == (b"second", [b"second", b"second"])
 
 
-def test_one_file_of_several_listeners(served: Served) -> None:
-    """It is read once, and is one poem for all of them."""
+def test_file_of_several_listeners_is_read_once(served: Served) -> None:
+    """Listeners of one file share one poem."""
     other = PoemFactory(*read_at_start(str(served.path)))
     served.path.write_bytes(b"new")
     reloads = Reloads([served.factory, other])
@@ -237,14 +243,14 @@ def test_one_file_of_several_listeners(served: Served) -> None:
     assert served.factory.sending is other.sending
 
 
-def test_describe() -> None:
-    """What was wrong is told without the name of the file."""
+def test_describe_leaves_out_the_name() -> None:
+    """An error is described without the name of the file."""
     assert describe(EmptyPoem()) == "it is empty, and there is no empty poem"
     assert describe(OSError("no more")) == "OSError"
 
 
-def test_a_factory_from_a_file(tmp_path: Path) -> None:
-    """A library user's poem is read again, too, and keeps its name."""
+def test_factory_from_a_file_reloads(tmp_path: Path) -> None:
+    """The poem of a library's user is read again, too, and keeps its name."""
     path = tmp_path / "poem.txt"
     path.write_bytes(b"first")
     factory = PoemFactory.from_file(path)

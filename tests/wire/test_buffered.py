@@ -27,8 +27,8 @@ from tests.ends import (
 from tests.loop import drain, reactor, until, wait
 
 
-def test_without_a_socket_a_short_poem_is_written_at_once() -> None:
-    """On a transport that is not a socket, the poem is written and the stream ended."""
+def test_short_poem_is_written_at_once() -> None:
+    """On a transport that is no socket the poem is written and the stream ended at once."""
     protocol = PoetryServerFactory(b"poem").buildProtocol(None)
     assert isinstance(protocol, PoetryProtocol)
     transport = StringTransport()
@@ -39,8 +39,8 @@ def test_without_a_socket_a_short_poem_is_written_at_once() -> None:
     assert protocol.outcome == "sent"
 
 
-def test_without_a_socket_a_long_poem_is_pulled() -> None:
-    """On a transport that is not a socket, a long poem waits for the transport to ask."""
+def test_long_poem_is_pulled() -> None:
+    """On a transport that is no socket a long poem waits until the transport asks."""
     protocol = PoetryServerFactory(LONG).buildProtocol(None)
     assert isinstance(protocol, PoetryProtocol)
     transport = StringTransport()
@@ -53,7 +53,7 @@ def test_without_a_socket_a_long_poem_is_pulled() -> None:
 
 
 @pytest.mark.parametrize("poem", [b"short", LONG], ids=["short", "long"])
-def test_a_wrapped_transport_delivers_too(poem: bytes) -> None:
+def test_wrapped_transport_delivers(poem: bytes) -> None:
     """Under `twisted.protocols.policies` a poem goes through the wrapper."""
     server = Server(poem)
     with listening(WrappingFactory(server)) as port:
@@ -62,8 +62,8 @@ def test_a_wrapped_transport_delivers_too(poem: bytes) -> None:
         assert wait(client.received) == poem
 
 
-def test_a_wrapped_transport_resets_too() -> None:
-    """Under a wrapper, which hides the half-close, an early end of the reader is a reset."""
+def test_early_end_under_a_wrapper_is_a_reset() -> None:
+    """A wrapper hides the half-close, so that an early end of the reader is a reset."""
     server = Server(LONG)
     with listening(WrappingFactory(server)) as port, reader(port) as connection:
         connection.shutdown(socket.SHUT_WR)
@@ -72,8 +72,8 @@ def test_a_wrapped_transport_resets_too() -> None:
     assert server.outcomes == ["truncated"]
 
 
-def test_a_wrapped_reader_may_speak() -> None:
-    """Under a wrapper too, unread input does not reset what is still on its way."""
+def test_input_under_a_wrapper_does_not_reset() -> None:
+    """Unread input does not reset bytes that are still on their way."""
     server = Server(LONG)
     with listening(WrappingFactory(server)) as port, reader(port) as connection:
         connection.sendall(b"GET / HTTP/1.1")
@@ -84,7 +84,7 @@ def test_a_wrapped_reader_may_speak() -> None:
 
 
 @EACH_POEM
-def test_under_a_wrapper_over_tls(poem: bytes, certificates: Certificates) -> None:
+def test_wrapper_over_tls_delivers(poem: bytes, certificates: Certificates) -> None:
     """A wrapper hides the handshake; the poem waits for it, and ends with a close_notify."""
     server, client = Server(poem), PoetryClientFactory()
     endpoint = serverFromString(reactor, certificates.listen("good"))
@@ -97,8 +97,8 @@ def test_under_a_wrapper_over_tls(poem: bytes, certificates: Certificates) -> No
     wait(port.stopListening())
 
 
-def test_a_reader_that_goes_at_the_last_byte() -> None:
-    """Where the end of the stream cannot be sent, the poem was not."""
+def test_reset_by_a_reader_is_truncated() -> None:
+    """A poem whose end cannot be sent counts as truncated."""
     server = Server(b"short")
     with listening(WrappingFactory(server)) as port, reader(port) as connection:
         reset(connection)
@@ -106,8 +106,8 @@ def test_a_reader_that_goes_at_the_last_byte() -> None:
     assert server.outcomes == ["truncated"]
 
 
-def test_an_end_that_cannot_be_sent(monkeypatch: pytest.MonkeyPatch) -> None:
-    """A reader that has gone since the last write is noticed as the stream is ended."""
+def test_end_that_cannot_be_sent_is_truncated(monkeypatch: pytest.MonkeyPatch) -> None:
+    """A reader that has reset since the last write is noticed as the stream ends."""
     server = Server(LONG)
     with listening(WrappingFactory(server)) as port, reader(port) as connection:
         until(lambda: server.connections)

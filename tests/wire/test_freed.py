@@ -21,7 +21,7 @@ Client = Callable[[], Any]
 
 @pytest.fixture
 def no_collection() -> Iterator[None]:
-    """Only what nobody refers to is freed: cycles have to wait."""
+    """Keep the garbage collector off, so that only unreferenced objects are freed."""
     gc.collect()
     gc.disable()
     yield
@@ -29,17 +29,17 @@ def no_collection() -> Iterator[None]:
 
 
 def whole(_: Server, client: Client) -> None:
-    """A reader takes it all."""
+    """Let a reader take the whole poem."""
     assert wait(get_poem(client())) == LONG
 
 
 def reset_midway(_: Server, client: Client) -> None:
-    """A reader has enough."""
+    """Let a reader reset in the middle."""
     assert isinstance(wait_error(get_poem(client(), max_bytes=1_000_000)), PoemError)
 
 
 def stopped(server: Server, client: Client) -> None:
-    """The server has no time for more."""
+    """Let the server stop in the middle."""
     reading = get_poem(client())
     until(lambda: any(connection.size for connection in server.connections))
     for connection in list(server.connections):
@@ -51,7 +51,7 @@ ENDS = pytest.mark.parametrize("end", [whole, reset_midway, stopped])
 
 
 def freed(server: Server, listen: str, end: Callable[[Any], None]) -> bool:
-    """Whether a poem is gone as soon as its only reader has ended and it is replaced."""
+    """Whether a poem is freed as soon as its only reader has ended and it is replaced."""
     server.poem = LONG
     poem = weakref.ref(server.sending)
     port = wait(serverFromString(reactor, listen).listen(server))
@@ -64,8 +64,8 @@ def freed(server: Server, listen: str, end: Callable[[Any], None]) -> bool:
 
 @pytest.mark.usefixtures("no_collection")
 @ENDS
-def test_freed_over_tcp(end: Callable[[Server, Client], None]) -> None:
-    """However a reader over TCP ends, the poem that it had goes with it."""
+def test_poem_is_freed_over_tcp(end: Callable[[Server, Client], None]) -> None:
+    """However a reader over TCP ends, its poem is freed with it."""
     server = Server()
 
     def read(port: Any) -> None:
@@ -76,8 +76,10 @@ def test_freed_over_tcp(end: Callable[[Server, Client], None]) -> None:
 
 @pytest.mark.usefixtures("no_collection")
 @ENDS
-def test_freed_over_tls(certificates: Certificates, end: Callable[[Server, Client], None]) -> None:
-    """However a reader over TLS ends, the poem that it had goes with it."""
+def test_poem_is_freed_over_tls(
+    certificates: Certificates, end: Callable[[Server, Client], None]
+) -> None:
+    """However a reader over TLS ends, its poem is freed with it."""
     server = Server()
 
     def read(port: Any) -> None:
@@ -88,8 +90,8 @@ def test_freed_over_tls(certificates: Certificates, end: Callable[[Server, Clien
 
 
 @pytest.mark.usefixtures("no_collection")
-def test_freed_where_the_reader_has_gone() -> None:
-    """A reader that is gone before it is accepted leaves no poem in the traceback of its error."""
+def test_poem_is_freed_after_a_reset_before_accept() -> None:
+    """A reader that has reset before it is accepted leaves no poem in its error's traceback."""
     server = Server()
 
     def read(port: Any) -> None:

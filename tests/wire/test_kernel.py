@@ -20,8 +20,8 @@ from tests.loop import until
 
 
 @pytest.mark.parametrize("permitted", [False, True])
-def test_a_close_resets_or_sends(*, permitted: bool) -> None:
-    """Which one it is can be changed until the socket is closed."""
+def test_close_is_abortive_or_graceful(*, permitted: bool) -> None:
+    """A close can be made abortive and graceful again until the socket is closed."""
     with tcp_pair() as (reader, sender):
         sender.sendall(b"abc")
         kernel.make_close_abortive(sender)
@@ -36,8 +36,8 @@ def test_a_close_resets_or_sends(*, permitted: bool) -> None:
                 reader.recv(1)
 
 
-def test_what_the_peer_has_not_taken() -> None:
-    """It is counted in bytes, and is nothing once the peer's kernel has it."""
+def test_unacknowledged_bytes_are_counted() -> None:
+    """Unacknowledged bytes are counted, and are none once the peer's kernel has them."""
     with tcp_pair() as (reader, sender):
         sender.setblocking(False)
         sent = sender.send(bytes(50_000_000))
@@ -48,8 +48,8 @@ def test_what_the_peer_has_not_taken() -> None:
         until(lambda: unacknowledged(sender) == 0)
 
 
-def test_a_kernel_that_does_not_tell(monkeypatch: pytest.MonkeyPatch) -> None:
-    """Where the kernel does not say what is queued, nothing is."""
+def test_unacknowledged_bytes_are_none_where_unknown(monkeypatch: pytest.MonkeyPatch) -> None:
+    """Where the kernel does not say how much is queued, the count is 0."""
 
     def refuse(*_: object) -> bytes:
         raise OSError(25, "Inappropriate ioctl for device")
@@ -59,8 +59,8 @@ def test_a_kernel_that_does_not_tell(monkeypatch: pytest.MonkeyPatch) -> None:
         assert unacknowledged(handle) == 0
 
 
-def test_a_unix_socket_has_no_reset() -> None:
-    """It stays as it is: there is nothing to tell its reader with."""
+def test_unix_socket_has_no_abortive_close() -> None:
+    """A Unix socket stays as it is."""
     sender, reader = socket.socketpair()
     with sender, reader:
         kernel.reset(sender)
@@ -68,16 +68,16 @@ def test_a_unix_socket_has_no_reset() -> None:
         assert reader.recv(3) == b"abc"
 
 
-def test_a_socket_that_takes_no_option_any_more() -> None:
-    """On macOS that is one whose ends are both shut down; here, a closed one."""
+def test_refused_socket_option_is_ignored() -> None:
+    """On macOS a socket with both ends shut down takes no option; here a closed one stands in."""
     with tcp_pair() as (_, sender):
         sender.close()
         kernel.make_close_abortive(sender)
         kernel.make_close_graceful(sender)
 
 
-def test_what_was_said_until_now_is_thrown_away() -> None:
-    """However much it is: a close is an end then, and no reset."""
+def test_unread_input_is_discarded_before_a_close() -> None:
+    """After its input is discarded, however much, a close is an end and no reset."""
     with tcp_pair() as (reader, sender):
         reader.sendall(bytes(100_000))
         until(lambda: readable(sender) == 100_000)
@@ -89,8 +89,8 @@ def test_what_was_said_until_now_is_thrown_away() -> None:
         assert reader.recv(1) == b""
 
 
-def test_who_never_stops_talking_is_not_heard_out() -> None:
-    """A flood ends at what a receive buffer holds."""
+def test_discarding_input_is_bounded() -> None:
+    """A flood ends at the size of a receive buffer."""
     asked: list[int] = []
 
     def recv_into(into: bytearray, *_: object) -> int:
@@ -102,13 +102,13 @@ def test_who_never_stops_talking_is_not_heard_out() -> None:
 
 
 def readable(handle: socket.socket) -> int:
-    """Bytes that have come and nobody has read."""
+    """Bytes that have come and are not read."""
     return int.from_bytes(fcntl.ioctl(handle.fileno(), termios.FIONREAD, bytes(4)), sys.byteorder)
 
 
 @pytest.mark.skipif(not EPOLL, reason="asked of Linux alone")
-def test_how_many_wait_to_be_accepted() -> None:
-    """As many as are connected and nobody has taken in."""
+def test_accept_queue_is_counted() -> None:
+    """The accept queue has the connections that are made and not accepted."""
     with socket.create_server(("127.0.0.1", 0), backlog=5) as server, ExitStack() as stack:
         assert kernel.accept_queue(server) == 0
         for count in range(1, 4):
@@ -119,16 +119,18 @@ def test_how_many_wait_to_be_accepted() -> None:
         assert kernel.accept_queue(server) == 2
 
 
-def test_an_address_with_its_interface() -> None:
-    """A peer of one link is told with the name of its interface, as Twisted does."""
+def test_link_local_address_has_its_interface() -> None:
+    """The address of a peer on one link has the name of its interface, as in Twisted."""
     name = socket.if_indextoname(1)
     assert kernel.named(("fe80::1", 5, 0, 1)) == (f"fe80::1%{name}", 5, 0, 1)
     assert kernel.named(("::1", 5, 0, 0)) == ("::1", 5, 0, 0)
 
 
 @pytest.mark.parametrize("error", [ImportError, OSError])
-def test_no_c_library(error: type[Exception], monkeypatch: pytest.MonkeyPatch) -> None:
-    """Python without ctypes, or linked statically, has no way to reset but a close."""
+def test_reset_without_ctypes_fails(
+    error: type[Exception], monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """Python without ctypes, or linked statically, has no reset but an abortive close."""
 
     def refuse(_: object) -> None:
         raise error
@@ -141,8 +143,8 @@ def test_no_c_library(error: type[Exception], monkeypatch: pytest.MonkeyPatch) -
     features.c_library.cache_clear()
 
 
-def test_whether_the_peer_has_ended() -> None:
-    """Its end, or a reset, is seen without being read; nothing said yet is no end."""
+def test_end_of_the_peer_is_seen_without_reading() -> None:
+    """An end or a reset is seen without reading; silence is no end."""
     with tcp_pair() as (reader, sender):
         assert not kernel.peer_has_ended(sender)
         reader.close()

@@ -35,8 +35,8 @@ from tests.loop import drain, reactor, until, wait
 from tests.transfers import Log
 
 
-def test_each_transport_has_its_sender(certificates: Certificates) -> None:
-    """A socket, TLS itself, and anything else, such as memory or a wrapper around either."""
+def test_each_transport_has_its_kind_of_sending(certificates: Certificates) -> None:
+    """A socket, TLS, and anything else, such as memory or a wrapper around either."""
     kinds: list[str] = []
 
     class Tells(PoetryProtocol):
@@ -59,8 +59,8 @@ def test_each_transport_has_its_sender(certificates: Certificates) -> None:
     assert kind_of(StringTransport()) is Buffered
 
 
-def test_in_memory_there_is_no_socket() -> None:
-    """What is done to a socket is not done where there is none."""
+def test_calls_for_a_socket_do_nothing_in_memory() -> None:
+    """Calls that change a socket do nothing on a transport without one."""
     transport = StringTransport()
     assert handle_of(transport) is None
     assert not layers.reset(transport)
@@ -71,8 +71,8 @@ def test_in_memory_there_is_no_socket() -> None:
     assert not is_closing(object())
 
 
-def test_the_names_of_twisted() -> None:
-    """What is no part of an interface of Twisted's is there, and starts as we take it to."""
+def test_names_of_twisted_outside_its_interfaces() -> None:
+    """Attributes that no interface of Twisted's has exist, with the expected first value."""
     assert not Connection.disconnecting
     assert Connection.bufferSize == 64 * 1024
     assert not TLSMemoryBIOProtocol.disconnecting
@@ -80,9 +80,7 @@ def test_the_names_of_twisted() -> None:
 
 
 @pytest.mark.parametrize("ctypes", [True, False])
-def test_a_reset_before_a_close_of_twisted(
-    monkeypatch: pytest.MonkeyPatch, *, ctypes: bool
-) -> None:
+def test_reset_before_twisteds_close(monkeypatch: pytest.MonkeyPatch, *, ctypes: bool) -> None:
     """A close that Twisted begins with shutdown(2) is a reset all the same, with ctypes or not."""
     if not ctypes:
         monkeypatch.setattr(kernel, "c_library", lambda: None)
@@ -98,8 +96,10 @@ def test_a_reset_before_a_close_of_twisted(
 
 @pytest.mark.parametrize("times", [1, 3])
 @pytest.mark.parametrize("end", [layers.close, layers.abort])
-def test_a_close_that_the_reactor_refuses(end: Callable[[Any], None], times: int, log: Log) -> None:
-    """Where epoll_ctl(2) is refused once or more, the socket is closed, and the protocol told."""
+def test_close_survives_a_refusal_of_the_reactor(
+    end: Callable[[Any], None], times: int, log: Log
+) -> None:
+    """Where epoll_ctl(2) is refused once or more, the socket is closed, and the protocol knows."""
     server = Server()
     with listening(server) as port, reader(port) as connection:
         until(lambda: server.connections)
@@ -122,7 +122,9 @@ def test_a_close_that_the_reactor_refuses(end: Callable[[Any], None], times: int
     log.clear()
 
 
-def test_what_the_reactor_half_remembers(monkeypatch: pytest.MonkeyPatch, log: Log) -> None:
+def test_reused_descriptor_is_served_after_a_refusal(
+    monkeypatch: pytest.MonkeyPatch, log: Log
+) -> None:
     """After a refused EPOLL_CTL_DEL the next connection of that number is served like any other."""
     server = Server(LONG)
     with listening(server) as port:
@@ -134,7 +136,7 @@ def test_what_the_reactor_half_remembers(monkeypatch: pytest.MonkeyPatch, log: L
                 refused: list[int] = []
 
                 class Refuses:
-                    """An epoll that refuses to let one descriptor go."""
+                    """An epoll that refuses to remove one descriptor."""
 
                     def unregister(self, descriptor: int) -> None:
                         if not refused:  # noqa: B023
@@ -157,7 +159,7 @@ def test_what_the_reactor_half_remembers(monkeypatch: pytest.MonkeyPatch, log: L
     log.clear()
 
 
-def test_what_a_close_tells_may_fail(log: Log) -> None:
+def test_close_survives_an_error_of_the_protocol(log: Log) -> None:
     """An error of the protocol is logged, and the connection is closed all the same."""
 
     class Fails(PoetryProtocol):
@@ -176,7 +178,7 @@ def test_what_a_close_tells_may_fail(log: Log) -> None:
     log.clear()
 
 
-def test_a_reset_by_hand_needs_a_family_that_has_one() -> None:
+def test_reset_needs_tcp_and_ctypes() -> None:
     """Only a socket of TCP can be reset, and only with ctypes."""
     with (
         socket.create_server(("127.0.0.1", 0)) as listener,

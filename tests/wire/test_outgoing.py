@@ -42,7 +42,7 @@ def slow(poem: bytes, clock: Clock) -> Server:
 
 
 def slowly_in_memory() -> tuple[Clock, StringTransport]:
-    """A transport on which a poem of five bytes has begun, two at a time, and its clock."""
+    """A clock, and a transport in memory on which a poem of five bytes has begun, two at a time."""
     clock, transport = Clock(), StringTransport()
     protocol = slow(b"12345", clock).buildProtocol(None)
     assert protocol is not None
@@ -50,8 +50,8 @@ def slowly_in_memory() -> tuple[Clock, StringTransport]:
     return clock, transport
 
 
-def test_a_few_bytes_at_a_time() -> None:
-    """It sends its first bytes at once, and some more after each delay."""
+def test_slow_poem_is_sent_in_pieces() -> None:
+    """The first bytes go at once, and more after each delay."""
     clock, transport = slowly_in_memory()
     seen = [transport.value()]
     for _ in range(2):
@@ -61,8 +61,8 @@ def test_a_few_bytes_at_a_time() -> None:
     assert (transport.disconnecting, clock.getDelayedCalls()) == (True, [])
 
 
-def test_paused() -> None:
-    """A full transport pauses it, and a lost one leaves no timer behind."""
+def test_full_transport_pauses_a_slow_poem() -> None:
+    """A full transport pauses the poem, and a lost one leaves no timer behind."""
     clock, transport = slowly_in_memory()
     producer: Any = transport.producer
     producer.pauseProducing()
@@ -78,8 +78,8 @@ def test_paused() -> None:
 @pytest.mark.parametrize(
     "wrap", [lambda factory: factory, WrappingFactory], ids=["plain", "wrapped"]
 )
-def test_on_a_socket(wrap: Callable[[Any], Any]) -> None:
-    """On a real socket the slow poem arrives whole, and its reader is not blamed for the wait."""
+def test_slow_poem_arrives_whole_on_a_socket(wrap: Callable[[Any], Any]) -> None:
+    """The slow poem arrives whole, and its reader is not blamed for the wait."""
     clock = Clock()
     server = slow(b"12345", clock)
     with listening(wrap(server)) as port, reader(port) as connection:
@@ -97,8 +97,8 @@ def test_on_a_socket(wrap: Callable[[Any], Any]) -> None:
     assert server.outcomes == ["sent"]
 
 
-def test_a_lost_connection_leaves_no_timer() -> None:
-    """However a slow transfer ends, its timer goes with it."""
+def test_end_of_a_slow_poem_leaves_no_timer() -> None:
+    """However a slow transfer ends, its timer ends too."""
     clock = Clock()
     server = slow(b"12345", clock)
     with listening(server) as port, reader(port):
@@ -109,8 +109,8 @@ def test_a_lost_connection_leaves_no_timer() -> None:
     assert (server.outcomes, clock.getDelayedCalls()) == (["stopped"], [])
 
 
-def test_pieces_that_do_not_fit(certificates: Certificates) -> None:
-    """Where a piece fills its transport, the next one waits for the delay and for room."""
+def test_piece_waits_for_delay_and_room(certificates: Certificates) -> None:
+    """After a piece that fills its transport, the next one waits for the delay and for room."""
     clock = Clock()
     server, client = Server(LONG), PoetryClientFactory()
     server.pace = Pace(len(LONG) // 2, 2.0, clock)
@@ -124,7 +124,7 @@ def test_pieces_that_do_not_fit(certificates: Certificates) -> None:
     wait(port.stopListening())
 
 
-def test_room_before_the_next_bytes_are_due() -> None:
+def test_room_does_not_shorten_the_delay() -> None:
     """A transport that has room again gets no bytes before their time."""
     clock, transport = slowly_in_memory()
     producer: Any = transport.producer
@@ -135,8 +135,8 @@ def test_room_before_the_next_bytes_are_due() -> None:
     assert transport.value() == b"12345"
 
 
-def test_a_transport_that_never_pauses() -> None:
-    """A push producer sends until it is paused, and all of it where it is not."""
+def test_push_producer_sends_until_paused() -> None:
+    """A push producer sends until it is paused, and all of the poem where it is not."""
 
     class Pushes(Buffered):
         pushes = True
@@ -146,7 +146,7 @@ def test_a_transport_that_never_pauses() -> None:
     assert transport.value() == LONG
 
 
-def test_begun_twice() -> None:
+def test_second_beginning_sends_nothing() -> None:
     """A poem is sent once, however often its protocol begins."""
     transport = StringTransport()
     protocol = Server(b"poem").buildProtocol(None)
@@ -157,8 +157,8 @@ def test_begun_twice() -> None:
 
 
 @pytest.mark.parametrize("times", [1, 2], ids=["copied", "from a file"])
-def test_the_handler_of_a_signal_that_raises(times: int) -> None:
-    """What it raises just after bytes have gone sends none of them twice: the reader sees a reset.
+def test_exception_of_a_signal_handler_sends_no_byte_twice(times: int) -> None:
+    """An exception just after bytes have gone sends none of them twice: the reader sees a reset.
 
     The handler runs as soon as the interpreter is asked, which is as the call returns.
     """
@@ -195,8 +195,8 @@ def interrupt_until(connection: socket.socket, received: bytearray) -> None:
             reactor.iterate(0)
 
 
-def test_what_a_hook_of_its_own_fails_with(log: Log) -> None:
-    """A hook may be a coroutine or return a Deferred; what that fails with is logged."""
+def test_error_of_an_async_hook_is_logged(log: Log) -> None:
+    """The error of a hook that is a coroutine or returns a Deferred is logged."""
 
     class Hooks(Server):
         async def poemSent(self, poem: bytes) -> None:  # type: ignore[override]

@@ -18,8 +18,8 @@ def maps() -> str:
 
 
 @pytest.mark.parametrize("size", [LARGE - 1, LARGE, 2 * LARGE + 1])
-def test_the_file_stays_as_it_was(size: int) -> None:
-    """Whether the kernel does it or not, the bytes are the same, and no mapping is left."""
+def test_collapse_changes_no_byte(size: int) -> None:
+    """With or without large pages the bytes are the same, and no mapping is left."""
     before = maps().count("memfd:")
     descriptor = os.memfd_create("poem")
     with os.fdopen(descriptor, "r+b") as file:
@@ -32,8 +32,8 @@ def test_the_file_stays_as_it_was(size: int) -> None:
     assert maps().count("memfd:") == before
 
 
-def test_a_file_that_cannot_have_them() -> None:
-    """One that cannot be mapped is refused quietly, and so is a size beyond all addresses."""
+def test_collapse_ignores_a_file_without_mapping() -> None:
+    """A file that cannot be mapped is passed over, and so is a size beyond all addresses."""
     reading, writing = os.pipe()
     assert not collapse(reading, LARGE)
     assert not collapse(reading, 2**62)
@@ -41,7 +41,7 @@ def test_a_file_that_cannot_have_them() -> None:
     os.close(writing)
 
 
-def test_a_poem_is_sent_from_them() -> None:
+def test_poem_in_large_pages_is_sent() -> None:
     """A long poem's file, sealed afterwards, has the poem."""
     text = Poem(poem(LARGE + 5))
     text.share()

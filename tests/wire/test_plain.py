@@ -27,7 +27,7 @@ from tests.loop import drain, turn_until_still, until
 @pytest.mark.parametrize(
     ("size", "ended"), [(1, True), (SHORT, True), (SHORT + 1, True), (len(LONG), False)]
 )
-def test_only_what_is_left_has_a_producer(size: int, *, ended: bool) -> None:
+def test_poem_the_kernel_takes_at_once_has_no_producer(size: int, *, ended: bool) -> None:
     """A poem that the kernel takes at once is ended at once, without a producer for the rest."""
     server = Server(LONG[:size])
     with listening(server) as port, reader(port) as connection:
@@ -82,8 +82,8 @@ reactor.run()
 
 @pytest.mark.parametrize("of", ["service", "full", "bare factory"])
 @pytest.mark.parametrize(("taken", "size"), [(1, 3_000), (100, SHORT), (100, SHORT + 1)])
-def test_killed_after_the_first_bytes(of: str, taken: int, size: int) -> None:
-    """However little the kernel has taken, at once or later, that is a reset."""
+def test_process_killed_after_the_first_bytes_resets(of: str, taken: int, size: int) -> None:
+    """A process killed however early, with bytes in the kernel, resets its reader."""
     command = [sys.executable, "-c", KILLED, of, str(taken), str(size)]
     with subprocess.Popen(command, stdout=subprocess.PIPE, text=True) as server, ExitStack() as end:
         end.callback(server.kill)
@@ -96,8 +96,8 @@ def test_killed_after_the_first_bytes(of: str, taken: int, size: int) -> None:
 DATA_SEGS_OUT = 156  # of struct tcp_info, linux/tcp.h
 
 
-def test_an_early_end_is_heard_once_more() -> None:
-    """Who half-closed in the middle of a poem is let go as soon as all is sent."""
+def test_early_half_close_ends_after_the_last_byte() -> None:
+    """A reader that half-closed in the middle of a poem ends as soon as all is sent."""
     server = Server(LONG)
     with listening(server) as port, reader(port) as connection:
         until(lambda: server.connections)
@@ -110,8 +110,8 @@ def test_an_early_end_is_heard_once_more() -> None:
     assert server.outcomes == ["sent"]
 
 
-def test_the_first_error_is_the_one_that_is_told(monkeypatch: pytest.MonkeyPatch) -> None:
-    """What sending fails with reaches the hooks unchanged."""
+def test_first_error_reaches_the_hooks(monkeypatch: pytest.MonkeyPatch) -> None:
+    """The error of sending reaches the hooks unchanged."""
     server = Server(b"short")
 
     def refuse(*_: object) -> int:

@@ -25,7 +25,7 @@ Pair = tuple[socket.socket, socket.socket]
 
 @pytest.fixture(params=[socket.AF_INET, socket.AF_UNIX], ids=["TCP", "Unix"])
 def any_pair(request: pytest.FixtureRequest) -> Iterator[Pair]:
-    """Two connected sockets of either kind, of which neither waits."""
+    """Two connected sockets of either kind; neither blocks."""
     with ExitStack() as stack:
         if request.param == socket.AF_UNIX:
             sender, receiver = map(stack.enter_context, socket.socketpair())
@@ -40,7 +40,7 @@ tcp = pytest.mark.parametrize("any_pair", [socket.AF_INET], indirect=True)
 
 
 def carry(poem: Poem, pair: Pair, meanwhile: Callable[[], object] = int) -> bytes:
-    """Send it in pieces, with something done after each; give what arrives."""
+    """Send a poem in pieces, with a call after each; give the bytes that arrive."""
     sender, receiver = pair
     sent, arrived = 0, b""
     while len(arrived) < len(poem.data):
@@ -56,15 +56,15 @@ def carry(poem: Poem, pair: Pair, meanwhile: Callable[[], object] = int) -> byte
 
 
 @pytest.mark.parametrize("size", [1, SHARED - 1, SHARED, 1_000_000])
-def test_it_arrives(size: int, any_pair: Pair) -> None:
+def test_poem_arrives(size: int, any_pair: Pair) -> None:
     """Short or long, for the first reader and for the next."""
     poem = Poem(LONG[:size])
     assert [carry(poem, any_pair) for _ in range(3)] == [LONG[:size]] * 3
 
 
 @tcp
-def test_one_file_from_the_second_reader_of_a_long_poem_on(any_pair: Pair) -> None:
-    """None for a single reader, none for a short poem, and none when the poem is gone."""
+def test_long_poem_has_one_file_from_its_second_reader_on(any_pair: Pair) -> None:
+    """A single reader and a short poem need no file, and the file ends with the poem."""
     before = poem_files()
     short, long = Poem(LONG[: SHARED - 1]), Poem(LONG)
     for poem, expected in ((short, 0), (short, 0), (long, 0), (long, 1), (long, 1)):
@@ -75,8 +75,8 @@ def test_one_file_from_the_second_reader_of_a_long_poem_on(any_pair: Pair) -> No
 
 
 @pytest.mark.parametrize("any_pair", [socket.AF_UNIX], indirect=True)
-def test_no_file_for_unix_sockets(any_pair: Pair) -> None:
-    """Their kernel's steps of progress would be longer, and nothing would be saved."""
+def test_unix_sockets_get_no_file(any_pair: Pair) -> None:
+    """On Unix sockets a file would save nothing."""
     before = poem_files()
     poem = Poem(LONG)
     for _ in range(3):
@@ -85,8 +85,8 @@ def test_no_file_for_unix_sockets(any_pair: Pair) -> None:
 
 
 @tcp
-def test_a_retired_poem_goes_on_from_its_bytes(any_pair: Pair) -> None:
-    """Reload as often as you like: no file is left, and readers in flight miss nothing."""
+def test_retired_poem_is_sent_from_its_bytes(any_pair: Pair) -> None:
+    """However often a poem is reloaded, no file is left, and readers in flight miss nothing."""
     before = poem_files()
     poem = Poem(LONG)
     poem.share()
@@ -108,7 +108,7 @@ def test_a_retired_poem_goes_on_from_its_bytes(any_pair: Pair) -> None:
     ],
     ids=["not Linux", "out of descriptors", "no seals", "few descriptors", "no sendfile"],
 )
-def test_without_a_file_it_arrives_too(
+def test_poem_arrives_without_a_file(
     spoil: Callable[[pytest.MonkeyPatch], None], any_pair: Pair, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     """Where the system gives or sends no file, the bytes are copied, and none is left behind."""
@@ -120,8 +120,8 @@ def test_without_a_file_it_arrives_too(
 
 
 @tcp
-def test_a_lost_connection_is_told(any_pair: Pair) -> None:
-    """What is wrong with the connection is not taken for a want of sendfile."""
+def test_lost_connection_is_no_lack_of_sendfile(any_pair: Pair) -> None:
+    """The error of a lost connection is raised rather than taken for a lack of sendfile(2)."""
     poem = Poem(LONG)
     poem.share()
     any_pair[0].shutdown(socket.SHUT_WR)
@@ -130,7 +130,7 @@ def test_a_lost_connection_is_told(any_pair: Pair) -> None:
 
 
 @tcp
-def test_nothing_can_change_what_readers_get(any_pair: Pair) -> None:
+def test_file_of_a_poem_is_sealed(any_pair: Pair) -> None:
     """The file is sealed: not even this process can write to it."""
     poem = Poem(LONG)
     poem.share()

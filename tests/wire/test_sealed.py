@@ -63,7 +63,7 @@ class First(Before):
 
 
 class Answers(Before):
-    """Writes when the reader has said something."""
+    """Writes at the first input."""
 
     connectionMade = PoetryProtocol.connectionMade
 
@@ -73,7 +73,7 @@ class Answers(Before):
 
 
 class Later(Before):
-    """Writes from a timer, and keeps what that raises."""
+    """Writes from a timer, and keeps the error."""
 
     def connectionMade(self) -> None:
         PoetryProtocol.connectionMade(self)
@@ -86,7 +86,7 @@ class Later(Before):
 
 @contextmanager
 def listening(kind: str, server: Server, certificates: Certificates) -> Iterator[str]:
-    """A listener of a kind; give where it is, for a client."""
+    """Listen on a transport of a kind; give its address for a client."""
     listen = certificates.listen("good") if "tls" in kind else HERE
     factory: Any = WrappingFactory(server) if "wrapped" in kind else server
     if kind == "service":
@@ -102,7 +102,7 @@ def listening(kind: str, server: Server, certificates: Certificates) -> Iterator
 @pytest.mark.parametrize("kind", ["bare", "service", "tls", "wrapped", "wrapped tls"])
 @pytest.mark.parametrize("protocol", [Before, After, First, Answers, Later])
 @pytest.mark.parametrize("poem", [b"short" * 600, LONG], ids=["short", "long"])
-def test_whole_or_reset(
+def test_write_beside_a_poem_leaves_it_whole_or_resets(
     kind: str,
     protocol: type[Before],
     poem: bytes,
@@ -138,7 +138,7 @@ class Speaks(PoetryProtocol):
 
 @pytest.mark.parametrize("name", WRITES)
 def test_each_way_to_write_is_refused(name: str) -> None:
-    """The error is raised where the write is asked for, in memory too, and says what to do."""
+    """The error is raised where the write is called, in memory too, and says what to do."""
     transport = StringTransport()
     protocol: Any = PoetryServerFactory(b"poem").buildProtocol(None)
     protocol.makeConnection(transport)
@@ -147,16 +147,16 @@ def test_each_way_to_write_is_refused(name: str) -> None:
     assert transport.value() == b"poem"
 
 
-def test_a_protocol_that_receives_may_write() -> None:
-    """Only a poem has the write side to itself."""
+def test_receiver_may_write() -> None:
+    """Only a protocol that sends a poem has its write side sealed."""
     transport = StringTransport()
     protocol: Any = PoetryServerFactory().buildProtocol(None)
     protocol.makeConnection(transport)
     assert protocol.transport is transport
 
 
-def test_all_else_passes_through(certificates: Certificates) -> None:
-    """A sealed transport provides what the one below provides."""
+def test_sealed_transport_provides_the_interfaces_below(certificates: Certificates) -> None:
+    """A sealed transport provides the interfaces of the transport below."""
     for listen, interface in ((HERE, ITCPTransport), (certificates.listen("good"), ISSLTransport)):
         server = Server(LONG)
         with serving(server, listen=listen) as service:
@@ -171,8 +171,8 @@ def test_all_else_passes_through(certificates: Certificates) -> None:
 
 
 @pytest.mark.parametrize("name", ["write", "loseWriteConnection"])
-def test_a_write_while_the_poem_is_chosen(name: str, log: Log) -> None:
-    """What is written before it is known whether there is a poem is refused, and resets."""
+def test_write_before_the_poem_is_chosen_resets(name: str, log: Log) -> None:
+    """A write before `getPoem` has chosen is refused, and resets."""
 
     class Writes(Server):
         def getPoem(self, protocol: PoetryProtocol) -> bytes | None:

@@ -41,8 +41,8 @@ def listening_tls(factory: Any, certificates: Certificates) -> Iterator[int]:
 
 
 @EACH_POEM
-def test_over_tls(poem: bytes, certificates: Certificates) -> None:
-    """Over TLS each poem arrives whole, and its sender is told."""
+def test_poem_arrives_over_tls(poem: bytes, certificates: Certificates) -> None:
+    """Over TLS each poem arrives whole, and its outcome is "sent"."""
     server, client = Server(poem), PoetryClientFactory()
     with listening_tls(server, certificates) as port:
         clientFromString(reactor, certificates.trusting(port)).connect(client)
@@ -51,8 +51,8 @@ def test_over_tls(poem: bytes, certificates: Certificates) -> None:
     assert (server.told, server.outcomes) == (["sent"], ["sent"])
 
 
-def test_a_reader_that_ends_tls_early_was_not_served(certificates: Certificates) -> None:
-    """A close_notify from the reader in the middle of a poem is a poem that was not sent."""
+def test_early_close_notify_is_truncated(certificates: Certificates) -> None:
+    """A reader's close_notify in the middle of a poem means that the poem was not sent."""
 
     class Leaves(PoetryProtocol):
         def dataReceived(self, data: bytes) -> None:
@@ -71,8 +71,8 @@ def test_a_reader_that_ends_tls_early_was_not_served(certificates: Certificates)
 CLOSE_WAIT = 8  # linux/tcp_states.h
 
 
-def test_a_reader_that_waits_for_both_ends(certificates: Certificates) -> None:
-    """A reader that does not answer a close_notify sees the FIN too, and is let go in the end."""
+def test_reader_that_does_not_answer_close_notify_is_closed(certificates: Certificates) -> None:
+    """A reader that does not answer a close_notify sees the FIN too, and is closed in the end."""
     server = Server(b"short")
     with listening_tls(server, certificates) as port, reader(port) as connection:
         context = certificates.context()
@@ -94,8 +94,8 @@ def test_a_reader_that_waits_for_both_ends(certificates: Certificates) -> None:
     assert server.outcomes == ["sent"]
 
 
-def test_a_stop_before_the_kernel_has_it(certificates: Certificates) -> None:
-    """What is still in the process's buffer was not sent: a stop resets it."""
+def test_stop_resets_bytes_still_in_the_process(certificates: Certificates) -> None:
+    """Bytes that are still in the process's buffer were not sent: a stop resets."""
     server = Server(b"short")
     ends: list[Callable[[], None]] = []
 
@@ -115,8 +115,8 @@ def test_a_stop_before_the_kernel_has_it(certificates: Certificates) -> None:
 
 
 @pytest.mark.parametrize("poem", [b"short", LONG], ids=["short", "long"])
-def test_slowly(poem: bytes, certificates: Certificates) -> None:
-    """The slow server over TLS: a piece at a time, and whole."""
+def test_slow_poem_arrives_whole_over_tls(poem: bytes, certificates: Certificates) -> None:
+    """The slow server over TLS sends a piece at a time, and the poem arrives whole."""
     clock = Clock()
     server, client = Server(poem), PoetryClientFactory()
     server.pace = Pace(len(poem) // 3 + 1, 2.0, clock)
@@ -130,8 +130,8 @@ def test_slowly(poem: bytes, certificates: Certificates) -> None:
     assert (server.outcomes, clock.getDelayedCalls()) == (["sent"], [])
 
 
-def test_twisted_can_still_write_at_once(certificates: Certificates) -> None:
-    """What is written goes to OpenSSL now, whatever Twisted's `write` keeps for later."""
+def test_write_goes_to_openssl_at_once(certificates: Certificates) -> None:
+    """Bytes go to OpenSSL at once, whatever Twisted's `write` keeps for later."""
     transports: list[Any] = []
 
     class Peeks(PoetryProtocol):
