@@ -48,7 +48,9 @@ from tests.processes import run
         ("tcp:8000:interface=127.0.0.1", None),
     ],
 )
-def test_split(text: str, expected: tuple[str, int] | None) -> None:
+def test_split_leaves_endpoint_strings_to_twisted(
+    text: str, expected: tuple[str, int] | None
+) -> None:
     """A plain address is a host and a port; the rest is for Twisted."""
     assert split(text) == expected
 
@@ -73,8 +75,8 @@ BAD = [
 
 @pytest.mark.parametrize("parse", [server_endpoint, client_endpoint])
 @pytest.mark.parametrize(("text", "reason"), BAD)
-def test_no_address(parse: Any, text: str, reason: str) -> None:
-    """What makes no sense on either side is refused in one line that quotes it."""
+def test_nonsense_is_refused(parse: Any, text: str, reason: str) -> None:
+    """Nonsense is refused on either side in one line that quotes it."""
     with pytest.raises(BadAddress) as caught:
         parse(MemoryReactorClock(), text)
     message = str(caught.value)
@@ -104,8 +106,8 @@ def test_no_address(parse: Any, text: str, reason: str) -> None:
         (" 127.0.0.1: 8000", "write 127.0.0.1:8000"),
     ],
 )
-def test_nearly_an_address(parse: Any, text: str, instead: str) -> None:
-    """What is nearly an address is refused with what to write instead, which is one."""
+def test_near_miss_is_refused_with_a_correction(parse: Any, text: str, instead: str) -> None:
+    """The error of a near miss has the right address, which is accepted."""
     with pytest.raises(BadAddress) as caught:
         parse(MemoryReactorClock(), text)
     assert str(caught.value) == f"{text!r} is no address: {instead}"
@@ -139,7 +141,9 @@ def test_nearly_an_address(parse: Any, text: str, instead: str) -> None:
         (client_endpoint, "127.0.0.1:0", "port 0 is not one to connect to"),
     ],
 )
-def test_bad_arguments(monkeypatch: pytest.MonkeyPatch, parse: Any, text: str, reason: str) -> None:
+def test_bad_arguments_are_refused(
+    monkeypatch: pytest.MonkeyPatch, parse: Any, text: str, reason: str
+) -> None:
     """Endpoint strings with bad arguments are refused in one line that quotes them."""
     monkeypatch.delenv("LISTEN_FDS", raising=False)
     with pytest.raises(BadAddress, match=r"\A'.*\Z") as caught:
@@ -151,7 +155,7 @@ def test_bad_arguments(monkeypatch: pytest.MonkeyPatch, parse: Any, text: str, r
 @pytest.mark.parametrize(
     ("command", "address"), [("serve -l", "ssl:0"), ("get", "ssl:h:1"), ("get", "tls:h:1")]
 )
-def test_without_tls(command: str, address: str) -> None:
+def test_tls_without_pyopenssl_says_what_to_install(command: str, address: str) -> None:
     """Where TLS is not installed, the error says what to install."""
     script = "import sys; sys.modules['OpenSSL'] = None; from poetry.cli import main; main()"
     words = [sys.executable, "-c", script, *command.split(), address]
@@ -162,7 +166,7 @@ def test_without_tls(command: str, address: str) -> None:
     assert result.stderr.count(b"\n") == 1
 
 
-def test_authorities_without_tls(monkeypatch: pytest.MonkeyPatch) -> None:
+def test_authorities_without_pyopenssl_say_what_to_install(monkeypatch: pytest.MonkeyPatch) -> None:
     """Where TLS is not installed, a file of authorities says what to install."""
     monkeypatch.setitem(sys.modules, "OpenSSL", None)
     monkeypatch.setitem(sys.modules, "OpenSSL.crypto", None)
@@ -179,7 +183,7 @@ def test_authorities_without_tls(monkeypatch: pytest.MonkeyPatch) -> None:
         ("tcp:10000:backlog=7:interface=127.0.0.1", 10000, "127.0.0.1", 7),
     ],
 )
-def test_listen(text: str, port: int, host: str, backlog: int) -> None:
+def test_listener_has_our_backlog(text: str, port: int, host: str, backlog: int) -> None:
     """A listener has our backlog unless its text has one."""
     memory = MemoryReactorClock()
     server_endpoint(memory, text).listen(ServerFactory())
@@ -198,8 +202,8 @@ def test_listen(text: str, port: int, host: str, backlog: int) -> None:
         ("unix:{directory}/{longest}", "{announced}"),
     ],
 )
-def test_there_and_back(tmp_path: Path, listen: str, connect: str) -> None:
-    """What a listener is announced as reaches it, and so does every other way to write it."""
+def test_announced_address_reaches_the_listener(tmp_path: Path, listen: str, connect: str) -> None:
+    """The announced address reaches its listener, and so does every other spelling."""
     longest = "x" * (107 - len(f"{tmp_path}/"))
     endpoint = server_endpoint(reactor, listen.format(directory=tmp_path, longest=longest))
     port = wait(endpoint.listen(PoetryServerFactory(b"a poem")))
@@ -211,7 +215,7 @@ def test_there_and_back(tmp_path: Path, listen: str, connect: str) -> None:
 
 @implementer(IHostnameResolver)
 class OneHost:
-    """A resolver that knows all names, as one machine's."""
+    """A resolver for which all names are one machine's."""
 
     def __init__(self) -> None:
         self.asked: list[str] = []
@@ -232,7 +236,7 @@ class OneHost:
 
 @pytest.fixture
 def one_host() -> Iterator[OneHost]:
-    """The reactor's resolver while a test lasts."""
+    """Replace the reactor's resolver during a test."""
     resolver = OneHost()
     before = reactor.installNameResolver(resolver)
     yield resolver
@@ -242,7 +246,7 @@ def one_host() -> Iterator[OneHost]:
 @pytest.mark.parametrize(
     "host", ["poem_server", "r3---sn-x", "-x-", "poems.example.", "xn--gedicht-0za.example"]
 )
-def test_the_resolver_decides(one_host: OneHost, host: str) -> None:
+def test_resolver_decides_about_ascii_names(one_host: OneHost, host: str) -> None:
     """A name of ASCII is for the resolver to know, IDNA's rules or not."""
     port = wait(server_endpoint(reactor, "0").listen(PoetryServerFactory(b"a poem")))
     for address in (f"{host}:{port.getHost().port}", f"tcp:{host}:{port.getHost().port}"):
@@ -259,7 +263,7 @@ def test_the_resolver_decides(one_host: OneHost, host: str) -> None:
         ("elsewhere.example", "VerificationError"),
     ],
 )
-def test_whose_certificate_it_is(
+def test_certificate_is_compared_with_any_name(
     one_host: OneHost,
     certificates: Certificates,
     monkeypatch: pytest.MonkeyPatch,
@@ -278,8 +282,10 @@ def test_whose_certificate_it_is(
     assert one_host.asked == ([] if host == "127.0.0.1" else [host])
 
 
-def test_tls_on_ipv6(certificates: Certificates, monkeypatch: pytest.MonkeyPatch) -> None:
-    """What a TLS listener on IPv6 is announced as reaches it."""
+def test_announced_tls_address_on_ipv6_reaches_the_listener(
+    certificates: Certificates, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """The announced address of a TLS listener on IPv6 reaches it."""
     monkeypatch.setenv("SSL_CERT_FILE", str(certificates.authority))
     text = certificates.listen("good").replace("127.0.0.1", "\\:\\:1")
     try:
@@ -300,7 +306,7 @@ def test_tls_on_ipv6(certificates: Certificates, monkeypatch: pytest.MonkeyPatch
         ("ssl:host=poems.example.org:port=1", False),
     ],
 )
-def test_ssl_is_told_whose_certificate(
+def test_ssl_endpoint_checks_the_certificates_name(
     monkeypatch: pytest.MonkeyPatch, text: str, *, checked: bool
 ) -> None:
     """`ssl:` is given a name to compare, where Twisted would check none."""
@@ -322,7 +328,7 @@ def test_ssl_is_told_whose_certificate(
         (HostnameAddress(b"h", 1), "", "HostnameAddress(hostname=b'h', port=1)"),
     ],
 )
-def test_format(address: Any, text: str, expected: str) -> None:
+def test_format_writes_what_get_reads(address: Any, text: str, expected: str) -> None:
     """Addresses are written as `poetry get` reads them."""
     transport = StringTransport(hostAddress=address, peerAddress=address)
     assert listening_address(transport, text) == expected  # type: ignore[arg-type]

@@ -37,7 +37,7 @@ class Distribution(NamedTuple):
 
 
 def check(tool: str, *words: str | Path) -> None:
-    """Run a tool that is installed beside Python and has nothing to complain about."""
+    """Run a tool that is installed beside Python; it has to succeed."""
     command = [Path(sys.executable).with_name(tool), *words]
     done = run(command)
     assert done.returncode == 0, done.stdout + done.stderr
@@ -45,7 +45,7 @@ def check(tool: str, *words: str | Path) -> None:
 
 @pytest.fixture(scope="module")
 def built(tmp_path_factory: pytest.TempPathFactory) -> Distribution:
-    """Both, of a copy of this tree in which strays lie about."""
+    """The sdist and the wheel of a copy of this tree with stray files."""
     tree = tmp_path_factory.mktemp("tree") / "twisted-poetry"
     shutil.copytree(ROOT, tree, ignore=shutil.ignore_patterns(".*", "__pycache__", "dropin.cache"))
     for name in STRAY:
@@ -92,7 +92,7 @@ def test_description(built: Distribution) -> None:
     assert "docs/library.md" in description
 
 
-def test_checkers(built: Distribution) -> None:
+def test_checkers_have_no_complaint(built: Distribution) -> None:
     """Neither twine nor check-wheel-contents nor validate-pyproject has anything to say."""
     check("twine", "check", "--strict", *built)
     check("check-wheel-contents", "--config", ROOT / "pyproject.toml", built.wheel)
@@ -145,7 +145,7 @@ def test_pre_commit() -> None:
     assert len(checks) == 3
 
 
-def test_changelog(built: Distribution) -> None:
+def test_changelog_names_the_release(built: Distribution) -> None:
     """The newest release in the changelog is this one, and has a date."""
     text = (ROOT / "CHANGELOG.md").read_text(encoding="utf-8")
     newest = re.findall(r"^## \[(.*)\] - \d{4}-\d\d-\d\d$", text, re.MULTILINE)[0]

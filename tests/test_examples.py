@@ -22,7 +22,7 @@ POEM = b"One poem, so brief.\n"
 
 
 def examples(*commands: click.Command) -> list[str]:
-    """The example lines of their help texts, without what is said of them."""
+    """The example lines of their help texts, without the comments."""
     lines = [line for command in commands for line in str(command.epilog).splitlines()]
     found = [re.split(r"  +", line.strip())[0] for line in lines if re.search(r"\bpoetry ", line)]
     return list(dict.fromkeys(found))

@@ -22,7 +22,7 @@ COMMANDS = ("poetry", "twisted-poetry")
 # The distribution
 
 
-def test_commands() -> None:
+def test_both_commands_are_declared() -> None:
     """Both commands are declared, and are the same."""
     points = {point.name: point for point in distribution("twisted-poetry").entry_points}
     assert sorted(points) == sorted(COMMANDS)
@@ -30,13 +30,13 @@ def test_commands() -> None:
     assert {point.group for point in points.values()} == {"console_scripts"}
 
 
-def test_requirements() -> None:
-    """What it needs is Twisted, click and tqdm; the rest are extras."""
+def test_requirements_are_few() -> None:
+    """The package needs Twisted, click and tqdm; the rest are extras."""
     lines = [line for line in requires("twisted-poetry") or () if "extra ==" not in line]
     assert {re.split(r"[^\w-]", line)[0] for line in lines} == {"twisted", "click", "tqdm"}
 
 
-def test_files() -> None:
+def test_package_is_typed_and_brings_a_poem() -> None:
     """The package says that it is typed, and brings a poem that is not ASCII."""
     directory = Path(str(package.__file__)).parent
     assert (directory / "py.typed").exists()
@@ -47,7 +47,7 @@ def test_files() -> None:
 
 
 def test_public_names() -> None:
-    """Each public name is there, is listed, and comes from the room that type checkers know of."""
+    """Each public name exists, is listed, and comes from the module that type checkers know."""
     source = (ROOT / "poetry" / "__init__.py").read_text(encoding="utf-8")
     imports = [node for node in ast.walk(ast.parse(source)) if isinstance(node, ast.ImportFrom)]
     typed = {
@@ -77,7 +77,7 @@ def test_rooms(room: str) -> None:
     assert (done.returncode, done.stdout.decode()) == (0, f"poetry.{room}\n")
 
 
-def test_no_other_name() -> None:
+def test_other_name_is_an_attribute_error() -> None:
     """Another name is an AttributeError, as of any module."""
     with pytest.raises(AttributeError, match="module 'poetry' has no attribute 'prose'"):
         importlib.import_module("poetry").prose  # noqa: B018
@@ -98,8 +98,8 @@ def test_type_checkers(tmp_path: Path, checker: tuple[str, ...]) -> None:
     assert result.returncode == 0, result.stdout + result.stderr
 
 
-def test_module(capsys: pytest.CaptureFixture[str]) -> None:
-    """`python -m poetry` is the command; to import it is nothing."""
+def test_module_runs_the_command(capsys: pytest.CaptureFixture[str]) -> None:
+    """`python -m poetry` is the command; an import runs nothing."""
     importlib.import_module("poetry.__main__")
     assert capsys.readouterr() == ("", "")
     assert run_poetry("--version").stdout.startswith(b"twisted-poetry, version ")
@@ -123,8 +123,8 @@ def test_help_does_without_twisted(words: list[str]) -> None:
     assert not {name for name in modules if re.match(r"(twisted|zope|tqdm|asyncio)\b", name)}
 
 
-def test_get_is_lean() -> None:
-    """`poetry get` loads nothing that only `serve`, a bar or a retry needs."""
+def test_get_loads_no_module_of_serve() -> None:
+    """`poetry get` loads no module that only `serve`, a bar or a retry needs."""
     modules = imported("get", "unix:/no/such/socket")
     assert "poetry.download.fetch" in modules
     serving = r"poetry\.(server|build|tap|logs|metrics|systemd)"
@@ -134,8 +134,8 @@ def test_get_is_lean() -> None:
 
 @pytest.mark.parametrize("command", COMMANDS)
 @pytest.mark.parametrize("shell", ["bash", "zsh", "fish"])
-def test_completion(command: str, shell: str) -> None:
-    """click's completion works for both names: its script, and what it asks for then."""
+def test_click_completes_both_names(command: str, shell: str) -> None:
+    """click's completion works for both names: its script, and the words for a request."""
     program = shutil.which(command, path=str(Path(sys.executable).parent))
     if program is None:
         pytest.skip(f"{command} is not installed beside Python")

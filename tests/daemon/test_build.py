@@ -35,7 +35,7 @@ class Reactor(MemoryReactorClock):
 
 @pytest.fixture
 def reactor() -> Iterator[Reactor]:
-    """A reactor in memory; the handler of HUP is afterwards what it was."""
+    """A reactor in memory; the handler of HUP is restored afterwards."""
     before = signal.getsignal(signal.SIGHUP)
     yield Reactor()  # type: ignore[no-untyped-call]
     signal.signal(signal.SIGHUP, before)
@@ -56,16 +56,16 @@ def factories(service: PoetryService) -> list[PoemFactory]:
         (["a", "b"], ["1", "2"], [("a", "1"), ("b", "2")]),
     ],
 )
-def test_pair(
+def test_poems_and_addresses_are_paired(
     poems: list[str], addresses: list[str], expected: list[tuple[str | None, str]]
 ) -> None:
-    """One poem goes anywhere, several go to one address each."""
+    """One poem goes to every address, several go to one address each."""
     assert pair(poems, addresses) == expected
 
 
 @pytest.mark.parametrize("count", [1, 3])
-def test_unpaired(count: int) -> None:
-    """Anything else is a usage error."""
+def test_unpaired_poems_are_a_usage_error(count: int) -> None:
+    """Other numbers of poems and addresses are a usage error."""
     with pytest.raises(UsageError, match=f"2 poems and {count} addresses"):
         pair(["a", "b"], ["1"] * count)
 
@@ -79,16 +79,18 @@ def test_unpaired(count: int) -> None:
         ("-", "standard input is closed"),
     ],
 )
-def test_no_poem(monkeypatch: pytest.MonkeyPatch, word: str, reason: str) -> None:
-    """What cannot be read or is empty is a usage error that names it."""
+def test_missing_or_empty_poem_is_a_usage_error(
+    monkeypatch: pytest.MonkeyPatch, word: str, reason: str
+) -> None:
+    """A poem that cannot be read or is empty is a usage error that names it."""
     monkeypatch.setattr("sys.stdin", None)
     with pytest.raises(UsageError) as caught:
         read_poem(word)
     assert str(caught.value) == f"{word}: {reason}"
 
 
-def test_a_poem_that_is_too_long(monkeypatch: pytest.MonkeyPatch) -> None:
-    """What does not fit into memory is a usage error that names it."""
+def test_poem_beyond_memory_is_a_usage_error(monkeypatch: pytest.MonkeyPatch) -> None:
+    """A poem that does not fit into memory is a usage error that names it."""
 
     def too_large(*_: object) -> bytes:
         raise MemoryError
@@ -98,7 +100,7 @@ def test_a_poem_that_is_too_long(monkeypatch: pytest.MonkeyPatch) -> None:
         read_poem("-")
 
 
-def test_an_unreadable_poem(tmp_path: Path) -> None:
+def test_unreadable_poem_is_a_usage_error(tmp_path: Path) -> None:
     """A file that may not be read is a usage error that names it."""
     path = tmp_path / "poem.txt"
     path.touch(mode=0)
@@ -122,10 +124,10 @@ def test_standard_input_is_read_once(monkeypatch: pytest.MonkeyPatch, reactor: R
     assert (first.address, second.address) == ("1", "2")
 
 
-def test_poems_of_one_name(
+def test_poems_of_one_name_have_their_paths(
     monkeypatch: pytest.MonkeyPatch, reactor: Reactor, tmp_path: Path
 ) -> None:
-    """Logs and metrics tell files of one name apart by the path that they were given with."""
+    """Logs and metrics tell files of one name apart by the path on the command line."""
     monkeypatch.chdir(tmp_path)
     words = ["a/poem.txt", "b/poem.txt", "envoi.txt"]
     for word in words:
@@ -142,10 +144,10 @@ def test_poems_of_one_name(
     ("num_bytes", "delay", "expected"),
     [(None, None, None), (3, 0.5, (3, 0.5)), (3, None, (3, 0.1)), (None, 0.5, (10, 0.5))],
 )
-def test_slow(
+def test_pace_makes_a_slow_server(
     reactor: Reactor, num_bytes: int | None, delay: float | None, expected: tuple[int, float] | None
 ) -> None:
-    """A pace makes it the slow poetry server; of the two, one is enough."""
+    """Either option of the pace alone makes the slow poetry server."""
     [factory] = factories(build_service(reactor, [], [], num_bytes=num_bytes, delay=delay))
     assert factory.pace == (None if expected is None else Pace(*expected, reactor))
 
@@ -161,15 +163,17 @@ def test_slow(
         ({"delay": float("nan")}, "delay has to be more than 0 s, not nan"),
     ],
 )
-def test_nonsense(reactor: Reactor, arguments: dict[str, Any], message: str) -> None:
-    """What makes no sense is a usage error."""
+def test_nonsense_is_a_usage_error(
+    reactor: Reactor, arguments: dict[str, Any], message: str
+) -> None:
+    """Options that contradict each other are a usage error."""
     if "metrics" in arguments:
         pytest.importorskip("prometheus_client", reason="needs twisted-poetry[metrics]")
     with pytest.raises(UsageError, match=message):
         build_service(reactor, [], **{"addresses": [], **arguments})
 
 
-def test_metrics(reactor: Reactor, monkeypatch: pytest.MonkeyPatch) -> None:
+def test_metrics_need_prometheus_client(reactor: Reactor, monkeypatch: pytest.MonkeyPatch) -> None:
     """Metrics are served beside the poems, and need prometheus-client."""
     pytest.importorskip("prometheus_client", reason="needs twisted-poetry[metrics]")
     assert len(build_service(reactor, [], [], metrics="0").others) == 1
@@ -178,8 +182,8 @@ def test_metrics(reactor: Reactor, monkeypatch: pytest.MonkeyPatch) -> None:
         build_service(reactor, [], [], metrics="0")
 
 
-def test_hup(reactor: Reactor, tmp_path: Path) -> None:
-    """Once started, HUP makes it read the poems again, in the reactor's own time."""
+def test_hup_reloads(reactor: Reactor, tmp_path: Path) -> None:
+    """Once started, HUP reloads the poems, in the reactor's own time."""
     path = tmp_path / "poem.txt"
     path.write_bytes(b"old")
     service = build_service(reactor, [str(path)], ["127.0.0.1:1"])
@@ -192,10 +196,10 @@ def test_hup(reactor: Reactor, tmp_path: Path) -> None:
     assert service.stopService().called
 
 
-def test_a_reload_without_a_thread(
+def test_reload_without_a_thread_notifies_systemd(
     reactor: Reactor, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    """Where no thread can be started systemd is told all the same that the reload is over."""
+    """Where no thread can be started systemd still learns that the reload is over."""
     path = tmp_path / "poem.txt"
     path.write_bytes(b"a poem")
     service = build_service(reactor, [str(path)], ["127.0.0.1:1"])
@@ -210,10 +214,10 @@ def test_a_reload_without_a_thread(
     assert told == ["RELOADING=1", "READY=1"]
 
 
-def test_certificates_are_read_again(
+def test_reload_reads_certificates(
     reactor: Reactor, certificates: Certificates, tmp_path: Path, log: Log
 ) -> None:
-    """A reload reads the certificates of TLS listeners too; what cannot be read is no success."""
+    """A reload reads the certificates of TLS listeners too; an unreadable one is no success."""
     path = tmp_path / "server.pem"
     path.write_bytes(certificates.path("good").read_bytes())
     service = build_service(reactor, [], ["1", f"ssl:0:privateKey={path}"])

@@ -56,8 +56,10 @@ from tests.transfers import Log, transferred
         ("error", False, "warn"),
     ],
 )
-def test_transfer(log: Log, level: str, *, whole: bool, logged: str | None) -> None:
-    """A success is logged at info, unless nobody wants to know, and a failure at warn."""
+def test_transfer_is_logged_by_its_outcome(
+    log: Log, level: str, *, whole: bool, logged: str | None
+) -> None:
+    """A success is logged at info, if at all, and a failure at warn."""
     transferred(TransferLog(level), whole=whole)
     assert [event["log_level"].name for event in log] == ([logged] if logged else [])
     for event in log:
@@ -69,7 +71,7 @@ def test_transfer(log: Log, level: str, *, whole: bool, logged: str | None) -> N
         assert "\n" not in text[:-1]
 
 
-def test_handshake(log: Log) -> None:
+def test_failed_handshake_is_an_event(log: Log) -> None:
     """A TLS handshake that failed is an event of its own."""
     protocol = transferred(whole=True)
     protocol.outcome = "handshake"
@@ -92,19 +94,19 @@ def event_of(level: LogLevel = LogLevel.info, **fields: Any) -> LogEvent:
     }
 
 
-def test_text() -> None:
+def test_text_line_has_time_level_and_message() -> None:
     """A line of text has the time, the level and the message."""
     assert format_text(event_of()) == "2020-01-01T00:00:00.250Z info  it is so\n"
 
 
-def test_a_peer_cannot_forge_a_line() -> None:
-    """What cannot be printed is escaped in a line of text."""
+def test_unprintable_characters_are_escaped() -> None:
+    """No peer can forge a line: unprintable characters are escaped in text."""
     assert format_text(event_of(what="a\nb\x1b[0m")).count("\n") == 1
     assert format_text(event_of(what="a\nb\x1b[0m")).endswith("it is a\\nb\\x1b[0m\n")
 
 
-def test_json() -> None:
-    """A JSON object has the event's own fields, of which none hides those that each has."""
+def test_json_object_has_the_events_fields() -> None:
+    """An object has the event's own fields, of which none hides those of every event."""
     event = event_of(event="test", count=3, message="hidden", thing=object(), ever=math.inf)
     assert json.loads(format_json(event)) == {
         "time": "2020-01-01T00:00:00.250Z",
@@ -118,16 +120,16 @@ def test_json() -> None:
     assert json.loads(format_json(event_of()))["event"] == "log"
 
 
-def test_why_there_is_no_serving() -> None:
-    """What keeps a server from starting is an object like the lines of a log."""
+def test_failed_start_is_a_json_object() -> None:
+    """The error that keeps a server from starting is an object like the lines of a log."""
     line = json.loads(error_line("no {braces} are read"))
     assert (line["level"], line["event"]) == ("error", "start_failed")
     assert line["message"] == line["reason"] == "no {braces} are read"
 
 
 @pytest.mark.parametrize("write", FORMATS.values(), ids=FORMATS.keys())
-def test_what_others_log(write: Callable[[LogEvent], str]) -> None:
-    """Their formats may have all that Twisted's have, and there may be none."""
+def test_foreign_formats_are_rendered(write: Callable[[LogEvent], str]) -> None:
+    """Events of other packages may have any format of Twisted's, or none."""
     theirs = event_of(log_namespace="twisted.web", log_format="{call()}", call=lambda: "called")
     assert "called" in write(theirs)
     empty = event_of()
@@ -135,8 +137,8 @@ def test_what_others_log(write: Callable[[LogEvent], str]) -> None:
     assert "so" not in write({**empty, "what": ""})
 
 
-def test_a_failure_has_its_traceback() -> None:
-    """What nobody foresaw is logged with its traceback, in both formats."""
+def test_failure_has_its_traceback() -> None:
+    """An unexpected error is logged with its traceback, in both formats."""
     try:
         raise RuntimeError("nobody foresaw it")
     except RuntimeError:
@@ -154,7 +156,7 @@ def test_a_failure_has_its_traceback() -> None:
         ("error", ["error", "critical"], []),
     ],
 )
-def test_threshold(threshold: str, own: list[str], foreign: list[str]) -> None:
+def test_level_filters_events(threshold: str, own: list[str], foreign: list[str]) -> None:
     """Our events pass from the level up, and others' below a warning only as debug."""
     log = Log()
     observer = Threshold(log, threshold, Clock())
@@ -167,8 +169,8 @@ def test_threshold(threshold: str, own: list[str], foreign: list[str]) -> None:
     assert [event["log_level"].name for event in log] == foreign
 
 
-def test_a_flood(log: Log) -> None:
-    """Of a flood of the same trouble some lines pass, and later its number; the rest is as ever."""
+def test_flood_is_summarized(log: Log) -> None:
+    """Of many equal events some lines pass, and later their number; other events pass as before."""
     passed, clock = Log(), Clock()
     observer = Threshold(passed, "info", clock)
 
@@ -199,8 +201,8 @@ def raised(error: Exception) -> Failure:
         return Failure()
 
 
-def test_floods_of_others(log: Log) -> None:
-    """What others fail with is told apart by its kind, although all is logged in one format."""
+def test_foreign_floods_are_told_apart(log: Log) -> None:
+    """Errors of other packages are told apart by their kind, although they share one format."""
     passed, clock = Log(), Clock()
     legacy = LegacyPublisher(publishPublisher=LogPublisher(Threshold(passed, "info", clock)))
     for error in (KeyError("a peer's words"), KeyError("others"), OSError()):
@@ -216,8 +218,8 @@ def test_floods_of_others(log: Log) -> None:
     assert (event["kind"], event["count"]) == ("KeyError in raised", FLOOD_LINES)
 
 
-def test_no_more_than_a_flood(log: Log) -> None:
-    """Where all of them were logged, nothing is said of others."""
+def test_nothing_suppressed_is_no_summary(log: Log) -> None:
+    """Where all events were logged there is no summary."""
     clock = Clock()
     observer = Threshold(Log(), "info", clock)
     for _ in range(FLOOD_LINES + 1):
@@ -240,10 +242,10 @@ def read(descriptor: int) -> str:
 
 
 @pytest.mark.parametrize("log_format", FORMATS)
-def test_lines_that_nobody_reads(
+def test_lost_lines_are_counted(
     pipe: tuple[int, int], log_format: str, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    """They are dropped whole and counted, and that is said as soon as there is room."""
+    """Lines without room are dropped whole, and their count is written once there is room."""
     reading, writing = pipe
     clock = Clock()
     writer = LogWriter(LossyStream(writing), log_format, clock)
@@ -266,10 +268,10 @@ def test_lines_that_nobody_reads(
 
 
 @pytest.mark.parametrize("log_format", FORMATS)
-def test_start_logging(
+def test_log_goes_to_the_stream(
     monkeypatch: pytest.MonkeyPatch, tmp_path: Path, log: Log, log_format: str
 ) -> None:
-    """The process's log goes to the stream, in the format and from the level asked for."""
+    """The process's log goes to the stream, in the given format and from the given level."""
     publisher, reactor = LogPublisher(), MemoryReactorClock()
     beginner = LogBeginner(publisher, io.StringIO(), sys, warnings)
     monkeypatch.setattr(logs, "globalLogBeginner", beginner)
@@ -289,8 +291,8 @@ def test_start_logging(
     assert [event["event"] for event in log] == ["suppressed"]
 
 
-def test_no_standard_error(monkeypatch: pytest.MonkeyPatch) -> None:
-    """Where it is closed, the log goes nowhere."""
+def test_closed_standard_error_takes_no_log(monkeypatch: pytest.MonkeyPatch) -> None:
+    """Where standard error is closed, the log goes nowhere."""
     publisher, reactor = LogPublisher(), MemoryReactorClock()
     beginner = LogBeginner(publisher, io.StringIO(), sys, warnings)
     monkeypatch.setattr(logs, "globalLogBeginner", beginner)

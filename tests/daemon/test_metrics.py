@@ -36,8 +36,8 @@ def value(metrics: Metrics, name: str, **labels: str) -> float | None:
     return found
 
 
-def test_metrics(service: PoetryService) -> None:
-    """Transfers are counted by outcome, and the service's own numbers are read when asked for."""
+def test_metrics_count_transfers(service: PoetryService) -> None:
+    """Transfers are counted by outcome, and the service's own numbers are read at each scrape."""
     metrics = Metrics(service)
     assert [value(metrics, "poems_total", poem="poem.txt", outcome=each) for each in OUTCOMES] == (
         [0] * len(OUTCOMES)

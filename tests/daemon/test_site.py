@@ -38,7 +38,7 @@ def site(clock: Clock, monkeypatch: pytest.MonkeyPatch) -> Iterator[ScrapeSite]:
 
 
 def connected(site: ScrapeSite) -> tuple[Any, StringTransport]:
-    """A scrape that has not asked yet, and what it is answered on."""
+    """A scrape that has sent no request yet, and its transport."""
     transport = StringTransport()
     scrape = site.buildProtocol(None)
     scrape.makeConnection(transport)
@@ -46,7 +46,7 @@ def connected(site: ScrapeSite) -> tuple[Any, StringTransport]:
 
 
 def answer(site: ScrapeSite, request: bytes = ASK) -> bytes:
-    """What a scrape is answered, in one piece and on a connection that is closed after it."""
+    """The answer to a scrape, in one piece, after which the connection is closed."""
     scrape, transport = connected(site)
     scrape.dataReceived(request)
     assert transport.disconnecting
@@ -55,7 +55,7 @@ def answer(site: ScrapeSite, request: bytes = ASK) -> bytes:
     return answered
 
 
-def test_get(site: ScrapeSite) -> None:
+def test_get_answers_the_page(site: ScrapeSite) -> None:
     """The page is at /metrics, with its type, and the connection ends after it."""
     head, _, page = answer(site).partition(b"\r\n\r\n")
     assert head.startswith(b"HTTP/1.1 200 ")
@@ -63,7 +63,7 @@ def test_get(site: ScrapeSite) -> None:
     assert page == b"rendered: 1\n"
 
 
-def test_head(site: ScrapeSite) -> None:
+def test_head_answers_the_headers(site: ScrapeSite) -> None:
     """HEAD has the headers of GET, and no page."""
     head, _, page = answer(site, ASK.replace(b"GET", b"HEAD")).partition(b"\r\n\r\n")
     assert head.startswith(b"HTTP/1.1 200 ")
@@ -72,25 +72,25 @@ def test_head(site: ScrapeSite) -> None:
 
 
 @pytest.mark.filterwarnings("ignore:twisted.web.resource:DeprecationWarning")  # Twisted's own
-def test_nothing_else_is_there(site: ScrapeSite) -> None:
-    """Another path is 404, another method 405, and what is no request 400."""
+def test_other_requests_are_refused(site: ScrapeSite) -> None:
+    """Another path is 404, another method 405, and a malformed request 400."""
     assert answer(site, ASK.replace(b"/metrics", b"/")).startswith(b"HTTP/1.1 404 ")
     assert answer(site, ASK.replace(b"GET", b"POST")).startswith(b"HTTP/1.1 405 ")
     assert answer(site, b"What do you have?\r\n").startswith(b"HTTP/1.1 400 ")
 
 
-def test_only_one_request(site: ScrapeSite) -> None:
+def test_only_the_first_request_is_answered(site: ScrapeSite) -> None:
     """Of several requests at once the first is answered."""
     assert answer(site, 1000 * ASK).count(b"rendered: ") == 1
 
 
-def test_a_body_is_not_read(site: ScrapeSite) -> None:
+def test_body_of_a_request_is_not_read(site: ScrapeSite) -> None:
     """A request is answered before its body, which is kept nowhere."""
     announced = ASK.replace(b"\r\n\r\n", b"\r\nContent-Length: 9999999999\r\n\r\n")
     assert b"rendered: 1" in answer(site, announced + bytes(100_000))
 
 
-def test_rendered_once_a_second(site: ScrapeSite, clock: Clock) -> None:
+def test_page_is_rendered_once_a_second(site: ScrapeSite, clock: Clock) -> None:
     """A page is answered again until a second has passed, and then rendered anew."""
     assert b"rendered: 1\n" in answer(site)
     clock.advance(FRESH_SECONDS * 0.9)
@@ -99,7 +99,7 @@ def test_rendered_once_a_second(site: ScrapeSite, clock: Clock) -> None:
     assert b"rendered: 2\n" in answer(site)
 
 
-def test_the_deadline(site: ScrapeSite, clock: Clock) -> None:
+def test_slow_scrape_is_cut_at_the_deadline(site: ScrapeSite, clock: Clock) -> None:
     """A scrape that drips is cut in time, and so is one that does not take its answer."""
     dripping, drips_on = connected(site)
     asking, takes_nothing = connected(site)
@@ -112,8 +112,8 @@ def test_the_deadline(site: ScrapeSite, clock: Clock) -> None:
     assert takes_nothing.disconnected
 
 
-def test_the_oldest_makes_room(site: ScrapeSite) -> None:
-    """A connection too many is served, and the one that is open longest is cut for it."""
+def test_oldest_scrape_makes_room(site: ScrapeSite) -> None:
+    """One connection too many is served, and the oldest one is cut for it."""
     transports = [connected(site)[1] for _ in range(SCRAPES)]
     for cut in range(2):
         scrape, transport = connected(site)
@@ -122,8 +122,8 @@ def test_the_oldest_makes_room(site: ScrapeSite) -> None:
         assert [each.disconnected for each in transports] == [n <= cut for n in range(SCRAPES)]
 
 
-def test_those_that_are_cut_count(site: ScrapeSite) -> None:
-    """Until they are gone, those that were cut take descriptors: a flood of new ones is closed."""
+def test_cut_scrapes_count_until_closed(site: ScrapeSite) -> None:
+    """Cut connections take descriptors until they are gone: a flood of new ones is closed."""
     for _ in range(2 * SCRAPES):
         connected(site)
     assert site.buildProtocol(None) is None

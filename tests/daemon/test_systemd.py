@@ -13,8 +13,10 @@ from tests.transfers import Log
 
 
 @pytest.mark.parametrize("abstract", [False, True])
-def test_notify(tmp_path: Path, monkeypatch: pytest.MonkeyPatch, *, abstract: bool) -> None:
-    """systemd is told where it listens, and since when a reload lasts."""
+def test_systemd_is_notified(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch, *, abstract: bool
+) -> None:
+    """systemd learns where the server listens, and since when a reload runs."""
     name = f"@poetry-test-{os.getpid()}" if abstract else str(tmp_path / "notify")
     monkeypatch.setenv("NOTIFY_SOCKET", name)
     with socket.socket(socket.AF_UNIX, socket.SOCK_DGRAM) as systemd:
@@ -28,8 +30,10 @@ def test_notify(tmp_path: Path, monkeypatch: pytest.MonkeyPatch, *, abstract: bo
         assert int(second.removeprefix("MONOTONIC_USEC=")) > 0
 
 
-def test_nobody_to_notify(tmp_path: Path, monkeypatch: pytest.MonkeyPatch, log: Log) -> None:
-    """Without systemd nothing is told; a socket that is gone is logged, and no more."""
+def test_missing_notify_socket_does_not_hinder(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch, log: Log
+) -> None:
+    """Without systemd there is no notification; a socket that is gone is logged, and no more."""
     monkeypatch.delenv("NOTIFY_SOCKET", raising=False)
     notify("READY=1")
     assert not log

@@ -21,7 +21,7 @@ def parsed(*words: str) -> Options:
     return options
 
 
-def test_options(tmp_path: Path) -> None:
+def test_twistd_options_make_the_same_service(tmp_path: Path) -> None:
     """The options of twistd make the same service as those of `poetry serve`."""
     path = tmp_path / "poem.txt"
     path.write_bytes(b"a poem")
@@ -33,8 +33,8 @@ def test_options(tmp_path: Path) -> None:
     assert (service.max_connections, service.idle_timeout, service.grace) == (9, 2.5, 3.0)
 
 
-def test_bad_options(capsys: pytest.CaptureFixture[str]) -> None:
-    """What makes no sense ends twistd with one line and 2."""
+def test_bad_options_end_twistd(capsys: pytest.CaptureFixture[str]) -> None:
+    """Nonsense ends twistd with one line and 2."""
     with pytest.raises(OptionError):
         parsed("--grace", "soon")
     for words, message in [

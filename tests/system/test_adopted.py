@@ -74,13 +74,15 @@ def checked_as(family: int, descriptor: int) -> AdoptedStreamServerEndpoint:
         (listening, socket.AF_UNIX, "the socket that was passed in is AF_INET: write domain=INET"),
     ],
 )
-def test_refused(tmp_path: Path, make: Make, family: int, reason: str) -> None:
-    """What would be a traceback for each reader, or announce nonsense, is refused at the start."""
+def test_wrong_sockets_are_refused_at_the_start(
+    tmp_path: Path, make: Make, family: int, reason: str
+) -> None:
+    """A socket that would be a traceback for each reader, or announce nonsense, is refused."""
     with ExitStack() as stack, pytest.raises(WrongSocket, match=re.escape(reason)):
         checked_as(family, make(stack, tmp_path).fileno())
 
 
-def test_no_socket() -> None:
+def test_descriptor_without_a_socket_is_refused() -> None:
     """A descriptor that is a file, or is closed, is refused at the start."""
     with Path(os.devnull).open("rb") as file:
         number = file.fileno()
@@ -99,14 +101,16 @@ def test_no_socket() -> None:
         (unix, socket.AF_UNIX, socket.AF_UNIX),
     ],
 )
-def test_the_family_is_the_sockets(tmp_path: Path, make: Make, said: int, family: int) -> None:
-    """Of INET and INET6 the socket knows which it is."""
+def test_address_family_is_the_sockets(tmp_path: Path, make: Make, said: int, family: int) -> None:
+    """Between INET and INET6 the socket decides."""
     with ExitStack() as stack:
         endpoint = checked_as(said, make(stack, tmp_path).fileno())
         assert endpoint.addressFamily == family
 
 
-def test_an_address_of_one(monkeypatch: pytest.MonkeyPatch, tmp_path: Path) -> None:
+def test_address_of_a_passed_in_socket_is_checked(
+    monkeypatch: pytest.MonkeyPatch, tmp_path: Path
+) -> None:
     """The address of a socket from systemd is checked with the socket, and its error names it."""
     text = "systemd:domain=INET:index=0"
     with ExitStack() as stack:

@@ -63,7 +63,7 @@ def reason(text: str) -> str:
     return str(caught.value).removeprefix(f"{text!r}: ")
 
 
-def test_a_key_that_openssl_refuses(tmp_path: Path) -> None:
+def test_key_refused_by_openssl_is_refused_at_the_start(tmp_path: Path) -> None:
     """A key with which each handshake would fail is refused at the start, in OpenSSL's words."""
     path = weak(tmp_path)
     refused = "OpenSSL refuses its key or certificate: ee key too small"
@@ -74,7 +74,9 @@ def test_a_key_that_openssl_refuses(tmp_path: Path) -> None:
 
 
 @pytest.mark.parametrize("traditional", [False, True])
-def test_an_encrypted_key(tmp_path: Path, certificates: Certificates, *, traditional: bool) -> None:
+def test_encrypted_key_is_refused(
+    tmp_path: Path, certificates: Certificates, *, traditional: bool
+) -> None:
     """A key that needs a passphrase is refused: OpenSSL would ask for it, where it can."""
     path = encrypted(tmp_path, traditional=traditional)
     quoted = str(path).replace(":", "\\:")
@@ -83,8 +85,8 @@ def test_an_encrypted_key(tmp_path: Path, certificates: Certificates, *, traditi
         assert said.startswith(f"{path} is encrypted, and a server starts without anybody to ask")
 
 
-def test_renewed(tmp_path: Path, certificates: Certificates) -> None:
-    """Files that can be used replace what was read; others leave it."""
+def test_renewal_takes_usable_files_only(tmp_path: Path, certificates: Certificates) -> None:
+    """Usable files replace the key and certificate in use; other files leave them."""
     path = tmp_path / "server.pem"
     path.write_bytes(certificates.path("good").read_bytes())
     endpoint = server_endpoint(reactor, f"ssl:0:privateKey={path}")

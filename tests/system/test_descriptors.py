@@ -14,13 +14,13 @@ from poetry.system.descriptors import RESERVED, most_connections, raise_limit
 
 @pytest.fixture
 def limits() -> Iterator[tuple[int, int]]:
-    """The soft and the hard limit, which are afterwards what they were."""
+    """The soft and the hard limit of open files; restored afterwards."""
     before = resource.getrlimit(resource.RLIMIT_NOFILE)
     yield before
     resource.setrlimit(resource.RLIMIT_NOFILE, before)
 
 
-def test_raise_limit(limits: tuple[int, int]) -> None:
+def test_soft_limit_is_raised_to_the_hard_one(limits: tuple[int, int]) -> None:
     """The soft limit is raised as far as it may be."""
     _, hard = limits
     resource.setrlimit(resource.RLIMIT_NOFILE, (hard // 2, hard))
@@ -29,15 +29,15 @@ def test_raise_limit(limits: tuple[int, int]) -> None:
     assert raise_limit() == hard
 
 
-def test_most_connections(limits: tuple[int, int]) -> None:
-    """It is what the hard limit leaves, and at least one."""
+def test_connections_take_what_the_hard_limit_leaves(limits: tuple[int, int]) -> None:
+    """The number of connections is what the hard limit leaves, and at least one."""
     _, hard = limits
     assert most_connections() == hard - RESERVED - 4
     assert most_connections(hard) == 1
 
 
-def test_no_limit(monkeypatch: pytest.MonkeyPatch) -> None:
-    """Where the hard limit is infinite, or the system has none, any number goes."""
+def test_infinite_limit_allows_any_number(monkeypatch: pytest.MonkeyPatch) -> None:
+    """Where the hard limit is infinite, or the system has none, any number is allowed."""
     infinite = (resource.RLIM_INFINITY, resource.RLIM_INFINITY)
     monkeypatch.setattr(resource, "getrlimit", lambda _: infinite)
     assert (raise_limit(), most_connections()) == (sys.maxsize, sys.maxsize - RESERVED - 4)
@@ -45,8 +45,8 @@ def test_no_limit(monkeypatch: pytest.MonkeyPatch) -> None:
     assert (raise_limit(), most_connections()) == (sys.maxsize, sys.maxsize - RESERVED - 4)
 
 
-def test_a_reactor_that_cannot_wait_for_more(monkeypatch: pytest.MonkeyPatch) -> None:
-    """The limit is no higher than what select can wait for, and a soft one is never infinite."""
+def test_limit_respects_select(monkeypatch: pytest.MonkeyPatch) -> None:
+    """The limit is no higher than what select can watch, and a soft one is never infinite."""
     raised = []
     monkeypatch.setattr(descriptors, "SELECTABLE", 1024)
     monkeypatch.setattr(resource, "getrlimit", lambda _: (256, resource.RLIM_INFINITY))
@@ -57,8 +57,10 @@ def test_a_reactor_that_cannot_wait_for_more(monkeypatch: pytest.MonkeyPatch) ->
 
 
 @pytest.mark.parametrize("error", [OSError(1, "Operation not permitted"), ValueError("too much")])
-def test_a_limit_that_may_not_be_raised(monkeypatch: pytest.MonkeyPatch, error: Exception) -> None:
-    """Where the system refuses, the limit is the soft one."""
+def test_refused_raise_leaves_the_soft_limit(
+    monkeypatch: pytest.MonkeyPatch, error: Exception
+) -> None:
+    """Where the system refuses to raise the limit, it is the soft one."""
 
     def refuse(*_: object) -> None:
         raise error

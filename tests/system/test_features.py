@@ -88,7 +88,7 @@ def server(files: list[Path]) -> Iterator[Server]:
 
 
 @system
-def test_import(there: str) -> None:
+def test_each_module_imports(there: str) -> None:
     """Each module can be imported."""
     modules = [
         ".".join(path.relative_to(ROOT).with_suffix("").parts)
@@ -101,8 +101,10 @@ def test_import(there: str) -> None:
 
 @system
 @pytest.mark.parametrize("poem", [SHORT, LONG], ids=["short", "long"])
-def test_get(there: str, poem: bytes, server: Server, tmp_path: Path) -> None:
-    """A poem is printed, and written to a file, whether or not there is one."""
+def test_get_prints_or_writes_a_poem(
+    there: str, poem: bytes, server: Server, tmp_path: Path
+) -> None:
+    """A poem is printed, and written to a file, be there an old file or not."""
     address = server.addresses[poem is LONG]
     printed = run([*command(there), "get", address])
     assert (printed.returncode, printed.stdout == poem, printed.stderr) == (0, True, b"")
@@ -113,8 +115,8 @@ def test_get(there: str, poem: bytes, server: Server, tmp_path: Path) -> None:
 
 
 @system
-def test_get_several(there: str, server: Server, tmp_path: Path) -> None:
-    """Several are printed in order, and each has its file in a directory."""
+def test_get_of_several_keeps_their_order(there: str, server: Server, tmp_path: Path) -> None:
+    """Several poems are printed in order, and each has its file in a directory."""
     printed = run([*command(there), "get", *server.addresses])
     assert (printed.returncode, printed.stdout == SHORT + LONG, printed.stderr) == (0, True, b"")
     done = run([*command(there), "get", "-d", tmp_path / "poems", *server.addresses])
@@ -123,8 +125,8 @@ def test_get_several(there: str, server: Server, tmp_path: Path) -> None:
 
 
 @system
-def test_what_is_refused(there: str, server: Server, tmp_path: Path) -> None:
-    """A failure is one line: half a poem, another's digest, and nobody who reads it."""
+def test_each_failure_is_one_line(there: str, server: Server, tmp_path: Path) -> None:
+    """A truncated poem, a wrong digest, and a closed output are one line each."""
     digest = hashlib.sha256(SHORT).hexdigest()
     for option in (("--max-bytes", "10"), ("--sha256", digest)):
         done = run(
@@ -135,7 +137,7 @@ def test_what_is_refused(there: str, server: Server, tmp_path: Path) -> None:
 
 
 @system
-def test_reload(there: str, files: list[Path]) -> None:
+def test_service_reloads(there: str, files: list[Path]) -> None:
     """A service reads its poems again."""
     reload = (
         "from twisted.internet import task\n"
@@ -148,8 +150,8 @@ def test_reload(there: str, files: list[Path]) -> None:
 
 
 @system
-def test_serve(there: str, files: list[Path]) -> None:
-    """Both poems are served, several times, beside metrics; TERM ends it as ever."""
+def test_serve_until_term(there: str, files: list[Path]) -> None:
+    """Both poems are served, several times, beside metrics; TERM ends the server as usual."""
     with running([*command(there), "serve", "--metrics", "0", *files], listeners=3) as here:
         for _ in range(3):
             done = run([*POETRY, "get", *here.addresses[:2]])
@@ -161,8 +163,8 @@ def test_serve(there: str, files: list[Path]) -> None:
         assert here.stderr.count(" sent ") == 6
 
 
-def test_no_unix_sockets(tmp_path: Path) -> None:
-    """Where there are none, both commands say so in one line."""
+def test_unix_sockets_are_refused(tmp_path: Path) -> None:
+    """Where Unix sockets are missing, both commands say so in one line."""
     for words in (["serve", "-l", f"unix:{tmp_path / 'poem'}"], ["get", "unix:/run/poem"]):
         done = run([*command(WINDOWS), *words])
         assert done.returncode == 2

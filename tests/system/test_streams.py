@@ -14,10 +14,10 @@ from poetry.system.streams import LossyStream, reopened, say
 
 
 @pytest.mark.parametrize("polls", [True, False])
-def test_a_full_pipe(
+def test_full_pipe_drops_whole_lines(
     pipe: tuple[int, int], monkeypatch: pytest.MonkeyPatch, *, polls: bool
 ) -> None:
-    """What does not fit is dropped whole; what was begun is gone on with first."""
+    """A line that does not fit is dropped whole; a line that has begun is finished first."""
     if not polls:
         monkeypatch.delattr(select, "poll")
     reading, writing = pipe
@@ -37,7 +37,7 @@ def test_a_full_pipe(
     stream.close()
 
 
-def test_a_socket() -> None:
+def test_socket_is_written_like_a_pipe() -> None:
     """A socket, as systemd's journal gives one, is written to like a pipe."""
     ours, theirs = socket.socketpair()
     with ours, theirs:
@@ -50,8 +50,8 @@ def test_a_socket() -> None:
         stream.close()
 
 
-def test_a_terminal_of_another_user(monkeypatch: pytest.MonkeyPatch) -> None:
-    """One that cannot be opened again, and that nobody reads, blocks nobody."""
+def test_unreadable_terminal_does_not_block(monkeypatch: pytest.MonkeyPatch) -> None:
+    """A terminal that cannot be opened again, and is not read, does not block."""
     ours, theirs = pty.openpty()
     monkeypatch.setattr("poetry.system.streams.reopened", lambda _: None)
     stream = LossyStream(theirs)
@@ -63,7 +63,7 @@ def test_a_terminal_of_another_user(monkeypatch: pytest.MonkeyPatch) -> None:
     os.close(ours)
 
 
-def test_what_cannot_be_opened_again(pipe: tuple[int, int]) -> None:
+def test_files_and_sockets_are_not_reopened(pipe: tuple[int, int]) -> None:
     """A file is shared for its position, a socket has no name, and /dev/fd may be missing."""
     ours, theirs = socket.socketpair()
     with ours, theirs, Path(__file__).open() as file:
@@ -78,8 +78,8 @@ def test_what_cannot_be_opened_again(pipe: tuple[int, int]) -> None:
         assert reopened(pipe[1]) is None
 
 
-def test_say(pipe: tuple[int, int]) -> None:
-    """It is said now, or an error tells why it cannot be."""
+def test_say_writes_now_or_raises(pipe: tuple[int, int]) -> None:
+    """A line is written at once, or an error names the reason."""
     reading, writing = pipe
     say(writing, "hello")
     assert os.read(reading, 100) == b"hello"
@@ -90,8 +90,8 @@ def test_say(pipe: tuple[int, int]) -> None:
     own.close()
 
 
-def test_nobody_will_ever_read_it() -> None:
-    """A closed pipe is told by its own error."""
+def test_say_to_a_closed_pipe_raises() -> None:
+    """A closed pipe has an error of its own."""
     reading, writing = os.pipe()
     os.close(reading)
     with pytest.raises(BrokenPipeError):

@@ -17,7 +17,7 @@ from tests.loop import reactor, wait, wait_error
 
 
 def left_behind(path: Path, pid: str) -> None:
-    """What a server leaves that was killed, with its lock."""
+    """The socket and lock that a killed server leaves."""
     with socket.socket(socket.AF_UNIX) as listener:
         listener.bind(str(path))
         listener.listen()
@@ -28,8 +28,8 @@ def left_behind(path: Path, pid: str) -> None:
     "form", ["unix:{}", "unix:{}:mode=600", "unix:address={}", "unix:mode=600:address={}"]
 )
 @pytest.mark.parametrize("pid", ["1", str(os.getpid()), "nonsense"], ids=["1", "own", "none"])
-def test_nobody_answers(tmp_path: Path, form: str, pid: str) -> None:
-    """It is taken over, whichever process has the number in the lock by now."""
+def test_dead_socket_is_taken_over(tmp_path: Path, form: str, pid: str) -> None:
+    """A socket without a server is taken over, whichever process has its lock's number by now."""
     path = tmp_path / "a:poem"
     left_behind(path, pid)
     address = form.format(str(path).replace(":", "\\:"))
@@ -40,8 +40,8 @@ def test_nobody_answers(tmp_path: Path, form: str, pid: str) -> None:
     assert not list(tmp_path.iterdir())
 
 
-def test_only_the_lock_is_left(tmp_path: Path) -> None:
-    """Without a socket a lock keeps nobody out."""
+def test_lock_without_a_socket_is_ignored(tmp_path: Path) -> None:
+    """Without a socket a lock hinders no server."""
     path = tmp_path / "poem"
     left_behind(path, "1")
     path.unlink()
@@ -49,8 +49,8 @@ def test_only_the_lock_is_left(tmp_path: Path) -> None:
     wait(port.stopListening())
 
 
-def test_somebody_answers(tmp_path: Path) -> None:
-    """A server that runs is left alone, and the error says so and names the file."""
+def test_served_socket_is_left_alone(tmp_path: Path) -> None:
+    """A running server is left alone, and the error says so and names the file."""
     path = tmp_path / "poem"
     port = wait(server_endpoint(reactor, f"unix:{path}").listen(PoetryServerFactory(b"poem")))
     again = server_endpoint(reactor, f"unix:{path}").listen(PoetryServerFactory(b"poem"))
@@ -60,8 +60,8 @@ def test_somebody_answers(tmp_path: Path) -> None:
     wait(port.stopListening())
 
 
-def test_what_is_no_socket_stays(tmp_path: Path) -> None:
-    """A file of another kind is nobody's to remove."""
+def test_other_file_is_left_alone(tmp_path: Path) -> None:
+    """A file that is no socket is not removed."""
     path = tmp_path / "poem"
     path.write_text("not a socket", encoding="utf-8")
     again = server_endpoint(reactor, f"unix:{path}").listen(PoetryServerFactory(b"poem"))
@@ -69,7 +69,7 @@ def test_what_is_no_socket_stays(tmp_path: Path) -> None:
     assert path.read_text(encoding="utf-8") == "not a socket"
 
 
-def test_nobody_can_tell(tmp_path: Path) -> None:
+def test_socket_that_cannot_be_probed_is_left_alone(tmp_path: Path) -> None:
     """A socket of another kind is not taken over, and the reason is the system's."""
     path = tmp_path / "poem"
     with socket.socket(socket.AF_UNIX, socket.SOCK_DGRAM) as other:
@@ -91,6 +91,6 @@ def test_nobody_can_tell(tmp_path: Path) -> None:
         (r"unix:/run/a\\b:mode=660", "/run/a\\b"),
     ],
 )
-def test_the_path_in_an_address(text: str, path: str) -> None:
-    """It is read as Twisted reads it, quoted or named."""
+def test_path_in_an_address_is_parsed_as_by_twisted(text: str, path: str) -> None:
+    """A path is read as Twisted reads it, quoted or named."""
     assert path_in(text) == path
