@@ -30,15 +30,15 @@ from tests.processes import (
 
 
 @pytest.mark.parametrize("order", [(0,), (1,), (0, 1), (1, 0, 0), (1, 1)])
-def test_get(served: Server, order: tuple[int, ...]) -> None:
+def test_get_prints_in_order(served: Server, order: tuple[int, ...]) -> None:
     """Poems are printed byte for byte in the order asked for, the same one twice if asked."""
     result = poetry("get", *(served.addresses[index] for index in order))
     assert result.stdout == b"".join((SHORT, LONG)[index] for index in order)
     assert (result.returncode, result.stderr) == (0, b"")
 
 
-def test_a_slow_first_one(served: Server, peer: socket.socket) -> None:
-    """What is due later is fetched meanwhile, and waits for its turn."""
+def test_slow_first_poem_is_printed_first(served: Server, peer: socket.socket) -> None:
+    """Later poems are fetched meanwhile, and wait for their turn."""
     with started("get", port_of(peer), *served.addresses) as process, accept(peer) as connection:
         connection.sendall(b"slow ")
         connection.sendall(b"but first\n")
@@ -48,7 +48,7 @@ def test_a_slow_first_one(served: Server, peer: socket.socket) -> None:
     assert process.returncode == 0
 
 
-def test_one_of_several_fails(served: Server, tmp_path: Path) -> None:
+def test_failure_of_one_spares_the_others(served: Server, tmp_path: Path) -> None:
     """When one of several fails the others are printed, but do not make a file."""
     addresses = (served.addresses[0], "unix:/no/such/socket", served.addresses[1])
     result = poetry("get", *addresses)
@@ -59,7 +59,7 @@ def test_one_of_several_fails(served: Server, tmp_path: Path) -> None:
 
 
 @pytest.mark.parametrize("order", [(0,), (0, 1)])
-def test_output(served: Server, tmp_path: Path, order: tuple[int, ...]) -> None:
+def test_output_file_has_all_poems(served: Server, tmp_path: Path, order: tuple[int, ...]) -> None:
     """With `-o` one file has all poems, in order, and keeps the mode it had."""
     path = tmp_path / "poems.txt"
     path.write_bytes(b"old")
@@ -71,15 +71,17 @@ def test_output(served: Server, tmp_path: Path, order: tuple[int, ...]) -> None:
     assert list(tmp_path.iterdir()) == [path]
 
 
-def test_output_to_another_command(served: Server) -> None:
-    """`-o -`, `-o /dev/stdout` and `-o /dev/null` are written as they are."""
+def test_output_to_a_pipe_and_a_device(served: Server) -> None:
+    """`-o -`, `-o /dev/stdout` and `-o /dev/null` are written in place."""
     assert poetry("get", "-o", "-", served.addresses[0]).stdout == SHORT
     assert poetry("get", "-o", "/dev/stdout", served.addresses[0]).stdout == SHORT
     assert poetry("get", "-o", "/dev/null", served.addresses[0]).returncode == 0
 
 
 @pytest.mark.parametrize("output", ["/dev/stdout", "log"])
-def test_output_to_standard_output_by_its_name(served: Server, tmp_path: Path, output: str) -> None:
+def test_output_to_the_file_of_standard_output_appends(
+    served: Server, tmp_path: Path, output: str
+) -> None:
     """`(echo title; poetry get -o /dev/stdout ...) > log` keeps the title."""
     log = tmp_path / "log"
     with log.open("wb") as file:
@@ -93,7 +95,7 @@ def test_output_to_standard_output_by_its_name(served: Server, tmp_path: Path, o
     assert log.read_bytes() == b"title\n" + SHORT + b"end\n"
 
 
-def test_directory(served: Server, tmp_path: Path) -> None:
+def test_directory_has_a_file_for_each_poem(served: Server, tmp_path: Path) -> None:
     """With `-d` each poem that arrives has a file named after its address."""
     directory = tmp_path / "new" / "poems"
     result = poetry("get", "-d", directory, *served.addresses, "unix:/no/such/socket")
@@ -105,15 +107,15 @@ def test_directory(served: Server, tmp_path: Path) -> None:
     }
 
 
-def test_limits_that_are_kept(served: Server) -> None:
-    """A poem of the limit and with the digest wanted, in any case, is a good one."""
+def test_poem_at_the_limit_with_the_digest_is_taken(served: Server) -> None:
+    """A poem of exactly the limit and with the wanted digest, in any case, is taken."""
     digest = hashlib.sha256(SHORT).hexdigest().upper()
     words = ("--max-bytes", str(len(SHORT)), "--sha256", digest, "--timeout", "inf")
     assert poetry("get", *words, served.addresses[0]).stdout == SHORT
 
 
-def test_retries(peer: socket.socket, tmp_path: Path) -> None:
-    """With `--retries` a failure is said, and tried again from the start."""
+def test_retry_starts_again(peer: socket.socket, tmp_path: Path) -> None:
+    """With `--retries` a failure is a line, and tried again from the start."""
     words = ("get", "--retries", "3", "-o", tmp_path / "poem.txt", port_of(peer))
     with started(*words) as process:
         accept(peer).close()
@@ -127,7 +129,7 @@ def test_retries(peer: socket.socket, tmp_path: Path) -> None:
     assert (tmp_path / "poem.txt").read_bytes() == SHORT
 
 
-def test_a_late_server(tmp_path: Path) -> None:
+def test_retries_bridge_a_late_start(tmp_path: Path) -> None:
     """`--retries` bridges a server that comes up late."""
     place = tmp_path / "poem"
     with started("get", "--retries", "60", f"unix:{place}") as process:
@@ -138,8 +140,8 @@ def test_a_late_server(tmp_path: Path) -> None:
     assert (process.returncode, stdout) == (0, SAMPLE)
 
 
-def test_no_retry_of_what_is_printed(peer: socket.socket) -> None:
-    """What is already on standard output cannot be taken back, so there is no retry."""
+def test_printed_bytes_prevent_a_retry(peer: socket.socket) -> None:
+    """Bytes already on standard output cannot be taken back, so there is no retry."""
     with started("get", "--retries", "9", port_of(peer)) as process:
         with accept(peer) as connection:
             connection.sendall(SHORT)
@@ -170,8 +172,8 @@ def test_no_retry_of_what_is_printed(peer: socket.socket) -> None:
         ("-d {file}/x {short}", "{file}/x: Not a directory"),
     ],
 )
-def test_cannot_get(served: Server, words: str, message: str) -> None:
-    """What fails is one line that names the address or the file, and 1."""
+def test_each_failure_is_one_line(served: Server, words: str, message: str) -> None:
+    """A failure is one line that names the address or the file, and 1."""
     with socket.socket() as unused:
         unused.bind(("127.0.0.1", 0))
         names = {
@@ -190,7 +192,9 @@ def test_cannot_get(served: Server, words: str, message: str) -> None:
     ("poem", "message"),
     [(b"", "an empty poem: the stream ended"), (LONG, "truncated after ")],
 )
-def test_a_bad_end(peer: socket.socket, tmp_path: Path, poem: bytes, message: str) -> None:
+def test_empty_and_truncated_poems_are_errors(
+    peer: socket.socket, tmp_path: Path, poem: bytes, message: str
+) -> None:
     """A stream that ends before its first byte, or with a reset, is no poem."""
     with started("get", "-o", tmp_path / "poem.txt", port_of(peer)) as process:
         with accept(peer) as connection:
@@ -205,8 +209,8 @@ def test_a_bad_end(peer: socket.socket, tmp_path: Path, poem: bytes, message: st
 
 
 @pytest.mark.parametrize("retries", [0, 1])
-def test_a_unix_socket_whose_queue_is_full(tmp_path: Path, retries: int) -> None:
-    """A server that accepts nobody is said to, in the notes of retries as well."""
+def test_full_queue_of_a_unix_socket_is_named(tmp_path: Path, retries: int) -> None:
+    """The error and the notes of retries say that the server's queue is full."""
     path = str(tmp_path / "poem")
     with socket.socket(socket.AF_UNIX) as listener, socket.socket(socket.AF_UNIX) as first:
         listener.bind(path)
@@ -219,7 +223,7 @@ def test_a_unix_socket_whose_queue_is_full(tmp_path: Path, retries: int) -> None
     assert [note.partition("; retry ")[0] for note in notes] == [full] * retries
 
 
-def test_tls_that_ends_before_it_is_up(peer: socket.socket) -> None:
+def test_end_during_the_handshake_is_one_line(peer: socket.socket) -> None:
     """A close_notify in the middle of a handshake is one plain line."""
     pytest.importorskip("OpenSSL", reason="needs twisted-poetry[tls]")
     address = f"tls:127.0.0.1:{port_of(peer)}"
@@ -233,8 +237,10 @@ def test_tls_that_ends_before_it_is_up(peer: socket.socket) -> None:
 
 
 @pytest.mark.parametrize("form", ["tls:{}", "tls:{}:timeout=30", "ssl:{}"])
-def test_cacert(certificates: Certificates, poems: Path, form: str) -> None:
-    """A server is trusted that one in the file has signed, and only such a one."""
+def test_cacert_trusts_its_authority_alone(
+    certificates: Certificates, poems: Path, form: str
+) -> None:
+    """A server is trusted if one of the file's authorities has signed, and only then."""
     with running([*QUICK, "-l", certificates.listen("good"), poems / "short.txt"]) as server:
         address = form.format(server.addresses[0].removeprefix("tls:"))
         given = poetry("get", "--cacert", certificates.authority, address)
@@ -250,7 +256,7 @@ def test_cacert(certificates: Certificates, poems: Path, form: str) -> None:
         assert error_of(given, 2).startswith(message)
 
 
-def test_cacert_of_no_certificate(poems: Path, tmp_path: Path) -> None:
+def test_cacert_without_a_certificate_is_a_usage_error(poems: Path, tmp_path: Path) -> None:
     """A file without a certificate, and one with a damaged one, are usage errors."""
     pytest.importorskip("OpenSSL", reason="needs twisted-poetry[tls]")
     damaged = tmp_path / "damaged.pem"
@@ -271,8 +277,8 @@ def test_more_addresses_than_descriptors(served: Server) -> None:
     assert result.stdout == SHORT * 100
 
 
-def test_too_few_descriptors(served: Server) -> None:
-    """Where the hard limit does not do, what to raise is said."""
+def test_too_few_descriptors_say_what_to_raise(served: Server) -> None:
+    """Where the hard limit is too low, the error says what to raise."""
     address = served.addresses[0]
     result = poetry("get", *[address] * 100, before=partial(limit_descriptors, 64, 64))
     assert result.returncode == 1
@@ -281,22 +287,22 @@ def test_too_few_descriptors(served: Server) -> None:
     assert set(result.stdout) == set(SHORT)
 
 
-def test_a_silent_server(peer: socket.socket) -> None:
-    """A server that says nothing is given up, and it is said for how long nothing came."""
+def test_silent_server_times_out(peer: socket.socket) -> None:
+    """A silent server times out, and the error says for how long nothing came."""
     error = error_of(poetry("get", "--timeout", "0.2", port_of(peer)), 1)
     assert error == f"{port_of(peer)}: timed out: nothing for 0.2 s after 0 bytes"
 
 
-def test_no_answer() -> None:
-    """Where nothing answers, it is given up."""
+def test_black_hole_times_out() -> None:
+    """An address that does not answer times out."""
     with black_hole() as port:
         address = str(port)
         error = error_of(poetry("get", "--timeout", "0.2", address), 1)
     assert error == f"{address}: no connection in time: nothing answers there"
 
 
-def test_back_pressure(peer: socket.socket) -> None:
-    """A pipe that nobody reads holds the sender back, and the poem is whole in the end."""
+def test_unread_pipe_holds_the_sender_back(peer: socket.socket) -> None:
+    """A pipe that is not read holds the sender back, and the poem is whole in the end."""
     poem = LONG * 20
     with started("get", port_of(peer)) as process, accept(peer) as connection:
         connection.settimeout(1)
@@ -319,8 +325,8 @@ def test_back_pressure(peer: socket.socket) -> None:
     assert stdout == poem
 
 
-def test_what_nobody_foresaw() -> None:
-    """An error that nobody foresaw is one line, too."""
+def test_unexpected_error_is_one_line() -> None:
+    """An unexpected error is one line, too."""
     script = """
 from poetry import cli
 from poetry.download import fetch

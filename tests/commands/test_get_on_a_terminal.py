@@ -30,7 +30,9 @@ from tests.processes import PATIENCE, Server, eventually
         ("", {"stdout"}, False),
     ],
 )
-def test_progress(peer: socket.socket, words: str, terminals: set[str], *, shown: bool) -> None:
+def test_progress_is_shown_on_a_terminal(
+    peer: socket.socket, words: str, terminals: set[str], *, shown: bool
+) -> None:
     """Progress is shown on a terminal's standard error, unless the poem goes to that terminal."""
     with terminal() as (device, seen):
         outputs = dict.fromkeys(terminals, device)
@@ -50,8 +52,8 @@ def test_progress(peer: socket.socket, words: str, terminals: set[str], *, shown
 
 
 @pytest.mark.parametrize("progress", [[], ["--progress"]])
-def test_a_short_download_shows_no_progress(served: Server, progress: list[str]) -> None:
-    """What is over at once draws nothing, and an error then has its line to itself."""
+def test_short_download_shows_no_progress(served: Server, progress: list[str]) -> None:
+    """A download that is over at once draws nothing, and an error then has its line to itself."""
     with terminal() as (device, seen):
         words = ("get", *progress, served.addresses[0], "unix:/no/such/socket")
         with started(*words, stderr=device) as process:
@@ -63,8 +65,8 @@ def test_a_short_download_shows_no_progress(served: Server, progress: list[str])
 
 @pytest.mark.parametrize("columns", [0, 80])
 @pytest.mark.parametrize("sent", [b"", b"half"])
-def test_progress_while_nothing_comes(peer: socket.socket, sent: bytes, columns: int) -> None:
-    """Its clock runs on before the first byte and after it, also where the width is unknown."""
+def test_progress_goes_on_in_silence(peer: socket.socket, sent: bytes, columns: int) -> None:
+    """The bar's clock runs before the first byte and in a pause, with any width of terminal."""
     with terminal(columns) as (device, seen):
         words = ("get", "-o", "/dev/null", port_of(peer))
         with started(*words, command=HASTY, stderr=device) as process:
@@ -78,8 +80,8 @@ def test_progress_while_nothing_comes(peer: socket.socket, sent: bytes, columns:
     assert (b"4.00B" in seen) == bool(sent)
 
 
-def test_progress_while_it_connects() -> None:
-    """It runs where nothing answers as well, and leaves no trace."""
+def test_progress_while_connecting_leaves_no_trace() -> None:
+    """The bar's clock runs while no server answers, and the bar leaves no trace."""
     with black_hole() as port, terminal() as (device, seen):
         words = ("get", "--timeout", "1", "-o", "/dev/null", str(port))
         with started(*words, command=HASTY, stderr=device) as process:
@@ -89,7 +91,9 @@ def test_progress_while_it_connects() -> None:
     assert bytes(seen).rpartition(b"\n")[0].rstrip(b"\r").endswith(error.encode())
 
 
-def test_progress_where_nobody_reads_it(peer: socket.socket, tmp_path: Path) -> None:
+def test_full_standard_error_does_not_block_the_download(
+    peer: socket.socket, tmp_path: Path
+) -> None:
     """A standard error that is full holds nothing up."""
     reader, writer = os.pipe()
     own = os.open(f"/dev/fd/{writer}", os.O_WRONLY | os.O_NONBLOCK)
@@ -111,8 +115,8 @@ def test_progress_where_nobody_reads_it(peer: socket.socket, tmp_path: Path) -> 
 @pytest.mark.parametrize(
     ("words", "shown"), [("-o {file}", 1), ("-d {directory}", 1), ("-q -o {file}", 0)]
 )
-def test_what_was_written(served: Server, tmp_path: Path, words: str, *, shown: int) -> None:
-    """On a terminal it is said which file was written, and how many bytes."""
+def test_written_file_is_named(served: Server, tmp_path: Path, words: str, *, shown: int) -> None:
+    """On a terminal a line says which file was written, and how many bytes."""
     names = {"file": tmp_path / "poem.txt", "directory": tmp_path}
     words = f"get {words.format(**names)} {served.addresses[0]}"
     with terminal() as (device, seen), started(*words.split(), stderr=device) as process:
@@ -121,7 +125,7 @@ def test_what_was_written(served: Server, tmp_path: Path, words: str, *, shown: 
     assert bytes(seen).decode() == f"Wrote {path}: {len(SHORT)} bytes\r\n" * shown
 
 
-def test_progress_and_errors(peer: socket.socket) -> None:
+def test_error_beside_progress_has_its_own_line(peer: socket.socket) -> None:
     """An error beside a progress bar has a line of its own, and no bar is left."""
     words = ("get", "-o", "/dev/null", "--retries", "1", port_of(peer))
     with terminal() as (device, seen), started(*words, command=HASTY, stderr=device) as process:
@@ -142,7 +146,7 @@ def test_progress_and_errors(peer: socket.socket) -> None:
 @pytest.mark.parametrize(
     ("words", "shown"), [("", 0), ("{short}", 0), ("-o -", 1), ("-o /dev/stdout", 1)]
 )
-def test_what_would_spoil_a_terminal(
+def test_nul_bytes_are_not_shown_on_a_terminal(
     served: Server, peer: socket.socket, words: str, shown: int
 ) -> None:
     """NUL bytes are not shown on a terminal, unless asked for; the other poems are."""
@@ -161,8 +165,8 @@ def test_what_would_spoil_a_terminal(
         assert stderr.count(b"\n") == 1
 
 
-def test_what_turns_out_to_spoil_a_terminal(peer: socket.socket) -> None:
-    """Where NUL bytes follow what is shown already, no more of it is, and the line says so."""
+def test_late_nul_bytes_end_the_showing(peer: socket.socket) -> None:
+    """Where NUL bytes follow a part shown already, the rest is not shown, and the line says so."""
     with terminal() as (device, seen), started("get", port_of(peer), stdout=device) as process:
         with accept(peer) as connection:
             connection.sendall(b"PDF")
@@ -182,8 +186,10 @@ VISIBLE = b"^[]0;title^G over^Mwritten\r\n<U+009B>2J <E2><80>"
 @pytest.mark.parametrize(
     ("words", "shown"), [("", VISIBLE), ("{short}", VISIBLE), ("-o -", CONTROLS)]
 )
-def test_control_characters(served: Server, peer: socket.socket, words: str, shown: bytes) -> None:
-    """On a terminal they are made visible, wherever a part of the poem ends; not with `-o -`."""
+def test_control_characters_are_visible_on_a_terminal(
+    served: Server, peer: socket.socket, words: str, shown: bytes
+) -> None:
+    """Control characters are made visible, wherever the poem is cut; not with `-o -`."""
     given = [*words.format(short=served.addresses[0]).split(), port_of(peer)]
     with terminal() as (device, seen), started("get", *given, stdout=device) as process:
         with accept(peer) as connection:
@@ -196,8 +202,8 @@ def test_control_characters(served: Server, peer: socket.socket, words: str, sho
     assert bytes(seen) == (SHORT.replace(b"\n", b"\r\n") if "short" in words else b"") + shown
 
 
-def test_control_characters_in_a_pipe(peer: socket.socket) -> None:
-    """What is no terminal gets each byte as it is."""
+def test_control_characters_in_a_pipe_stay(peer: socket.socket) -> None:
+    """An output that is no terminal gets each byte unchanged."""
     with started("get", port_of(peer)) as process:
         with accept(peer) as connection:
             connection.sendall(CONTROLS)

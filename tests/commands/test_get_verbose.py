@@ -15,7 +15,7 @@ from tests.processes import PATIENCE, Server, poetry, running
 
 
 def told(stderr: bytes, address: str) -> list[str]:
-    """What was told of an address, with all figures as N."""
+    """The notes on an address, with all figures as N."""
     lines = stderr.decode().splitlines()
     assert all(line.startswith(f"{address}: ") for line in lines), lines
     return [re.sub(r"\d[\d.,]*", "N", line.removeprefix(f"{address}: ")) for line in lines]
@@ -24,8 +24,8 @@ def told(stderr: bytes, address: str) -> list[str]:
 ENDED = "ended after N bytes and N s: Connection was closed cleanly."
 
 
-def test_a_whole_poem(served: Server) -> None:
-    """The attempt, the connection, the first byte and the end are told."""
+def test_notes_on_a_whole_poem(served: Server) -> None:
+    """The notes are the attempt, the connection, the first byte and the end."""
     [address, _] = served.addresses
     result = poetry("get", "-v", address)
     assert (result.returncode, result.stdout) == (0, SHORT)
@@ -38,8 +38,8 @@ def test_a_whole_poem(served: Server) -> None:
 
 
 @pytest.mark.parametrize("form", ["localhost:{}", "tcp:localhost:{}"])
-def test_a_name(served: Server, form: str) -> None:
-    """Where a name is looked up, its addresses are told, and each attempt."""
+def test_notes_on_a_name(served: Server, form: str) -> None:
+    """A name's addresses and each attempt are noted."""
     address = form.format(served.port)
     lines = told(poetry("get", "-v", address).stderr, address)
     assert lines[-3:] == ["connected to N:N", "first byte after N s", ENDED]
@@ -48,8 +48,8 @@ def test_a_name(served: Server, form: str) -> None:
         assert lines[1].startswith("localhost is ")
 
 
-def test_an_unknown_name() -> None:
-    """A name that nobody knows is told to have no address."""
+def test_note_on_an_unknown_name() -> None:
+    """An unknown name is noted to have no address."""
     result = poetry("get", "--verbose", "host.invalid:80")
     *lines, error = result.stderr.decode().splitlines()
     assert lines == [
@@ -59,8 +59,8 @@ def test_an_unknown_name() -> None:
     assert error.startswith("Error: host.invalid:80: no such host")
 
 
-def test_a_unix_socket_that_is_not_there() -> None:
-    """An attempt that fails is told beside the error."""
+def test_note_on_a_missing_unix_socket() -> None:
+    """An attempt that fails is noted beside the error."""
     address = "unix:/no/such/socket"
     result = poetry("get", "-v", address)
     reason = "no connection: No such file or directory"
@@ -72,8 +72,8 @@ def test_a_unix_socket_that_is_not_there() -> None:
 
 
 @pytest.mark.parametrize("form", ["tls:localhost:{}", "ssl:localhost:{}"])
-def test_tls(certificates: Certificates, form: str) -> None:
-    """The version of TLS, and whose the certificate is, are told."""
+def test_note_on_tls(certificates: Certificates, form: str) -> None:
+    """The version of TLS and the certificate's name are noted."""
     with running([*QUICK, "-l", certificates.listen("good")]) as server:
         address = form.format(server.port)
         result = poetry("get", "-v", address, env={"SSL_CERT_FILE": str(certificates.authority)})
@@ -83,8 +83,8 @@ def test_tls(certificates: Certificates, form: str) -> None:
     assert f"{address}: connecting to " in lines
 
 
-def test_a_reset_and_a_retry(peer: socket.socket, tmp_path: Path) -> None:
-    """How each attempt ended is told, and that there is another one."""
+def test_notes_on_a_retry(peer: socket.socket, tmp_path: Path) -> None:
+    """The end of each attempt is noted, and that another one follows."""
     words = ("get", "-v", "--retries", "1", "-o", tmp_path / "poem.txt", port_of(peer))
     with started(*words) as process:
         assert process.stderr is not None
@@ -102,8 +102,8 @@ def test_a_reset_and_a_retry(peer: socket.socket, tmp_path: Path) -> None:
     assert lines[5:7] == ["connecting to N:N", "connected to N:N"]
 
 
-def test_names_that_a_terminal_would_obey(tmp_path: Path) -> None:
-    """What a line repeats of somebody's is shown, and not obeyed."""
+def test_notes_escape_control_characters(tmp_path: Path) -> None:
+    """Control characters in the text of others are shown, and not obeyed."""
     result = poetry("get", "-v", f"unix:{tmp_path}/\x1b[2J")
     assert b"\x1b" not in result.stderr
     assert b"/^[[2J: no connection: No such file" in result.stderr

@@ -19,8 +19,8 @@ LATE = f"import atexit, os, signal; atexit.register(os.kill, os.getpid(), signal
 
 
 @pytest.mark.parametrize("number", [signal.SIGINT, signal.SIGTERM, signal.SIGHUP])
-def test_interrupted(peer: socket.socket, tmp_path: Path, number: int) -> None:
-    """INT, TERM and HUP end it with 130, and leave no file."""
+def test_signal_ends_get_with_130(peer: socket.socket, tmp_path: Path, number: int) -> None:
+    """INT, TERM and HUP end a download with 130, and leave no file."""
     with (
         started("get", "-o", tmp_path / "poem.txt", port_of(peer)) as process,
         accept(peer) as connection,
@@ -34,8 +34,8 @@ def test_interrupted(peer: socket.socket, tmp_path: Path, number: int) -> None:
 
 
 @pytest.mark.parametrize("number", [signal.SIGHUP, signal.SIGINT])
-def test_a_signal_that_is_ignored(peer: socket.socket, number: signal.Signals) -> None:
-    """Under nohup a HUP is nothing, and in the background of a shell script an interrupt."""
+def test_ignored_signal_stays_ignored(peer: socket.socket, number: signal.Signals) -> None:
+    """HUP under nohup and INT in the background of a shell script do nothing."""
     options: Any = {"preexec_fn": lambda: signal.signal(number, signal.SIG_IGN)}
     with started("get", port_of(peer), **options) as process, accept(peer) as connection:
         process.send_signal(number)
@@ -46,7 +46,7 @@ def test_a_signal_that_is_ignored(peer: socket.socket, number: signal.Signals) -
 
 
 @pytest.mark.parametrize("count", [1, 2])
-def test_interrupted_while_nobody_reads(served: Server, count: int) -> None:
+def test_interrupt_with_a_stuck_output(served: Server, count: int) -> None:
     """An interrupt is heard while standard output is stuck."""
     with started("get", *[served.addresses[1]] * count) as process:
         assert process.stdout is not None
@@ -58,7 +58,7 @@ def test_interrupted_while_nobody_reads(served: Server, count: int) -> None:
 
 
 @pytest.mark.parametrize("count", [1, 2])
-def test_interrupted_while_it_connects(tmp_path: Path, count: int) -> None:
+def test_interrupt_while_connecting(tmp_path: Path, count: int) -> None:
     """An interrupt before there is a connection is no failure, either."""
     with black_hole() as port:
         words = ("get", "--directory", tmp_path / "d", str(port), f"tcp:127.0.0.1:{port}")
@@ -80,7 +80,7 @@ def test_interrupted_while_it_connects(tmp_path: Path, count: int) -> None:
         ("twisted", ("serve",)),
     ],
 )
-def test_interrupted_while_it_is_loaded(
+def test_interrupt_while_loading(
     tmp_path: Path, loading: str, command: Command, words: Command
 ) -> None:
     """An interrupt before all is imported is no traceback, wherever it comes."""
@@ -90,14 +90,14 @@ def test_interrupted_while_it_is_loaded(
     assert (done.returncode, done.stdout, done.stderr) == (130, b"", b"")
 
 
-def test_interrupted_when_it_is_done() -> None:
-    """An interrupt while Python ends does not change how it went."""
+def test_interrupt_after_the_result_does_not_change_it() -> None:
+    """An interrupt while Python ends does not change the exit code."""
     words = [sys.executable, "-c", LATE, "get", "unix:/no/such/socket"]
     result = run(words)
     assert error_of(result, 1).startswith("unix:/no/such/socket: ")
 
 
-def test_interrupted_before_it_runs() -> None:
+def test_interrupt_while_reading_standard_input() -> None:
     """An interrupt while the poem is read from standard input is no traceback, either."""
     with started("serve", "-", stdin=subprocess.PIPE) as process:
         reading = Path(f"/proc/{process.pid}/wchan")
@@ -107,8 +107,8 @@ def test_interrupted_before_it_runs() -> None:
     assert (process.returncode, stdout, stderr.strip()) == (130, b"", b"")
 
 
-def test_get_without_hangups(served: Server) -> None:
-    """Where there is no SIGHUP, as on Windows, a poem is got all the same."""
+def test_get_without_sighup(served: Server) -> None:
+    """Where there is no SIGHUP, as on Windows, a poem is fetched all the same."""
     words = [sys.executable, "-c", f"import signal; del signal.SIGHUP; {RUN}", "get"]
     result = run([*words, served.addresses[0]])
     assert (result.returncode, result.stdout, result.stderr) == (0, SHORT, b"")

@@ -26,10 +26,10 @@ from tests.faults.bad import black_hole
 from tests.processes import PATIENCE, POETRY, run
 
 
-def test_a_clock_that_is_set_moves_no_timer(
+def test_setting_the_clock_moves_no_timer(
     any_reactor: Any, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    """Timers fire in their order when they are due, whether the clock is set back or ahead."""
+    """Timers fire in order when they are due, whether the clock is set back or ahead."""
     set_by = 0.0
     real = time.time
     monkeypatch.setattr(time, "time", lambda: real() + set_by)
@@ -71,7 +71,7 @@ main()
 """
 
 
-def test_get_under_a_clock_that_runs_backwards() -> None:
+def test_get_times_out_under_a_backward_clock() -> None:
     """A `poetry get` gives up in time although the time of day never comes."""
     with black_hole() as port:
         command = [sys.executable, "-c", BACKWARDS, "get", "--timeout", "0.2", str(port)]
@@ -81,7 +81,7 @@ def test_get_under_a_clock_that_runs_backwards() -> None:
 
 
 class TurnedOnce:
-    """A reactor that starts, lets something happen, and ends."""
+    """A reactor that starts, makes one call, and ends."""
 
     def __init__(self, happens: Callable[[], object]) -> None:
         self.happens = happens
@@ -91,7 +91,7 @@ class TurnedOnce:
         self.start = function
 
     def addSystemEventTrigger(self, *_: object) -> None:
-        """Nothing is to be done at the end."""
+        """Do nothing at the end."""
 
     def run(self) -> None:
         self.start()
@@ -103,7 +103,7 @@ class TurnedOnce:
 
 @pytest.fixture
 def signals() -> Iterator[None]:
-    """Handlers of signals that are afterwards what they were."""
+    """Restore the handlers of signals."""
     before = {number: signal.getsignal(number) for number in (signal.SIGINT, signal.SIGTERM)}
     yield
     for number, handler in before.items():
@@ -111,8 +111,8 @@ def signals() -> Iterator[None]:
 
 
 @pytest.mark.usefixtures("signals")
-def test_an_endpoint_that_fails_later() -> None:
-    """What listens later, and cannot, ends the command with its error; a stop does not."""
+def test_late_failure_of_an_endpoint_ends_the_command() -> None:
+    """An endpoint that fails late ends the command with its error; a stop does not."""
     for reason, stops in ((CannotListenError("", 1, OSError("no")), 1), (CancelledError(), 0)):
         listening: Deferred[None] = Deferred()
         service: Any = SimpleNamespace(
@@ -128,8 +128,8 @@ def test_an_endpoint_that_fails_later() -> None:
         assert reactor.stops == stops
 
 
-def test_how_to_fetch_it(tmp_path: Path) -> None:
-    """On a terminal a line on standard error says how, for a shell; standard output is as ever."""
+def test_terminal_shows_how_to_fetch(tmp_path: Path) -> None:
+    """On a terminal a line on standard error has the command; standard output is unchanged."""
     master, slave = pty.openpty()
     path = tmp_path / "a poem"
     command = [*POETRY, "serve", "-l", f"unix:{path}"]

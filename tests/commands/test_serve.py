@@ -33,14 +33,14 @@ from tests.processes import PATIENCE, SAMPLE, SERVE, eventually, poetry, running
         (("--delay", "0.001", "{short}"), b"", [("short.txt", SHORT)]),
     ],
 )
-def test_serve(
+def test_each_poem_is_announced_and_served(
     poems: Path,
     tmp_path: Path,
     words: tuple[str, ...],
     stdin: bytes,
     expected: list[tuple[str, bytes]],
 ) -> None:
-    """Each poem is announced where it is served, and what follows `on` gets it."""
+    """Each poem is announced with its address, and the address gets the poem."""
     names = {path.stem: str(path) for path in poems.iterdir()}
     given = [word.format(**names, place=tmp_path / "poem") for word in words]
     with running([*QUICK, *given], stdin=stdin, listeners=len(expected)) as server:
@@ -52,7 +52,7 @@ def test_serve(
 
 
 @pytest.mark.parametrize("interface", ["::1", "[::1]"])
-def test_serve_ipv6(poems: Path, interface: str) -> None:
+def test_ipv6_address_is_announced_in_brackets(poems: Path, interface: str) -> None:
     """An IPv6 interface is announced in brackets, and may be given in them."""
     try:
         with closing(socket.create_server(("::1", 0), family=socket.AF_INET6)):
@@ -64,8 +64,8 @@ def test_serve_ipv6(poems: Path, interface: str) -> None:
         assert poetry("get", server.addresses[0]).stdout == SHORT
 
 
-def test_serve_tls(certificates: Certificates, poems: Path) -> None:
-    """A TLS listener is announced as `tls:`, and got by those who trust its certificate."""
+def test_tls_listener_is_announced_as_tls(certificates: Certificates, poems: Path) -> None:
+    """A TLS listener is announced as `tls:`, and clients that trust it get the poem."""
     with running([*QUICK, "-l", certificates.listen("good"), poems / "long.txt"]) as server:
         [address] = server.addresses
         assert address.startswith("tls:127.0.0.1:")
@@ -77,8 +77,8 @@ def test_serve_tls(certificates: Certificates, poems: Path) -> None:
         assert "refused: the server's certificate is for another name" in error_of(result, 1)
 
 
-def test_a_reader_in_flight_and_a_second_signal() -> None:
-    """A stop waits for who is in flight, and a second signal resets them at once."""
+def test_stop_waits_and_a_second_signal_resets() -> None:
+    """A stop waits for readers in flight, and a second signal resets them at once."""
     command = [*SERVE, "--num-bytes", "10", "--delay", "3600", "--grace", "3600"]
     with running(command) as server:
         reader = socket.create_connection(("127.0.0.1", server.port), PATIENCE)
@@ -99,8 +99,8 @@ def test_a_reader_in_flight_and_a_second_signal() -> None:
         assert "Traceback" not in server.stderr
 
 
-def test_reload(tmp_path: Path) -> None:
-    """HUP reads the poem again; one that is empty or gone leaves the old one in place."""
+def test_hup_reloads(tmp_path: Path) -> None:
+    """HUP reads the poem again; a file that is empty or gone leaves the old one in place."""
     path = tmp_path / "poem.txt"
     path.write_bytes(b"old")
     with running([*SERVE, "--log-format", "json", path]) as server:
@@ -124,7 +124,7 @@ def test_reload(tmp_path: Path) -> None:
 
 
 @pytest.mark.parametrize(("level", "count"), [("debug", 1), ("info", 1), ("warn", 0)])
-def test_log(poems: Path, level: str, count: int) -> None:
+def test_transfer_is_logged_in_json(poems: Path, level: str, count: int) -> None:
     """Each transfer is a line, of which `--log-format json` makes an object."""
     words = ("--log-format", "json", "--log-level", level)
     with running([*SERVE, *words, poems / "short.txt"]) as server:
@@ -143,7 +143,7 @@ def test_log(poems: Path, level: str, count: int) -> None:
             assert line["peer"].startswith("127.0.0.1:")
 
 
-def test_text_log(poems: Path) -> None:
+def test_transfer_is_logged_in_text_by_default(poems: Path) -> None:
     """By default a transfer is a line of text."""
     with running([*SERVE, poems / "short.txt"]) as server:
         assert poetry("get", server.addresses[0]).returncode == 0
@@ -153,7 +153,7 @@ def test_text_log(poems: Path) -> None:
         assert f" {len(SHORT)} bytes in " in line
 
 
-def test_metrics() -> None:
+def test_metrics_are_announced() -> None:
     """`--metrics` is announced after the poems, and counts their readers."""
     pytest.importorskip("prometheus_client", reason="needs twisted-poetry[metrics]")
     with running([*QUICK, "--metrics", "0"], listeners=2) as server:
@@ -163,7 +163,7 @@ def test_metrics() -> None:
             assert b'poetry_poems_total{outcome="sent",poem="sample.txt"} 1.0' in page.read()
 
 
-def test_without_metrics(poems: Path) -> None:
+def test_metrics_without_prometheus_client_say_what_to_install(poems: Path) -> None:
     """Where prometheus-client is not installed, the error says what to install."""
     blocked = poems / "a directory" / "prometheus_client.py"
     blocked.write_text("raise ImportError('not here')\n")
@@ -181,8 +181,8 @@ def test_without_metrics(poems: Path) -> None:
         ("10000", "No such file or directory; to listen on that port: -p 10000"),
     ],
 )
-def test_a_poem_that_cannot_be_served(poems: Path, word: str, message: str) -> None:
-    """Where the command makes sense, and its poem is none, there is nothing to read on."""
+def test_unusable_poem_is_one_line(poems: Path, word: str, message: str) -> None:
+    """A poem that cannot be served is one line, without a hint at the help."""
     given = word.format(empty=poems / "empty.txt")
     assert error_of(poetry("serve", given), 2) == f"{given}: {message}"
 
@@ -203,15 +203,17 @@ def test_a_poem_that_cannot_be_served(poems: Path, word: str, message: str) -> N
         ("-l unix:/no/such/place", "cannot listen on unix:/no/such/place: No such file"),
     ],
 )
-def test_cannot_listen(peer: socket.socket, poems: Path, words: str, message: str) -> None:
-    """An address that cannot be had is one line that names it and says what to do, and 1."""
+def test_unusable_address_is_one_line(
+    peer: socket.socket, poems: Path, words: str, message: str
+) -> None:
+    """An address that cannot be listened on is one line that says what to do, and 1."""
     names = {"taken": port_of(peer), "file": str(poems / "short.txt")}
     given = [word.format(**names) for word in words.split()]
     assert error_of(poetry("serve", *given), 1).startswith(message.format(**names))
 
 
-def test_a_unix_socket_that_is_served(tmp_path: Path) -> None:
-    """A second server on a Unix socket is told so, and the first one stays."""
+def test_served_unix_socket_is_left_alone(tmp_path: Path) -> None:
+    """A second server on a Unix socket fails, and the first one stays."""
     address = f"unix:{tmp_path / 'poem'}"
     with running([*QUICK, "-l", address]) as server:
         message = f"cannot listen on {tmp_path / 'poem'}: a server answers on it; choose another"
@@ -245,20 +247,22 @@ def test_a_unix_socket_that_is_served(tmp_path: Path) -> None:
         ),
     ],
 )
-def test_why_it_cannot_listen(error: Exception, message: str) -> None:
-    """Where the reason is known, so is what to do about it."""
+def test_error_of_listening_says_what_to_do(error: Exception, message: str) -> None:
+    """Where the reason is known, the error says what to do about it."""
     assert cannot_listen(error) == message
 
 
-def test_too_few_descriptors(in_process: Run, monkeypatch: pytest.MonkeyPatch) -> None:
-    """A server that could hardly do anything says what it takes."""
+def test_too_few_descriptors_say_the_least(
+    in_process: Run, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """A server with hardly any descriptors says how many it takes."""
     monkeypatch.setattr("poetry.system.descriptors.raise_limit", lambda: 6)
     message = f"6 open files (ulimit -n) do not do: it takes {LEAST}"
     assert error_of(in_process("serve"), 1) == message
 
 
-def test_out_of_descriptors(in_process: Run, monkeypatch: pytest.MonkeyPatch) -> None:
-    """A want of descriptors is not blamed on standard output."""
+def test_lack_of_descriptors_is_named(in_process: Run, monkeypatch: pytest.MonkeyPatch) -> None:
+    """A lack of descriptors is not blamed on standard output."""
 
     def fail() -> int:
         raise OSError(errno.EMFILE, "Too many open files")

@@ -19,8 +19,8 @@ from tests.processes import PATIENCE, SAMPLE, Server, eventually, poetry
 
 @pytest.mark.parametrize("words", [("get", "1"), ("--help",), ("serve", "--help")])
 @pytest.mark.parametrize("closed", [0, 1, 2])
-def test_closed_streams(words: tuple[str, ...], closed: int) -> None:
-    """Whichever standard stream is closed, nothing is ever a traceback."""
+def test_closed_standard_stream_is_no_traceback(words: tuple[str, ...], closed: int) -> None:
+    """Whichever standard stream is closed, there is never a traceback."""
     result = poetry(*words, before=partial(os.close, closed))
     if words[0] != "get":
         assert (result.returncode, result.stderr) == (0, b"")
@@ -84,7 +84,7 @@ def test_serve_without_standard_output(tmp_path: Path, stdout: str) -> None:
 
 
 @pytest.mark.parametrize("order", [(1,), (0, 1, 1)])
-def test_head(served: Server, order: tuple[int, ...]) -> None:
+def test_get_into_head_ends_quietly(served: Server, order: tuple[int, ...]) -> None:
     """`poetry get ... | head -c 10` ends quietly."""
     with (
         started("get", *(served.addresses[index] for index in order)) as process,
@@ -100,7 +100,7 @@ def test_head(served: Server, order: tuple[int, ...]) -> None:
         assert process.stderr.read() == b""
 
 
-def test_in_time_while_nobody_reads(served: Server) -> None:
+def test_max_time_bounds_the_printing(served: Server) -> None:
     """`--max-time` ends the printing as well."""
     with started("get", "--max-time", "3", *reversed(served.addresses)) as process:
         assert process.wait(PATIENCE) == 1
@@ -110,7 +110,7 @@ def test_in_time_while_nobody_reads(served: Server) -> None:
 
 @pytest.fixture
 def unread() -> Iterator[int]:
-    """A descriptor that takes little, cannot be opened again, and is read by nobody."""
+    """A descriptor that takes little, cannot be opened again, and is not read."""
     ours, theirs = socket.socketpair()
     with ours, theirs:
         ours.setsockopt(socket.SOL_SOCKET, socket.SO_SNDBUF, 4096)
@@ -118,10 +118,10 @@ def unread() -> Iterator[int]:
 
 
 @pytest.mark.parametrize("order", [(1,), (1, 1)])
-def test_in_time_while_nobody_reads_a_socket(
+def test_max_time_with_a_blocking_output(
     served: Server, unread: int, order: tuple[int, ...]
 ) -> None:
-    """`--max-time` is kept where standard output would block, and it is standard output's fault."""
+    """`--max-time` is kept where standard output would block, and the error blames the output."""
     words = ("get", "--max-time", "1", *(served.addresses[index] for index in order))
     with started(*words, stdout=unread) as process:
         _, stderr = process.communicate(timeout=PATIENCE)
@@ -129,8 +129,8 @@ def test_in_time_while_nobody_reads_a_socket(
     assert stderr == b"Error: standard output: timed out: not all was taken within 1 s\n"
 
 
-def test_interrupted_while_nobody_reads_a_socket(served: Server, unread: int) -> None:
-    """An interrupt ends what would block as well."""
+def test_interrupt_with_a_blocking_output(served: Server, unread: int) -> None:
+    """An interrupt ends a command whose output would block."""
     with started("get", served.addresses[1], stdout=unread) as process:
         poll = select.poll()
         poll.register(unread, select.POLLOUT)

@@ -34,7 +34,7 @@ JSON = ("--log-format", "json")
         ("pipe2:error=EPERM", "Operation not permitted (self.i, self.o = os.pipe()"),
     ],
 )
-def test_refused_at_the_start(refused: str, said: str) -> None:
+def test_refused_system_call_is_named(refused: str, said: str) -> None:
     """A system call that is refused is named in one line, and is not blamed on standard output."""
     strace = need("strace")
     inject = ["-f", "-o", os.devnull, "-e", f"trace={refused.split(':')[0]}", "-e"]
@@ -57,7 +57,7 @@ main()
 """`poetry` in a sandbox that lets no limit be raised."""
 
 
-def test_a_limit_that_may_not_be_raised(poem_file: PoemFile) -> None:
+def test_refused_setrlimit_lowers_the_limit(poem_file: PoemFile) -> None:
     """Where setrlimit(2) is refused the server goes on with the limit that it has."""
     command = [sys.executable, "-c", LOWER, "serve", *JSON, "--max-connections", "600"]
     with running([*command, poem_file(3_000)]) as server:
@@ -67,8 +67,8 @@ def test_a_limit_that_may_not_be_raised(poem_file: PoemFile) -> None:
 
 
 @pytest.mark.parametrize("words", [("[::]:{}", "0.0.0.0:{}"), ("0.0.0.0:{}", "[::]:{}")])
-def test_two_addresses_of_which_one_covers_the_other(words: tuple[str, str]) -> None:
-    """The error says which two they are, and not that a free port would do."""
+def test_overlapping_addresses_are_named(words: tuple[str, str]) -> None:
+    """The error names both addresses, rather than advise a free port."""
     if not socket.has_dualstack_ipv6():
         pytest.skip("needs IPv6")
     with socket.create_server(("127.0.0.1", 0)) as free:
@@ -100,13 +100,13 @@ def test_two_addresses_of_which_one_covers_the_other(words: tuple[str, str]) -> 
         (OSError(errno.EMFILE, "Too many"), "Too many: raise the limit (ulimit -n)"),
     ],
 )
-def test_why_not(error: Exception, message: str) -> None:
-    """A file that is missing is named, and a port that nobody else of us has is just taken."""
+def test_error_of_a_start_says_the_reason(error: Exception, message: str) -> None:
+    """A missing file is named, and a port that is not one of ours is just taken."""
     assert why_not(error, ["unix:/run/poem", "8"]) == message
 
 
-def test_what_nobody_foresaw() -> None:
-    """An error of another kind is one line that says what and where."""
+def test_unexpected_error_is_one_line() -> None:
+    """An error of another kind is one line with its place in the code."""
     with pytest.raises(RuntimeError) as caught:
         raise RuntimeError
     assert why_not(caught.value, []) == "cannot start: RuntimeError (raise RuntimeError)"
@@ -124,7 +124,7 @@ TERMINATING = "import os, signal; os.kill(os.getpid(), signal.SIGTERM); raise Sy
         (("serve",), signal.SIG_IGN, 7),
     ],
 )
-def test_term_while_it_is_loaded(
+def test_term_while_loading(
     tmp_path: Path, words: tuple[str, ...], handler: signal.Handlers, code: int
 ) -> None:
     """TERM ends a server with 0 and a download with 130, unless the parent process ignores it."""
@@ -147,8 +147,8 @@ def lines(text: str) -> list[dict[str, Any]]:
         (["-i", "192.0.2.1"], 1, "cannot listen on 192.0.2.1: no interface of this machine"),
     ],
 )
-def test_errors_in_json(words: list[str], code: int, message: str) -> None:
-    """With a log in JSON, why there is no serving is an object as well."""
+def test_failed_start_is_a_json_object(words: list[str], code: int, message: str) -> None:
+    """With a log in JSON, the error of a start is an object as well."""
     done = poetry("serve", *JSON, *words)
     assert (done.returncode, done.stdout) == (code, b"")
     [event] = lines(done.stderr.decode())
@@ -157,8 +157,8 @@ def test_errors_in_json(words: list[str], code: int, message: str) -> None:
     assert event["message"].startswith(message)
 
 
-def test_life_in_json(poem_file: PoemFile, tmp_path: Path) -> None:
-    """With a log in JSON it also says where the server serves, its version, and that it stopped."""
+def test_start_and_stop_are_json_objects(poem_file: PoemFile, tmp_path: Path) -> None:
+    """A log in JSON has the server's addresses, its version, and its stop."""
     listen = ("-l", "0", "-l", f"unix:{tmp_path / 'poem'}")
     with running([*POETRY, "serve", *JSON, *listen, poem_file(3_000)], listeners=2) as server:
         assert server.stop() == 0
@@ -170,7 +170,7 @@ def test_life_in_json(poem_file: PoemFile, tmp_path: Path) -> None:
     assert (stopped["event"], stopped["level"]) == ("stopped", "info")
 
 
-def test_an_announcement_that_fails_in_json(poem_file: PoemFile) -> None:
+def test_failed_announcement_is_a_json_object(poem_file: PoemFile) -> None:
     """With a log in JSON a full standard output is an object, and the server goes on."""
     with Path("/dev/full").open("wb") as full:
         process = subprocess.Popen(

@@ -89,8 +89,8 @@ HELPS: tuple[list[str], ...] = ([], ["serve"], ["get"])
         ("serve -l poem.txt", "'poem.txt' is no address: it looks like a file: `serve poem.txt`"),
     ],
 )
-def test_usage(in_process: Run, poems: Path, words: str, message: str) -> None:
-    """What makes no sense is one line that names it and tells where to read on, and 2."""
+def test_usage_error_is_one_line(in_process: Run, poems: Path, words: str, message: str) -> None:
+    """A usage error is one line that names the mistake and where to read on, and 2."""
     names = {path.stem: str(path) for path in poems.iterdir()}
     given = [word.format(**names) for word in words.split(" ")]
     error = error_of(in_process(*given), 2)
@@ -108,8 +108,8 @@ def test_usage(in_process: Run, poems: Path, words: str, message: str) -> None:
         ("get --host 1", ""),
     ],
 )
-def test_an_option_of_other_servers(in_process: Run, words: str, hint: str) -> None:
-    """What `serve` has instead of an option is said."""
+def test_option_of_other_servers_has_an_alternative(in_process: Run, words: str, hint: str) -> None:
+    """An option that other servers have is answered with `serve`'s own."""
     error = error_of(in_process(*words.split()), 2)
     assert error.startswith("No such option")
     assert all(line in error for line in [hint])
@@ -117,8 +117,8 @@ def test_an_option_of_other_servers(in_process: Run, words: str, hint: str) -> N
 
 
 @pytest.mark.parametrize("words", ["serve -p x", "get nonsense", "frob"])
-def test_usage_of_a_process(in_process: Run, words: str) -> None:
-    """The command itself says the same."""
+def test_usage_error_of_a_process(in_process: Run, words: str) -> None:
+    """The command itself prints the same."""
     expected, result = in_process(*words.split()), poetry(*words.split())
     assert (result.returncode, result.stdout) == (expected.returncode, expected.stdout)
     assert result.stderr.replace(b"python -m poetry", b"poetry") == expected.stderr
@@ -126,7 +126,7 @@ def test_usage_of_a_process(in_process: Run, words: str) -> None:
 
 @pytest.mark.parametrize("width", [60, 80, 100])
 @pytest.mark.parametrize("command", HELPS)
-def test_help(command: list[str], width: int) -> None:
+def test_help_has_examples_and_fits(command: list[str], width: int) -> None:
     """Each help has examples, fits the terminal, and breaks no example and no option."""
     widest = CliRunner().invoke(cli, [*command, "--help"], terminal_width=1_000).output
     result = CliRunner().invoke(cli, [*command, "-h"], terminal_width=width)
@@ -154,7 +154,7 @@ def test_help_under_the_other_name(command: list[str]) -> None:
         assert all(f" {name} " in line for line in lines)
 
 
-def test_no_command() -> None:
+def test_missing_command_is_a_usage_error() -> None:
     """Without a command the help is shown, and it is a usage error."""
     result = CliRunner().invoke(cli, [])
     assert result.exit_code == 2
@@ -169,7 +169,7 @@ def test_version() -> None:
         assert result.exit_code == 0
 
 
-def test_out_of_descriptors(capsys: pytest.CaptureFixture[str]) -> None:
-    """What cannot be opened for want of descriptors is not blamed on standard output."""
+def test_lack_of_descriptors_is_named(capsys: pytest.CaptureFixture[str]) -> None:
+    """A lack of descriptors is not blamed on standard output."""
     assert cannot_print(OSError(errno.EMFILE, "Too many open files")) == 1
     assert capsys.readouterr().err == "Error: Too many open files: raise the limit (ulimit -n)\n"

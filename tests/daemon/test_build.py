@@ -166,7 +166,7 @@ def test_pace_makes_a_slow_server(
 def test_nonsense_is_a_usage_error(
     reactor: Reactor, arguments: dict[str, Any], message: str
 ) -> None:
-    """Options that contradict each other are a usage error."""
+    """A value out of range and a malformed address are usage errors."""
     if "metrics" in arguments:
         pytest.importorskip("prometheus_client", reason="needs twisted-poetry[metrics]")
     with pytest.raises(UsageError, match=message):

@@ -24,7 +24,7 @@ REFUSED = error.ConnectionRefusedError(111, "Connection refused")
 
 
 class Scripted:
-    """An endpoint that does what is next in its script: raise, or send and end."""
+    """An endpoint that takes the next step of its script: raise, or send and end."""
 
     def __init__(self, *script: Exception | tuple[bytes, Exception]) -> None:
         self.script = list(script)
@@ -54,7 +54,7 @@ class Never:
 
 
 class Fetching:
-    """A `Fetcher` on a clock, and what it said."""
+    """A `Fetcher` on a clock, with its notes and complaints."""
 
     def __init__(self, retries: int = 0, **wanted: Any) -> None:
         self.clock = MemoryReactorClock()
@@ -100,7 +100,7 @@ def sources_at(endpoints: list[Any]) -> list[Source]:
 
 @pytest.fixture
 def path(tmp_path: Path) -> Iterator[Path]:
-    """Where a poem is to go; nothing else is left there."""
+    """The place of a poem, beside which no other file is left."""
     yield tmp_path / "poem.txt"
     assert {each.name for each in tmp_path.iterdir()} <= {"poem.txt"}
 
@@ -140,8 +140,10 @@ def test_retries_from_the_start(path: Path) -> None:
         (9, [RuntimeError("nobody foresaw it")], "nobody foresaw it"),
     ],
 )
-def test_it_gives_up(path: Path, retries: int, script: list[Any], complaint: str) -> None:
-    """When the retries are used up, or no retry can mend it, it complains and leaves no file."""
+def test_last_failure_is_a_complaint_without_a_file(
+    path: Path, retries: int, script: list[Any], complaint: str
+) -> None:
+    """When the retries are used up, or do not help, there is a complaint and no file."""
     fetching = Fetching(retries, max_bytes=6, sha256=sha256(b"a poem").hexdigest())
     done = fetching.fetch_each(path, endpoints=[Scripted(*script)])
     fetching.clock.advance(60)
@@ -151,8 +153,8 @@ def test_it_gives_up(path: Path, retries: int, script: list[Any], complaint: str
     assert not fetching.clock.getDelayedCalls()
 
 
-def test_cancelled(path: Path, tmp_path: Path) -> None:
-    """When it is cancelled, nothing goes on and nobody complains."""
+def test_cancel_ends_all_quietly(path: Path, tmp_path: Path) -> None:
+    """A cancel ends all without a complaint."""
     fetching = Fetching(retries=1)
     paths = (path, *(tmp_path / name for name in "ab"))
     done = fetching.fetch_each(*paths, endpoints=[Never(), Never(), Scripted(REFUSED)])
@@ -165,7 +167,7 @@ def test_cancelled(path: Path, tmp_path: Path) -> None:
     assert not fetching.clock.getDelayedCalls()
 
 
-def test_all_attempts_together_are_with_deadline(path: Path) -> None:
+def test_max_time_bounds_all_attempts(path: Path) -> None:
     """With `max_time` the retries come to an end, even in a wait between two of them."""
     fetching = Fetching(retries=1_000, max_time=100)
     done = fetching.fetch_each(path, endpoints=[Scripted(*[(b"half", RESET)] * 1_000)])
@@ -189,7 +191,7 @@ def fifo(tmp_path: Path) -> Iterator[tuple[Path, int]]:
 
 
 def fill(fifo: Path) -> None:
-    """Write to it until it has no more room."""
+    """Write to a FIFO until it has no more room."""
     writer = os.open(fifo, os.O_WRONLY | os.O_NONBLOCK)
     with suppress(BlockingIOError):
         while os.write(writer, bytes(select.PIPE_BUF)):
@@ -198,8 +200,8 @@ def fill(fifo: Path) -> None:
 
 
 @pytest.mark.parametrize("count", [1, 2])
-def test_writing_is_in_time_too(fifo: tuple[Path, int], count: int) -> None:
-    """With `max_time` it ends where nobody reads, at once, and it is the output that is blamed."""
+def test_max_time_bounds_the_writing(fifo: tuple[Path, int], count: int) -> None:
+    """With `max_time` an output that is not read fails in time, and is blamed itself."""
     path, _ = fifo
     fill(path)
     fetching = Fetching(max_time=100, retries=9)
@@ -213,8 +215,8 @@ def test_writing_is_in_time_too(fifo: tuple[Path, int], count: int) -> None:
     assert not fetching.clock.getWriters()
 
 
-def test_what_nobody_reads_holds_up_no_other(fifo: tuple[Path, int], tmp_path: Path) -> None:
-    """Of files, those that can be written are, and only the other is blamed."""
+def test_stuck_output_holds_up_no_other(fifo: tuple[Path, int], tmp_path: Path) -> None:
+    """Files that can be written are, and only the output that is not read is blamed."""
     path, _ = fifo
     fill(path)
     fetching = Fetching(max_time=100)
@@ -227,7 +229,9 @@ def test_what_nobody_reads_holds_up_no_other(fifo: tuple[Path, int], tmp_path: P
 
 
 @pytest.mark.parametrize("read", [True, False])
-def test_what_came_in_time_is_written(fifo: tuple[Path, int], *, read: bool) -> None:
+def test_poems_in_time_are_written_after_the_deadline(
+    fifo: tuple[Path, int], *, read: bool
+) -> None:
     """Poems that had to wait for one that is late have a moment to be written."""
     path, reader = fifo
     fetching = Fetching(max_time=100)
@@ -248,8 +252,8 @@ def test_what_came_in_time_is_written(fifo: tuple[Path, int], *, read: bool) -> 
     assert not fetching.clock.getDelayedCalls()
 
 
-def test_a_spool_that_gives_less(path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
-    """Where a poem cannot be read from its temporary file, there is no file, and it is said."""
+def test_short_spool_leaves_no_file(path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    """A poem that cannot be read from its temporary file leaves no file, and is a complaint."""
     monkeypatch.setattr("poetry.download.files.Spool.read", lambda *_: b"")
     fetching = Fetching()
     endpoints = [Scripted((poem, CLEAN)) for poem in (b"a poem", b"another")]
@@ -258,8 +262,8 @@ def test_a_spool_that_gives_less(path: Path, monkeypatch: pytest.MonkeyPatch) ->
     assert not path.exists()
 
 
-def test_whose_fault_it_is(path: Path) -> None:
-    """What connecting raises is the address's, of whatever type; what writing raises the file's."""
+def test_blame_follows_the_failing_side(path: Path) -> None:
+    """An error of connecting is the address's, of whatever type; one of writing is the file's."""
     fetching = Fetching()
     fetching.fetch_each(path, endpoints=[Scripted(OSError(19, "No such device"))])
     assert fetching.complaints == ["address 0: No such device"]
@@ -289,13 +293,13 @@ def test_whose_fault_it_is(path: Path) -> None:
         (PoemTooLong(1_000_000), "too long: more than 1,000,000 bytes"),
     ],
 )
-def test_explain(reason: Exception, words: str) -> None:
+def test_explain_is_a_few_words(reason: Exception, words: str) -> None:
     """Each reason is a few words."""
     assert explain(reason) == words
 
 
-def test_explain_tls() -> None:
-    """What TLS says is taken out of its lists; where it says nothing, its error has a name."""
+def test_explain_unwraps_errors_of_tls() -> None:
+    """TLS's reasons are taken out of their lists; an error without a reason is named."""
     ssl = pytest.importorskip("OpenSSL.SSL", reason="needs twisted[tls]")
     failed = ssl.Error([("SSL routines", "", "certificate verify failed"), ("", "", "and more")])
     assert explain(failed) == "refused: TLS failed: certificate verify failed; and more"

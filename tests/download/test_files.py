@@ -35,7 +35,7 @@ def finish(sink: Sink, *, whole: bool = True) -> None:
 
 
 def save(path: Path, poem: bytes = b"a poem") -> list[str]:
-    """Write a file as a poem is written; give what the user was told."""
+    """Write a file as a poem is written; give the notes for the user."""
     notes: list[str] = []
     sink = open_sink(reactor, str(path), notes.append)
     sink.write(poem)
@@ -44,7 +44,7 @@ def save(path: Path, poem: bytes = b"a poem") -> list[str]:
 
 
 def mode_of(path: Path) -> int:
-    """What may be done with a file."""
+    """The permissions of a file."""
     return stat.S_IMODE(path.stat().st_mode)
 
 
@@ -56,8 +56,8 @@ def spooled(poem: bytes) -> Spool:
     return spool
 
 
-def test_a_spool_is_read_from_its_start() -> None:
-    """A spool that was started again has what was written since, and is copied whole."""
+def test_restarted_spool_is_copied_whole() -> None:
+    """A spool that was started again has the bytes written since, and is copied whole."""
     spool = Spool()
     spool.write(b"half")
     assert spool.size == 4
@@ -70,7 +70,7 @@ def test_a_spool_is_read_from_its_start() -> None:
 
 
 class Refusing:
-    """A temporary file of which only the first read succeeds: `rest` is what the others do."""
+    """A temporary file of which only the first read succeeds: `rest` is what later reads do."""
 
     def __init__(self, rest: Callable[[], bytes]) -> None:
         self.reads = iter([lambda: b"half"])
@@ -88,7 +88,7 @@ class Refusing:
         (failing(errno.EIO), "Input/output error"),
     ],
 )
-def test_a_spool_that_gives_less(rest: Callable[[], bytes], reason: str) -> None:
+def test_short_read_of_a_spool_is_an_error(rest: Callable[[], bytes], reason: str) -> None:
     """A refused read is no end of a poem: the temporary file is at fault."""
     spool = spooled(b"a poem")
     file, spool.file = spool.file, Refusing(rest)  # type: ignore[assignment]
@@ -99,7 +99,7 @@ def test_a_spool_that_gives_less(rest: Callable[[], bytes], reason: str) -> None
     file.close()
 
 
-def test_a_file_appears_when_it_is_whole(tmp_path: Path) -> None:
+def test_file_appears_when_whole(tmp_path: Path) -> None:
     """A file has its name only when all is written; an old one keeps its mode, not its text."""
     path = tmp_path / "poem.txt"
     sink = open_sink(reactor, str(path), print)
@@ -121,10 +121,10 @@ def test_a_file_appears_when_it_is_whole(tmp_path: Path) -> None:
 
 @pytest.mark.parametrize("old", [None, b"old"])
 @pytest.mark.parametrize("end", [methodcaller("close"), partial(finish, whole=False)])
-def test_a_failure_leaves_no_file(
+def test_failure_leaves_no_file(
     tmp_path: Path, old: bytes | None, end: Callable[[Sink], object]
 ) -> None:
-    """A failure leaves no file, and an old one as it was."""
+    """A failure leaves no new file, and an old file unchanged."""
     path = tmp_path / "poem.txt"
     if old is not None:
         path.write_bytes(old)
@@ -134,8 +134,8 @@ def test_a_failure_leaves_no_file(
     assert [each.read_bytes() for each in tmp_path.iterdir()] == ([] if old is None else [old])
 
 
-def test_a_symbolic_link_stays(tmp_path: Path) -> None:
-    """What a link points to is replaced, and not the link."""
+def test_symbolic_link_is_followed(tmp_path: Path) -> None:
+    """The target of a link is replaced, and not the link."""
     link, target = tmp_path / "link", tmp_path / "there" / "poem.txt"
     target.parent.mkdir()
     link.symlink_to(target)
@@ -145,7 +145,7 @@ def test_a_symbolic_link_stays(tmp_path: Path) -> None:
         assert target.read_bytes() == poem
 
 
-def test_the_disk_has_it_before_it_has_its_name(
+def test_file_is_synchronized_before_its_rename(
     tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     """A crash of the machine leaves the old file, or all of the new one."""
@@ -160,8 +160,8 @@ def test_the_disk_has_it_before_it_has_its_name(
     assert path.exists()
 
 
-def test_no_more_than_permissions_are_kept(tmp_path: Path) -> None:
-    """What comes from a network never runs as somebody else."""
+def test_set_id_bits_are_not_kept(tmp_path: Path) -> None:
+    """A file from a network never runs with another user's rights."""
     path = tmp_path / "poem.txt"
     path.touch()
     path.chmod(0o7751)
@@ -170,8 +170,8 @@ def test_no_more_than_permissions_are_kept(tmp_path: Path) -> None:
 
 
 @pytest.mark.skipif(os.geteuid() != 0, reason="only root can give a file away")
-def test_the_owner_is_kept(tmp_path: Path) -> None:
-    """Root who writes somebody's file leaves it theirs."""
+def test_owner_is_kept(tmp_path: Path) -> None:
+    """Root who writes a user's file leaves it theirs."""
     path = tmp_path / "poem.txt"
     path.touch()
     os.chown(path, 4711, 4712)
@@ -179,8 +179,8 @@ def test_the_owner_is_kept(tmp_path: Path) -> None:
     assert (path.stat().st_uid, path.stat().st_gid) == (4711, 4712)
 
 
-def test_links_in_a_circle(tmp_path: Path) -> None:
-    """A link that leads nowhere but to itself is an error, and stays."""
+def test_circular_link_is_an_error(tmp_path: Path) -> None:
+    """A link that leads only to itself is an error, and stays."""
     link = tmp_path / "link"
     link.symlink_to(link)
     with pytest.raises(OutputError, match="Too many levels of symbolic links"):
@@ -189,8 +189,8 @@ def test_links_in_a_circle(tmp_path: Path) -> None:
 
 
 @pytest.mark.parametrize("name", [".", "no/such/directory", "poem.txt/", "poem.txt/.", "new/.."])
-def test_where_no_file_can_be(tmp_path: Path, name: str) -> None:
-    """A directory and what is not there cannot be written."""
+def test_directory_and_missing_folder_are_errors(tmp_path: Path, name: str) -> None:
+    """A directory and a path without a folder cannot be written."""
     with pytest.raises(OutputError, match=r"directory") as failed:
         open_sink(reactor, f"{tmp_path}/{name}", print)
     assert failed.value.place == f"{tmp_path}/{name}"
@@ -215,8 +215,8 @@ def setfacl(*words: str | Path) -> None:
         pytest.skip(f"no access control lists here: {done.stderr.decode()}")
 
 
-def test_an_access_control_list_is_kept(old: Path) -> None:
-    """A list stays, and the group's permissions are not what its mask was."""
+def test_access_control_list_is_kept(old: Path) -> None:
+    """A list stays, and the group's permissions are not its mask."""
     setfacl("-m", "u:4711:rw,g::-", old)
     before = os.getxattr(old, ACL)
     assert save(old) == []
@@ -224,8 +224,8 @@ def test_an_access_control_list_is_kept(old: Path) -> None:
     assert (mode_of(old), old.read_bytes()) == (0o664, b"a poem")
 
 
-def test_a_new_file_gets_no_access_control_list_beside_an_old_one(old: Path) -> None:
-    """What its directory gives new files by default, the old one had not."""
+def test_default_access_control_list_is_not_added(old: Path) -> None:
+    """The directory's default list for new files does not replace the old file's lack of one."""
     setfacl("-d", "-m", "u:4711:rw", old.parent)
     assert save(old) == []
     assert ACL not in os.listxattr(old)
@@ -233,10 +233,10 @@ def test_a_new_file_gets_no_access_control_list_beside_an_old_one(old: Path) -> 
 
 
 @pytest.mark.parametrize("call", ["setxattr", "removexattr"])
-def test_an_access_control_list_that_cannot_be_kept(
+def test_lost_access_control_list_restricts_to_the_owner(
     old: Path, call: str, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    """Then the file is its owner's alone, and the user is told."""
+    """A file whose list is lost is its owner's alone, and a note says so."""
     if call == "setxattr":
         setfacl("-m", "u:4711:rw", old)
     else:
@@ -260,7 +260,7 @@ def attribute(old: Path) -> str:
 def test_extended_attributes_are_kept(
     old: Path, attribute: str, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    """They stay, but for those that belong to the bytes: signatures, and what a program may do."""
+    """Attributes stay, but for those of the bytes: signatures and capabilities."""
     assert save(old) == []
     assert os.getxattr(old, attribute) == b"Schiller"
     assert save(old) == []
@@ -269,7 +269,7 @@ def test_extended_attributes_are_kept(
     assert attribute not in os.listxattr(old)
 
 
-def test_what_a_new_file_has_by_itself(old: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+def test_equal_attribute_is_not_set_again(old: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     """An attribute that is the same already, as a security label is, is not set again."""
     monkeypatch.setattr(os, "listxattr", lambda *_: ["security.label"])
     monkeypatch.setattr(os, "getxattr", lambda *_: b"public")
@@ -278,17 +278,15 @@ def test_what_a_new_file_has_by_itself(old: Path, monkeypatch: pytest.MonkeyPatc
 
 
 @pytest.mark.usefixtures("attribute")
-def test_extended_attributes_that_cannot_be_kept(
-    old: Path, monkeypatch: pytest.MonkeyPatch
-) -> None:
-    """The user is told, and the permissions stay."""
+def test_lost_extended_attributes_are_a_note(old: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    """A note tells of lost attributes, and the permissions stay."""
     monkeypatch.setattr(os, "setxattr", failing(errno.ENOSPC))
     assert save(old) == [f"{old}: its extended attributes cannot be kept: No space left on device"]
     assert mode_of(old) == 0o644
 
 
-def test_attributes_that_cannot_be_read(old: Path, monkeypatch: pytest.MonkeyPatch) -> None:
-    """What may be a list is taken for one; where there is no such thing, nothing is lost."""
+def test_unreadable_attributes_count_as_a_list(old: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    """Unreadable attributes may be a list; where the system has none, nothing is lost."""
     for number in (errno.ENOTSUP, errno.ENOSYS):
         monkeypatch.setattr(os, "listxattr", failing(number))
         assert save(old) == []
@@ -301,8 +299,10 @@ def test_attributes_that_cannot_be_read(old: Path, monkeypatch: pytest.MonkeyPat
     assert mode_of(old) == 0o600
 
 
-def test_an_old_file_that_may_not_be_read(old: Path, monkeypatch: pytest.MonkeyPatch) -> None:
-    """A file that may be replaced and not read is taken to have a list."""
+def test_unreadable_old_file_counts_as_having_a_list(
+    old: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """A file that may be replaced and not read counts as having a list."""
     real = location.Location.open
 
     def open_no_old(self: location.Location, name: str, *rest: int) -> int:
@@ -317,7 +317,7 @@ def test_an_old_file_that_may_not_be_read(old: Path, monkeypatch: pytest.MonkeyP
 
 @pytest.fixture
 def theirs(old: Path, monkeypatch: pytest.MonkeyPatch) -> list[tuple[int, int]]:
-    """The old file is another user's, and of another group; what fchown(2) was asked for."""
+    """The old file as another user's and group's; gives the requests to fchown(2)."""
     asked: list[tuple[int, int]] = []
     real = os.fstat
     inode = old.stat().st_ino
@@ -338,25 +338,25 @@ def theirs(old: Path, monkeypatch: pytest.MonkeyPatch) -> list[tuple[int, int]]:
 
 
 @pytest.mark.parametrize(("mode", "left"), [(0o664, 0o644), (0o604, 0o600), (0o660, 0o600)])
-def test_an_owner_and_a_group_that_cannot_be_kept(
+def test_lost_owner_and_group_widen_no_permission(
     old: Path, theirs: list[tuple[int, int]], mode: int, left: int
 ) -> None:
-    """Each is tried, the user is told, and nobody may do more than before."""
+    """Each is tried, a note tells of the loss, and no user may do more than before."""
     old.chmod(mode)
     assert save(old) == [f"{old}: its group and owner cannot be kept: Operation not permitted"]
     assert theirs == [(-1, 4712), (4711, -1)]
     assert (mode_of(old), old.read_bytes()) == (left, b"a poem")
 
 
-def test_permissions_that_are_right_already(old: Path, monkeypatch: pytest.MonkeyPatch) -> None:
-    """Where fchmod(2) is refused, nothing is wrong unless it is needed."""
+def test_unneeded_fchmod_may_fail(old: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    """A refused fchmod(2) is no error where the permissions are right already."""
     monkeypatch.setattr(os, "fchmod", failing(errno.EPERM))
     assert save(old) == []
     assert mode_of(old) == 0o644
 
 
-def test_permissions_that_cannot_be_kept(old: Path, monkeypatch: pytest.MonkeyPatch) -> None:
-    """A file that fewer people may use is said; one that more may use is not made."""
+def test_lost_permissions_never_widen(old: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    """Narrower permissions are a note; wider ones are an error."""
     old.chmod(0o666)  # the umask does not let a new file be
     monkeypatch.setattr(os, "fchmod", failing(errno.EPERM))
     before = os.umask(0o022)
@@ -377,10 +377,10 @@ def test_permissions_that_cannot_be_kept(old: Path, monkeypatch: pytest.MonkeyPa
 
 
 @pytest.mark.parametrize("number", [errno.EINVAL, errno.ENOTSUP, errno.ENOSYS, errno.EROFS])
-def test_a_file_system_without_fsync(
+def test_file_system_without_fsync_is_written(
     tmp_path: Path, monkeypatch: pytest.MonkeyPatch, number: int
 ) -> None:
-    """Where nothing can be synchronized a file is written all the same."""
+    """Where fsync(2) is not supported a file is written all the same."""
     monkeypatch.setattr(os, "fsync", failing(number))
     assert save(tmp_path / "poem.txt") == []
     assert (tmp_path / "poem.txt").read_bytes() == b"a poem"
@@ -388,25 +388,25 @@ def test_a_file_system_without_fsync(
 
 @pytest.mark.parametrize("number", [errno.EIO, errno.ENOSPC, errno.EDQUOT])
 @pytest.mark.parametrize("call", ["fsync", "replace"])
-def test_a_disk_that_loses_it(
+def test_failed_synchronization_keeps_the_old_file(
     old: Path, monkeypatch: pytest.MonkeyPatch, call: str, number: int
 ) -> None:
-    """Where the disk has not all of it, there is an error, and the old file."""
+    """Where the disk has not all of the file, there is an error, and the old file."""
     monkeypatch.setattr(os, call, failing(number))
     with pytest.raises(OutputError, match=os.strerror(number)):
         save(old)
     assert old.read_bytes() == b"an old poem"
 
 
-def test_nothing_is_removed_after_the_rename(old: Path, monkeypatch: pytest.MonkeyPatch) -> None:
-    """A whole file is a success, whatever is refused then."""
+def test_rename_is_the_last_step(old: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    """A whole file is a success, whatever fails afterwards."""
     monkeypatch.setattr(os, "unlink", failing(errno.EPERM))
     assert save(old) == []
     assert list(old.parent.iterdir()) == [old]
 
 
-def test_a_part_that_cannot_be_removed(old: Path, monkeypatch: pytest.MonkeyPatch) -> None:
-    """What is left of a failure is said."""
+def test_part_that_cannot_be_removed_is_a_note(old: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    """A note names the part that a failure has left."""
     monkeypatch.setattr(os, "unlink", failing(errno.EPERM))
     notes: list[str] = []
     open_sink(reactor, str(old), notes.append).close()
@@ -419,7 +419,7 @@ def test_a_part_that_cannot_be_removed(old: Path, monkeypatch: pytest.MonkeyPatc
 
 @pytest.fixture
 def elsewhere(tmp_path: Path) -> Path:
-    """A file that nobody asked to be overwritten."""
+    """A file beside, which is not to be overwritten."""
     path = tmp_path / "private" / "keys"
     path.parent.mkdir()
     path.write_bytes(b"keys")
@@ -427,10 +427,10 @@ def elsewhere(tmp_path: Path) -> Path:
 
 
 @pytest.mark.parametrize("mode", [0o777, 0o1777])
-def test_a_link_where_others_may_write_is_not_followed(
+def test_link_in_a_shared_directory_is_not_followed(
     tmp_path: Path, elsewhere: Path, mode: int
 ) -> None:
-    """Somebody else may have put it there; also where one's own link leads there."""
+    """Another user may have made the link; also where one's own link leads there."""
     shared, own = tmp_path / "shared", tmp_path / "own"
     shared.mkdir()
     shared.chmod(mode)
@@ -445,7 +445,7 @@ def test_a_link_where_others_may_write_is_not_followed(
 
 
 @pytest.mark.skipif(os.geteuid() != 0, reason="only root can give a link away")
-def test_a_link_of_one_in_the_group(tmp_path: Path, elsewhere: Path) -> None:
+def test_own_link_in_a_group_directory_is_followed(tmp_path: Path, elsewhere: Path) -> None:
     """In a directory of a group, one's own links are followed, and those of others are not."""
     shared = tmp_path / "shared"
     shared.mkdir()
@@ -460,8 +460,8 @@ def test_a_link_of_one_in_the_group(tmp_path: Path, elsewhere: Path) -> None:
     assert elsewhere.read_bytes() == b"a poem"
 
 
-def test_a_link_that_is_swapped_in(old: Path, elsewhere: Path) -> None:
-    """A link that takes the place of the file meanwhile is replaced, and not what it points to."""
+def test_link_swapped_in_is_replaced(old: Path, elsewhere: Path) -> None:
+    """A link that takes the place of the file meanwhile is replaced, and not its target."""
     sink = open_sink(reactor, str(old), print)
     sink.write(b"a poem")
     old.unlink()
@@ -471,8 +471,8 @@ def test_a_link_that_is_swapped_in(old: Path, elsewhere: Path) -> None:
     assert (old.is_symlink(), old.read_bytes()) == (False, b"a poem")
 
 
-def test_a_directory_that_is_swapped(tmp_path: Path, elsewhere: Path) -> None:
-    """A directory is looked up once: the file is where it was, whatever has its name now."""
+def test_swapped_directory_does_not_move_the_file(tmp_path: Path, elsewhere: Path) -> None:
+    """A directory is looked up once: the file stays in it, whatever has its name now."""
     directory = tmp_path / "directory"
     directory.mkdir()
     sink = open_sink(reactor, str(directory / "keys"), print)
@@ -484,10 +484,10 @@ def test_a_directory_that_is_swapped(tmp_path: Path, elsewhere: Path) -> None:
     assert elsewhere.read_bytes() == b"keys"
 
 
-def test_something_else_that_is_swapped_in(
+def test_file_swapped_in_for_a_fifo_is_not_written(
     tmp_path: Path, elsewhere: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    """What was a FIFO, and is another file when it is opened, is not written to."""
+    """A FIFO that is another file by the time it is opened is not written to."""
     fifo = tmp_path / "fifo"
     os.mkfifo(fifo)
     real = location.Location.status
@@ -506,7 +506,9 @@ def test_something_else_that_is_swapped_in(
 
 
 @pytest.mark.parametrize("name", ["poem.txt", "link"])
-def test_without_openat(tmp_path: Path, monkeypatch: pytest.MonkeyPatch, name: str) -> None:
+def test_path_is_used_without_openat(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch, name: str
+) -> None:
     """Where a directory cannot be held open, as on Windows, its path is used."""
     monkeypatch.setattr(os, "supports_dir_fd", set())
     (tmp_path / "link").symlink_to("poem.txt")
@@ -524,7 +526,7 @@ def test_without_openat(tmp_path: Path, monkeypatch: pytest.MonkeyPatch, name: s
     "name", ["/dev/fd/{}", "/proc/self/fd/{}", "/proc/thread-self/fd/{}", "/proc/{process}/fd/{}"]
 )
 @pytest.mark.parametrize("linked", [False, True])
-def test_an_open_descriptor_is_written_to(tmp_path: Path, name: str, *, linked: bool) -> None:
+def test_open_descriptor_is_appended_to(tmp_path: Path, name: str, *, linked: bool) -> None:
     """`-o /dev/fd/3 3>> log` goes on where the log is, and does not replace it."""
     log = tmp_path / "log"
     with log.open("wb", buffering=0) as file:
@@ -538,15 +540,15 @@ def test_an_open_descriptor_is_written_to(tmp_path: Path, name: str, *, linked: 
     assert log.read_bytes() == b"title\na poem\nend"
 
 
-def test_a_descriptor_that_is_not_open(tmp_path: Path) -> None:
-    """It is an error of that name."""
+def test_closed_descriptor_is_an_error(tmp_path: Path) -> None:
+    """The error has the descriptor's name."""
     with (tmp_path / "log").open("wb") as file:
         path = Path(f"/dev/fd/{file.fileno()}")
     with pytest.raises(OutputError, match="Bad file descriptor"):
         save(path)
 
 
-def test_the_names_of_descriptors() -> None:
+def test_descriptors_have_names() -> None:
     """The standard streams have names of their own; those of other processes are files."""
     names = ("/dev/stdin", "/dev/stdout", "/dev/stderr", "/proc/1/fd/3", "/dev/fd/x", "/dev/null")
     assert [location.descriptor_of(name) for name in names] == [0, 1, 2, None, None, None]

@@ -32,12 +32,12 @@ LONG = bytes(range(256)) * 4_000
 
 
 def open_output(descriptor: int) -> Output:
-    """An output to what is open there."""
+    """An output to an open descriptor."""
     return output_to(reactor, descriptor, "the place")
 
 
 def reason_of(error: BaseException) -> Exception:
-    """Why it could not be written."""
+    """The reason of an output's error."""
     assert isinstance(error, OutputError)
     assert error.place == "the place"
     return error.reason
@@ -77,8 +77,8 @@ def read_all(reader: int, output: Output) -> bytes:
     return bytes(received)
 
 
-def test_a_full_pipe_blocks_nobody(pipe: tuple[int, int]) -> None:
-    """What the pipe has no room for waits, and for others who share it nothing changes."""
+def test_full_pipe_does_not_block(pipe: tuple[int, int]) -> None:
+    """Bytes without room in the pipe wait, and the pipe's other users see no change."""
     reader, writer = pipe
     blocking = os.get_blocking(writer)
     output = open_output(writer)
@@ -92,7 +92,7 @@ def test_a_full_pipe_blocks_nobody(pipe: tuple[int, int]) -> None:
     assert read_all(reader, output) == LONG
 
 
-def test_a_pause_between_two_writes(pipe: tuple[int, int]) -> None:
+def test_output_waits_for_more(pipe: tuple[int, int]) -> None:
     """An output that has written all waits for more."""
     output = open_output(pipe[1])
     received = b""
@@ -107,8 +107,8 @@ def test_a_pause_between_two_writes(pipe: tuple[int, int]) -> None:
     assert received == b"a poem"
 
 
-def test_a_pipe_that_another_process_filled(pipe: tuple[int, int]) -> None:
-    """A pipe in which others left no room takes nothing until it is read, and that is no error."""
+def test_pipe_filled_by_another_process_is_no_error(pipe: tuple[int, int]) -> None:
+    """A pipe that others have filled takes nothing until it is read."""
     reader, writer = pipe
     other = os.open(f"/dev/fd/{writer}", os.O_WRONLY | os.O_NONBLOCK)
     with suppress(BlockingIOError):
@@ -124,7 +124,7 @@ def test_a_pipe_that_another_process_filled(pipe: tuple[int, int]) -> None:
     assert read_all(reader, output).strip(b"\0") == b"a poem"
 
 
-def test_a_pipe_that_polls_as_writable_and_is_not() -> None:
+def test_room_gone_by_the_write_is_awaited_again() -> None:
     """Room that is gone by the time of the write is waited for again."""
     reader, writer = os.pipe()
     output = open_output(writer)
@@ -135,8 +135,8 @@ def test_a_pipe_that_polls_as_writable_and_is_not() -> None:
     os.close(writer)
 
 
-def test_a_socket() -> None:
-    """A socket, which cannot be opened again, blocks nobody either."""
+def test_socket_does_not_block() -> None:
+    """A socket, which cannot be opened again, does not block either."""
     ours, theirs = socket.socketpair()
     with ours, theirs:
         output = open_output(ours.fileno())
@@ -147,7 +147,7 @@ def test_a_socket() -> None:
         assert read_all(theirs.fileno(), output) == LONG
 
 
-def test_no_thread_for_a_shared_pipe(
+def test_output_without_a_thread_fails(
     pipe: tuple[int, int], monkeypatch: pytest.MonkeyPatch
 ) -> None:
     """Where no thread can be started, an output that needs one fails."""
@@ -165,10 +165,10 @@ def test_no_thread_for_a_shared_pipe(
         assert str(reason_of(wait_error(output.closed))).endswith("can't start new thread")
 
 
-def test_closed_while_a_thread_writes(
+def test_descriptor_is_closed_after_the_last_write(
     pipe: tuple[int, int], monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    """A descriptor is closed only when no write is under way: its number may be another's then."""
+    """A descriptor is closed when no write is under way: its number may be reused at once."""
     output = open_output(pipe[1])
     output.write(LONG)
     descriptor = output.fileno()
@@ -195,7 +195,7 @@ def test_closed_while_a_thread_writes(
 
 
 @pytest.mark.parametrize("refused", range(6))
-def test_each_refusal_of_the_reactor_ends_an_output(
+def test_each_refusal_of_the_reactor_ends_a_copy(
     refused: int, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     """Whichever epoll_ctl(2) of a copy is refused, the copy ends with that error."""
@@ -241,7 +241,7 @@ def test_each_refusal_of_the_reactor_ends_an_output(
 
 
 @pytest.mark.parametrize("call", ["addWriter", "removeWriter"])
-def test_the_reactor_cannot_wait(call: str, monkeypatch: pytest.MonkeyPatch) -> None:
+def test_refused_wait_is_the_outputs_error(call: str, monkeypatch: pytest.MonkeyPatch) -> None:
     """Where epoll_ctl(2) is refused the output is at fault, and no wait is for ever."""
     reader, writer = os.pipe()
     output = open_output(writer)
@@ -265,8 +265,10 @@ async def ending(output: Output) -> None:
 
 
 @pytest.mark.parametrize("open_again", [True, False])
-def test_an_error_of_the_close(monkeypatch: pytest.MonkeyPatch, *, open_again: bool) -> None:
-    """What a file system says only at close(2), as of a quota, is the output's error."""
+def test_error_of_close_is_the_outputs_error(
+    monkeypatch: pytest.MonkeyPatch, *, open_again: bool
+) -> None:
+    """An error that a file system gives at close(2), as for a quota, is the output's."""
     if not open_again:
         monkeypatch.setattr("poetry.download.output.reopened", lambda _: None)
     reader, writer = os.pipe()
@@ -289,7 +291,7 @@ def test_an_error_of_the_close(monkeypatch: pytest.MonkeyPatch, *, open_again: b
     real(writer)
 
 
-def test_time_is_up_where_nobody_can_tell_of_room(
+def test_stuck_output_without_poll_times_out(
     pipe: tuple[int, int], monkeypatch: pytest.MonkeyPatch
 ) -> None:
     """Without poll(2) an output that is stuck has a moment more, and is given up then."""
@@ -300,16 +302,16 @@ def test_time_is_up_where_nobody_can_tell_of_room(
     assert isinstance(reason_of(wait_error(output.closed)), TimeoutError)
 
 
-def test_a_closed_pipe(pipe: tuple[int, int]) -> None:
-    """When the reader goes away, it says so."""
+def test_closed_pipe_is_a_broken_pipe(pipe: tuple[int, int]) -> None:
+    """A pipe whose reader has gone is a broken pipe."""
     output = open_output(pipe[1])
     os.close(pipe[0])
     output.write(LONG)
     assert isinstance(reason_of(wait_error(output.closed)), BrokenPipeError)
 
 
-def test_a_reader_that_leaves_before_the_rest(pipe: tuple[int, int]) -> None:
-    """The reactor's word that nobody reads any more is a broken pipe, too."""
+def test_reader_gone_before_the_rest_is_a_broken_pipe(pipe: tuple[int, int]) -> None:
+    """The reactor's notice that the reader has gone is a broken pipe, too."""
     output = open_output(pipe[1])
     output.write(LONG)
     reactor.iterate(0)
@@ -317,8 +319,8 @@ def test_a_reader_that_leaves_before_the_rest(pipe: tuple[int, int]) -> None:
     assert isinstance(reason_of(wait_error(output.closed)), BrokenPipeError)
 
 
-def test_full() -> None:
-    """A disk that is full is its own error."""
+def test_full_disk_is_an_error() -> None:
+    """A full disk has its own error."""
     with Path("/dev/full").open("wb") as full:
         output = open_output(full.fileno())
     output.write(b"a poem")
@@ -327,8 +329,8 @@ def test_full() -> None:
     assert error.errno == errno.ENOSPC
 
 
-def test_an_open_file_keeps_its_place(tmp_path: Path) -> None:
-    """A regular file is written from where it stands, as by `(echo a; poetry get ...) > file`."""
+def test_open_file_is_written_at_its_position(tmp_path: Path) -> None:
+    """A regular file is written at its position, as by `(echo a; poetry get ...) > file`."""
     path = tmp_path / "poem.txt"
     with path.open("wb", buffering=0) as file:
         file.write(b"title\n")
@@ -340,8 +342,8 @@ def test_an_open_file_keeps_its_place(tmp_path: Path) -> None:
     assert path.read_bytes() == b"title\npoem\nend\n"
 
 
-def test_standard_output_that_is_not_open(monkeypatch: pytest.MonkeyPatch) -> None:
-    """Without standard output there is nothing to write to."""
+def test_closed_standard_output_is_an_error(monkeypatch: pytest.MonkeyPatch) -> None:
+    """Without standard output there is no output."""
     with Path(os.devnull).open() as stdout:
         monkeypatch.setattr("sys.stdout", stdout)
     with pytest.raises(OutputError) as failed:
@@ -349,8 +351,8 @@ def test_standard_output_that_is_not_open(monkeypatch: pytest.MonkeyPatch) -> No
     assert failed.value.place == STANDARD_OUTPUT
 
 
-def test_closing_gives_up_what_is_not_out(pipe: tuple[int, int]) -> None:
-    """An output that is closed before the reactor turns writes nothing, and says nothing."""
+def test_close_before_a_turn_writes_nothing(pipe: tuple[int, int]) -> None:
+    """An output that is closed before the reactor turns writes nothing, and logs nothing."""
     output = open_output(pipe[1])
     output.write(LONG)
     descriptor = output.fileno()
@@ -365,8 +367,8 @@ def test_closing_gives_up_what_is_not_out(pipe: tuple[int, int]) -> None:
     output.close()
 
 
-def test_what_is_no_file_is_written_as_it_is(tmp_path: Path, pipe: tuple[int, int]) -> None:
-    """A FIFO, a device and another process's pipe are written to, and stay what they are."""
+def test_fifo_device_and_pipe_stay_in_place(tmp_path: Path, pipe: tuple[int, int]) -> None:
+    """A FIFO, a device and another process's pipe are written to, and stay in place."""
     fifo = tmp_path / "fifo"
     os.mkfifo(fifo)
     with pytest.raises(OutputError, match="No such device"):  # nobody reads
@@ -380,8 +382,10 @@ def test_what_is_no_file_is_written_as_it_is(tmp_path: Path, pipe: tuple[int, in
     assert os.read(pipe[0], 100) == b"a poem"
 
 
-def test_standard_output_by_another_name(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
-    """`-`, and whatever is the same file, is standard output; other files are not."""
+def test_other_names_of_standard_output_are_recognized(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """`-`, and any name of the same file, is standard output; other files are not."""
     path, other = tmp_path / "log", tmp_path / "other"
     with path.open("w") as stdout:
         monkeypatch.setattr("sys.__stdout__", stdout)
@@ -396,9 +400,7 @@ def test_standard_output_by_another_name(tmp_path: Path, monkeypatch: pytest.Mon
     assert is_standard_output("-")
 
 
-def test_standard_error_is_written_as_it_is(
-    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
-) -> None:
+def test_standard_error_is_appended_to(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     """`-o /dev/stderr 2>> log` does not replace the log."""
     path = tmp_path / "log"
     path.write_bytes(b"what the shell wrote\n")

@@ -104,7 +104,7 @@ def test_each_module_imports(there: str) -> None:
 def test_get_prints_or_writes_a_poem(
     there: str, poem: bytes, server: Server, tmp_path: Path
 ) -> None:
-    """A poem is printed, and written to a file, be there an old file or not."""
+    """A poem is printed, written to a new file, and written over an old one."""
     address = server.addresses[poem is LONG]
     printed = run([*command(there), "get", address])
     assert (printed.returncode, printed.stdout == poem, printed.stderr) == (0, True, b"")
@@ -126,7 +126,7 @@ def test_get_of_several_keeps_their_order(there: str, server: Server, tmp_path: 
 
 @system
 def test_each_failure_is_one_line(there: str, server: Server, tmp_path: Path) -> None:
-    """A truncated poem, a wrong digest, and a closed output are one line each."""
+    """A poem over the limit or with a wrong digest is one line, and leaves no file."""
     digest = hashlib.sha256(SHORT).hexdigest()
     for option in (("--max-bytes", "10"), ("--sha256", digest)):
         done = run(
