@@ -1,4 +1,4 @@
-"""A factory that keeps what it is told, listeners and readers: for tests of both ends."""
+"""A factory that keeps its results, listeners and readers: for tests of both ends."""
 
 from __future__ import annotations
 
@@ -26,23 +26,23 @@ EACH_POEM = pytest.mark.parametrize("poem", POEMS.values(), ids=POEMS.keys())
 
 
 class Server(PoetryServerFactory):
-    """Keeps what its hooks are told."""
+    """Keeps the results of its hooks and observers."""
 
     def __init__(self, poem: bytes | None = None) -> None:
         super().__init__(poem)
-        self.told: list[Any] = []
+        self.results: list[Any] = []
         self.outcomes: list[str | None] = []
         self.observers = (lambda protocol: self.outcomes.append(protocol.outcome),)
 
     def poemReceived(self, poem: bytes) -> None:
-        self.told.append(poem)
+        self.results.append(poem)
 
     def poemFailed(self, reason: Failure) -> None:
-        self.told.append(reason.value)
+        self.results.append(reason.value)
 
     def poemSent(self, poem: bytes) -> None:
         super().poemSent(poem)
-        self.told.append("sent")
+        self.results.append("sent")
 
 
 @contextmanager

@@ -24,13 +24,13 @@ from tests.faults.readers import ENDS
 
 
 @pytest.mark.parametrize("path", list(documents()), ids=lambda path: path.name)
-def test_quoted_figures(path: Path) -> None:
+def test_quoted_figures_are_current(path: Path) -> None:
     """Each block of figures is what `python -m benchmarks.report --write` would write."""
     text = path.read_text(encoding="utf-8")
     assert render_blocks(text, newest()) == text
 
 
-def test_committed_tables() -> None:
+def test_committed_tables_are_current() -> None:
     """The newest result's Markdown is rendered from its JSON, which is no quick run."""
     result = newest()
     assert not result["quick"]
@@ -68,15 +68,15 @@ def test_quick_run_counts_every_reader(quick: dict[str, dict[str, dict[str, obje
 
 
 @pytest.mark.machine
-def test_quick_run_renders(quick: dict[str, dict[str, object]]) -> None:
-    """Every table can be made of what the run gives."""
+def test_quick_run_renders_each_table(quick: dict[str, dict[str, object]]) -> None:
+    """Every table can be made of the results of the run."""
     page = render_all(quick)
     assert all(f"## {name}\n" in page for name in BLOCKS)
 
 
 @pytest.mark.machine
-def test_a_short_soak() -> None:
-    """A soak of seconds, with a stop and a kill, counts what became of each reader."""
+def test_short_soak_counts_each_end() -> None:
+    """A soak of seconds, with a stop and a kill, counts how each reader ended."""
     command = [sys.executable, "-m", "benchmarks.soak", "--minutes", "0.1", "--seed", "1"]
     run = subprocess.run(command, cwd=ROOT, capture_output=True, text=True, check=False)
     assert run.returncode == 0, run.stdout + run.stderr

@@ -378,7 +378,7 @@ def test_send_poem_fires_at_the_end_of_the_server(poem: bytes) -> None:
     server = Server()
     with listening(server) as port:
         assert wait(send_poem(TCP4ClientEndpoint(reactor, "127.0.0.1", port), poem)) is None
-    assert server.told == [poem]
+    assert server.results == [poem]
 
 
 def test_send_poem_to_a_stalled_server_times_out(silent: socket.socket) -> None:

@@ -52,7 +52,7 @@ ELSEWHERE = {
 
 
 class Block(NamedTuple):
-    """Commands, each with what is shown of its output, and the heading that they are under."""
+    """Commands, each with the output shown of it, and the heading above them."""
 
     page: str
     heading: str
@@ -98,7 +98,7 @@ IN_ORDER = ("README.md", "tutorial.md")
 
 
 class Place(NamedTuple):
-    """What a block runs in: its directory, the ports shown and those meant, the poem there."""
+    """The surroundings of a block: its directory, its ports as shown and as meant, its poem."""
 
     directory: Path
     ports: dict[str, str]
@@ -106,7 +106,7 @@ class Place(NamedTuple):
 
 
 def serve(stack: ExitStack, place: Place, command: str, shown: str) -> Place:
-    """Run a `poetry serve` until the stack ends, on free ports, and see what it prints."""
+    """Run a `poetry serve` until the stack ends, on free ports, and check its output."""
     wanted = LISTENS.findall(command)
     words = shlex.split(LISTENS.sub("0", command))[1:]
     server = stack.enter_context(
@@ -126,7 +126,7 @@ def meant(text: str, ports: dict[str, str]) -> str:
 
 
 def run(place: Place, command: str, shown: str) -> None:
-    """Run a command to its end, and see what it prints: what is shown, or the poem."""
+    """Run a command to its end, and check its output against the page, or the poem."""
     here = LISTENS.sub("0", command)
     real = meant(here, place.ports)
     silent, keyboard = os.pipe()  # telnet goes as soon as its standard input ends
@@ -149,14 +149,14 @@ def run(place: Place, command: str, shown: str) -> None:
 
 
 def end_daemons(directory: Path) -> None:
-    """End what a failed block has left."""
+    """End the processes that a failed block has left."""
     for path in directory.glob("*.pid"):
         with suppress(ProcessLookupError):  # it may end just now
             os.kill(int(path.read_text(encoding="ascii")), signal.SIGKILL)
 
 
 def skip_without_tools(commands: list[tuple[str, str]]) -> None:
-    """Skip the test, and name the tools, where some are not installed."""
+    """Skip the test, with the tools' names, where some are not installed."""
     tools = {command.split()[0] for command, _ in commands if command[0] not in "(~"} - SHELL
     if missing := sorted(tool for tool in tools if not shutil.which(tool, path=PATH)):
         pytest.skip(f"not installed: {', '.join(missing)}")
@@ -177,8 +177,8 @@ def always(tmp_path_factory: pytest.TempPathFactory) -> Iterator[Server]:
 @pytest.mark.parametrize(
     "block", [block for block in RUN_HERE if block.page not in IN_ORDER], ids=str
 )
-def test_console(block: Block, always: Server, tmp_path: Path) -> None:
-    """The commands of a block run as they stand, and print what is shown, or the poem."""
+def test_console_blocks_run(block: Block, always: Server, tmp_path: Path) -> None:
+    """The commands of a block run as they stand, and print the output shown, or the poem."""
     skip_without_tools(block.commands)
     (tmp_path / "poem.txt").write_text(POEM, encoding="utf-8")
     (tmp_path / "err.txt").write_text(always.stderr, encoding="utf-8")
@@ -193,8 +193,8 @@ def test_console(block: Block, always: Server, tmp_path: Path) -> None:
         assert eventually(lambda: not list(tmp_path.glob("*.pid")))  # what was sent TERM has ended
 
 
-def test_elsewhere() -> None:
-    """Each reason not to run a block is that of one, and no command escapes by being unmarked."""
+def test_unrun_blocks_have_a_reason() -> None:
+    """Each reason not to run a block belongs to one, and no command is without a mark."""
     assert set().union(*(block.elsewhere() for block in BLOCKS)) == set(ELSEWHERE)
     for page in PAGES:
         text = FENCED.sub("", page.read_text(encoding="utf-8"))
@@ -221,7 +221,7 @@ def is_server(command: str) -> bool:
 
 
 def in_one_shell(commands: list[tuple[str, str]], directory: Path) -> list[str]:
-    """Run commands one after the other; give what each has printed."""
+    """Run commands one after the other; give the output of each."""
     lines = [SHELL_FUNCTIONS]
     for command, _ in commands:
         if is_server(command):
@@ -252,12 +252,12 @@ def in_one_shell(commands: list[tuple[str, str]], directory: Path) -> list[str]:
 
 
 def counts(line: str) -> tuple[set[str], int]:
-    """The words of what readers.py prints, and the sum of its numbers."""
+    """The words of a count printed by readers.py, and the sum of its numbers."""
     return set(re.findall("[a-z]+", line)), sum(map(int, re.findall(r"\d+", line)))
 
 
 def check_printed(commands: list[tuple[str, str]], printed: list[str]) -> None:
-    """Each command has printed what is shown; the sample poem, or nothing, where nothing is shown.
+    """Check the output of each command; the sample poem, or nothing, where none is shown.
 
     Where readers are let down, chance decides how many of them in which way, or not at all.
     """
@@ -271,7 +271,7 @@ def check_printed(commands: list[tuple[str, str]], printed: list[str]) -> None:
             assert said == (shown or SAMPLE * (" get " in command)), command
 
 
-def test_readme_in_order(tmp_path: Path) -> None:
+def test_readme_commands_run_in_order(tmp_path: Path) -> None:
     """README's commands run in their order, in an empty folder."""
     (tmp_path / "poems").symlink_to(sys.prefix)  # what README installs, which is done here
     commands = [each for block in RUN_HERE if block.page == "README.md" for each in block.commands]
@@ -284,7 +284,7 @@ FIRST, *STEPS = [block for block in BLOCKS if block.page == "tutorial.md"]
 
 @pytest.mark.evidence
 @pytest.mark.parametrize("heading", list(dict.fromkeys(block.heading for block in STEPS)))
-def test_tutorial_in_order(heading: str, tmp_path: Path) -> None:
+def test_tutorial_commands_run_in_order(heading: str, tmp_path: Path) -> None:
     """The commands of a step of the tutorial show the failure before, and the whole poem after."""
     mine = [each for block in STEPS if block.heading == heading for each in block.commands]
     commands = [*FIRST.commands, *mine]
@@ -303,8 +303,8 @@ QUOTES = [
 
 
 @pytest.mark.parametrize(("page", "name", "quote"), QUOTES, ids=lambda value: str(value)[-30:])
-def test_quotes(page: Path, name: str, quote: str) -> None:
-    """What a page quotes of a program stands in that program."""
+def test_quotes_are_in_the_programs(page: Path, name: str, quote: str) -> None:
+    """Code that a page quotes from a program stands in that program."""
     assert f"\n{quote}" in f"\n{(ROOT / name).read_text(encoding='utf-8')}", page.name
 
 
@@ -315,7 +315,7 @@ def test_examples_are_in_the_documents() -> None:
     assert [path.name for path in examples if path.name not in pages] == []
 
 
-def test_links() -> None:
+def test_links_lead_to_files_and_headings() -> None:
     """Each link to a file of this tree leads to one, and each to a heading to a heading."""
     for page in PAGES:
         text = page.read_text(encoding="utf-8")
@@ -329,7 +329,7 @@ def test_links() -> None:
                 assert heading in [slug.replace(" ", "-") for slug in slugs], f"{page}: {target}"
 
 
-def test_manual_page(tmp_path: Path) -> None:
+def test_manual_page_is_current(tmp_path: Path) -> None:
     """The manual page is what docs/manual.py makes of the commands."""
     (tmp_path / "poetry").symlink_to(ROOT / "poetry")
     shutil.copy(ROOT / "docs" / "manual.py", tmp_path)
@@ -338,7 +338,7 @@ def test_manual_page(tmp_path: Path) -> None:
     assert made.read_text(encoding="utf-8") == MANUAL.read_text(encoding="utf-8")
 
 
-def test_cheaper_peers() -> None:
+def test_readme_names_cheaper_peers() -> None:
     """README names each peer that costs less for a short poem, with its figure, beside ours."""
     told = re.findall(
         r"short poem costs (\w+) ([\d.]+) times .*? \((\d of \d) scen", behind(newest())
@@ -351,7 +351,7 @@ def test_cheaper_peers() -> None:
 
 
 @pytest.mark.parametrize("script", [body for _, body in fenced(PAGES[0], "python")])
-def test_readme_python(tmp_path: Path, script: str) -> None:
+def test_readme_programs_run(tmp_path: Path, script: str) -> None:
     """The README's programs run to their end and print something, and nothing on standard error."""
     result = subprocess.run(
         [sys.executable, "-c", script],
@@ -364,7 +364,7 @@ def test_readme_python(tmp_path: Path, script: str) -> None:
     assert result.stdout
 
 
-def test_readme_options() -> None:
+def test_readme_has_each_option() -> None:
     """The README's tables have each option of both commands, and no other."""
     text = PAGES[0].read_text(encoding="utf-8")
     for command in ("serve", "get"):

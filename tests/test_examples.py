@@ -67,7 +67,9 @@ def place(certificates: Certificates, tmp_path_factory: pytest.TempPathFactory) 
 
 
 @pytest.mark.parametrize("example", GET)
-def test_get(place: Place, tmp_path: Path, example: str, monkeypatch: pytest.MonkeyPatch) -> None:
+def test_get_examples_print_the_poem(
+    place: Place, tmp_path: Path, example: str, monkeypatch: pytest.MonkeyPatch
+) -> None:
     """Each example of `poetry get` prints the poem, or writes it where it says."""
     monkeypatch.chdir(tmp_path)
     done = poetry(*place.words(example), env={"SSL_CERT_FILE": str(place.authority)})
@@ -92,7 +94,7 @@ def read(address: str) -> bytes:
 
 
 @pytest.mark.parametrize("example", SERVE)
-def test_serve(tmp_path: Path, example: str) -> None:
+def test_serve_examples_serve(tmp_path: Path, example: str) -> None:
     """Each example of `poetry serve` announces its poems, and sends them."""
     before, _, command = example.rpartition("| ")
     here = {"10000": "0", "0.0.0.0": "127.0.0.1", "unix:/run/poem": f"unix:{tmp_path / 'poem'}"}

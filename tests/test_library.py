@@ -28,7 +28,7 @@ WITH_PARAMETERS = [
 
 
 @pytest.mark.parametrize("program", PROGRAMS, ids=range(len(PROGRAMS)))
-def test_programs(program: str) -> None:
+def test_documented_programs_run(program: str) -> None:
     """Each example runs."""
     words = [sys.executable, "-W", "error", "-c", program]
     done = run(words)
@@ -36,7 +36,7 @@ def test_programs(program: str) -> None:
 
 
 @pytest.mark.parametrize("public", [*FUNCTIONS, poetry.PoetryService])
-def test_signatures(public: Any) -> None:
+def test_signatures_are_documented(public: Any) -> None:
     """A signature is documented with each of its parameters and their defaults."""
     signature = inspect.signature(public)
     parameters = [each.replace(annotation=each.empty) for each in signature.parameters.values()]
@@ -45,14 +45,14 @@ def test_signatures(public: Any) -> None:
 
 
 @pytest.mark.parametrize("public", WITH_PARAMETERS)
-def test_parameters(public: Any) -> None:
+def test_parameters_are_in_the_reference(public: Any) -> None:
     """Each parameter of what is public is in the reference of the API."""
     function = public.__init__ if inspect.isclass(public) else public
     named = re.findall(r"@param (\w+):", inspect.getdoc(function) or "")
     assert [each for each in inspect.signature(public).parameters if each not in named] == []
 
 
-def test_outcomes() -> None:
+def test_outcomes_are_documented() -> None:
     """The table of errors has each error with its outcome, and no other."""
     rows = re.findall(r"^\| `(\w+)` \| `(\w+)` \|", TEXT, re.MULTILINE)
     errors = {each for each in PUBLIC if inspect.isclass(each) and issubclass(each, PoemError)}

@@ -79,8 +79,8 @@ def test_the_server_has_the_poem(poem: bytes, connect: Callable[..., None]) -> N
     with listening(server) as port:
         connect(port, client)
         assert wait(client.received) == poem
-        until(lambda: server.told)
-    assert (server.told, server.outcomes) == (["sent"], ["sent"])
+        until(lambda: server.results)
+    assert (server.results, server.outcomes) == (["sent"], ["sent"])
 
 
 @EACH_POEM
@@ -91,7 +91,7 @@ def test_the_client_brings_the_poem(poem: bytes, connect: Callable[..., None]) -
     with listening(server) as port:
         connect(port, client)
         assert wait(client.received) == poem
-    assert (server.told, server.outcomes) == ([poem], ["received"])
+    assert (server.results, server.outcomes) == ([poem], ["received"])
 
 
 def test_two_receivers_get_an_error() -> None:
@@ -102,8 +102,8 @@ def test_two_receivers_get_an_error() -> None:
         until(lambda: server.connections and client.connections)
         next(iter(server.connections)).transport.loseConnection()
         assert isinstance(wait_error(client.received), EmptyPoem)
-        until(lambda: server.told)
-    assert isinstance(server.told[0], PoemTruncated)
+        until(lambda: server.results)
+    assert isinstance(server.results[0], PoemTruncated)
 
 
 def test_two_senders_discard_the_others_poem() -> None:
@@ -112,8 +112,8 @@ def test_two_senders_discard_the_others_poem() -> None:
     with listening(server) as port:
         connect_tcp(port, client)
         assert wait(client.received) == LONG
-        until(lambda: server.told)
-    assert server.told == ["sent"]
+        until(lambda: server.results)
+    assert server.results == ["sent"]
 
 
 def test_endpoints_serve_too() -> None:
@@ -427,4 +427,4 @@ def test_second_failure_changes_nothing() -> None:
         protocol.fail(PoemStopped())
         protocol.fail(EmptyPoem())
         until(lambda: server.outcomes)
-    assert (server.outcomes, len(server.told)) == (["stopped"], 1)
+    assert (server.outcomes, len(server.results)) == (["stopped"], 1)

@@ -41,7 +41,7 @@ def served(poems: Path) -> Iterator[Server]:
 
 @pytest.fixture
 def peer() -> Iterator[socket.socket]:
-    """A listener that does what the test makes it do."""
+    """A listener that does only what the test makes it do."""
     with socket.socket() as listener:
         listener.settimeout(PATIENCE)
         listener.bind(("127.0.0.1", 0))
@@ -51,7 +51,7 @@ def peer() -> Iterator[socket.socket]:
 
 @pytest.fixture
 def in_process(monkeypatch: pytest.MonkeyPatch, capfd: pytest.CaptureFixture[str]) -> Run:
-    """Runs a command that does not come to run the reactor, as `processes.poetry` does."""
+    """Runs a command that ends before the reactor would run, as `processes.poetry` does."""
 
     def run(*words: str) -> subprocess.CompletedProcess[bytes]:
         monkeypatch.setattr(sys, "argv", ["poetry", *words])

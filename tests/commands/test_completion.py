@@ -29,7 +29,7 @@ ESCAPES = re.compile(rb"\x1b(\[[0-?]*[ -/]*[@-~]|\][^\x07\x1b]*(\x07|\x1b\\)|[()
 
 
 def lines_of(shell: str) -> str:
-    """What README tells users of a shell to put into its start file."""
+    """The lines that README gives for a shell's start file."""
     found = re.search(rf"```{shell}\n(.*?)```", README.replace("\n  ", "\n"), re.DOTALL)
     assert found is not None
     return found[1]
@@ -37,7 +37,7 @@ def lines_of(shell: str) -> str:
 
 @contextmanager
 def typing(shell: str, directory: Path) -> Iterator[Callable[[str, str], None]]:
-    """A shell on a terminal: what types, and waits until something is shown."""
+    """A shell on a terminal: types text, and waits until other text is shown."""
     master, slave = pty.openpty()
     path = f"{Path(sys.executable).parent}:{os.environ['PATH']}"
     home = {
@@ -76,7 +76,7 @@ def typing(shell: str, directory: Path) -> Iterator[Callable[[str, str], None]]:
 
 @pytest.mark.parametrize("command", ["poetry", "twisted-poetry"])
 @pytest.mark.parametrize("shell", SHELLS)
-def test_completion(tmp_path: Path, shell: str, command: str) -> None:
+def test_tab_completes(tmp_path: Path, shell: str, command: str) -> None:
     """With README's lines, Tab completes the commands' words, their options, and file names."""
     need(shell)
     poem, start = tmp_path / "poem.txt", tmp_path / "start"

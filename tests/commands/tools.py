@@ -41,7 +41,7 @@ Run = Callable[..., subprocess.CompletedProcess[bytes]]
 
 @contextmanager
 def terminal(columns: int = 80) -> Iterator[tuple[int, bytearray]]:
-    """A terminal to write to, and what was shown on it when the block has ended."""
+    """A terminal to write to, and the bytes shown on it when the block has ended."""
     master, slave = pty.openpty()
     fcntl.ioctl(slave, termios.TIOCSWINSZ, struct.pack("4H", 24, columns, 0, 0))
     seen = bytearray()

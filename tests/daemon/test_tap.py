@@ -49,7 +49,7 @@ def test_bad_options_end_twistd(capsys: pytest.CaptureFixture[str]) -> None:
         assert capsys.readouterr().err == f"Error: {message}\n"
 
 
-def test_the_plugin_is_found() -> None:
+def test_plugin_is_found() -> None:
     """Twisted finds the plugin, which loads this module only when it is asked for."""
     plugins: list[Any] = list(getPlugins(IPlugin))
     [maker] = [each for each in plugins if getattr(each, "tapname", "") == "poetry"]

@@ -24,20 +24,20 @@ SHORT = 3_000
 
 
 def words_of(instruction: str) -> list[str]:
-    """The command of an instruction, which is written as words, so that no shell runs it."""
+    """The command of an instruction, written as words, so that no shell runs it."""
     [text] = [rest for name, rest in LINES if name == instruction]
     words: list[str] = json.loads(text[text.index("[") :])
     return words
 
 
 def here(words: list[str], ports: dict[str, str]) -> list[str]:
-    """A command of the image's, as this machine has it."""
+    """A command of the image's, with this machine's paths and ports."""
     text = replaced("\0".join(words), {INSTALLED: "", **ports})
     program, *arguments = text.split("\0")
     return [*(POETRY if program == "poetry" else [sys.executable]), *arguments]
 
 
-def test_no_shell_and_no_root() -> None:
+def test_image_has_no_shell_and_no_root() -> None:
     """Each command is a list of words, and the last stage runs as a user that has nothing."""
     for name, rest in LINES:
         if name in ("RUN", "CMD", "ENTRYPOINT"):
@@ -49,8 +49,8 @@ def test_no_shell_and_no_root() -> None:
     assert "RUN" not in dict(last)
 
 
-def test_what_is_copied_is_enough(tmp_path: Path) -> None:
-    """A wheel can be built from what the first stage copies, and has the command and the sample."""
+def test_copied_files_make_the_wheel(tmp_path: Path) -> None:
+    """A wheel can be built from the files that the first stage copies."""
     if importlib.util.find_spec("pip") is None:
         pytest.skip("pip is not installed")
     for name, rest in LINES:
@@ -71,8 +71,8 @@ def test_what_is_copied_is_enough(tmp_path: Path) -> None:
     assert list(tmp_path.glob("twisted_poetry-*.whl"))
 
 
-def test_it_serves_is_probed_and_stops(poem_file: PoemFile) -> None:
-    """Its command serves a poem that is named after it; the probe succeeds until TERM has come."""
+def test_image_serves_until_term(poem_file: PoemFile) -> None:
+    """The command serves a poem named after it; the probe succeeds until TERM has come."""
     command = here(words_of("ENTRYPOINT"), {":10000": ":0", ":9101": ":0"})
     with running([*command, poem_file(SHORT)], listeners=2) as server:
         assert read_all(f"127.0.0.1:{server.port}", poem(SHORT)) == {"whole": 1}

@@ -77,8 +77,8 @@ def balanced(
         yield Balanced(f"127.0.0.1:{front.getsockname()[1]}", log, servers)
 
 
-def test_config() -> None:
-    """HAProxy has nothing to say about the file as it is."""
+def test_configuration_is_valid() -> None:
+    """HAProxy accepts the file without a warning."""
     command = [need("haproxy"), "-c", "-dW", "-f", str(CONFIG)]
     done = run(command)
     assert (done.returncode, done.stderr) == (0, b"")
@@ -95,7 +95,9 @@ def test_config() -> None:
     ],
     ids=["plain", "speaks first", "half-closes first", "slow"],
 )
-def test_whole(poem_file: PoemFile, tmp_path: Path, habit: Habit) -> None:
+def test_readers_through_haproxy_are_whole(
+    poem_file: PoemFile, tmp_path: Path, habit: Habit
+) -> None:
     """Readers have the poem whole, whatever they say, and each server takes a part of them."""
     with balanced(tmp_path, poem_file(MIDDLE)) as proxy:
         assert read_all(proxy.address, poem(MIDDLE), habit, count=60, at_once=20) == {"whole": 60}
@@ -105,7 +107,7 @@ def test_whole(poem_file: PoemFile, tmp_path: Path, habit: Habit) -> None:
         assert min(shares) > 0
 
 
-def test_graceful_stop(poem_file: PoemFile, tmp_path: Path) -> None:
+def test_stop_of_one_server_truncates_no_reader(poem_file: PoemFile, tmp_path: Path) -> None:
     """One server is stopped by TERM under load: every reader has the poem whole, or nothing.
 
     Nothing, which is no poem, is what those few get whom HAProxy connects as the listener closes.
@@ -126,7 +128,7 @@ def test_graceful_stop(poem_file: PoemFile, tmp_path: Path) -> None:
 
 
 @pytest.mark.parametrize("check", CHECKS)
-def test_checks_cost_no_poem(poem_file: PoemFile, tmp_path: Path, check: str) -> None:
+def test_checks_count_as_no_reader(poem_file: PoemFile, tmp_path: Path, check: str) -> None:
     """Checks find a dead server and one that is back, and no server counts or logs a reader."""
     with balanced(tmp_path, poem_file(MIDDLE), count=2, changes=CHECKS[check]) as proxy:
         assert eventually(lambda: proxy.says("Server poems/c is DOWN"))
@@ -142,7 +144,7 @@ def test_checks_cost_no_poem(poem_file: PoemFile, tmp_path: Path, check: str) ->
 
 
 @pytest.mark.evidence
-def test_killed_server_plain(poem_file: PoemFile, tmp_path: Path) -> None:
+def test_killed_server_is_hidden_from_plain_readers(poem_file: PoemFile, tmp_path: Path) -> None:
     """HAProxy hides a killed server from readers of plain TCP: what docs/operating.md warns of."""
     with (
         balanced(tmp_path, poem_file(LONG), count=1) as proxy,
@@ -157,7 +159,7 @@ def test_killed_server_plain(poem_file: PoemFile, tmp_path: Path) -> None:
 
 
 @pytest.mark.parametrize("number", [signal.SIGKILL, signal.SIGTERM])
-def test_killed_server_tls(
+def test_killed_server_is_known_to_tls_readers(
     poem_file: PoemFile, tmp_path: Path, certificates: Certificates, number: int
 ) -> None:
     """Readers of TLS know through HAProxy that the server was killed, or its grace is over."""
@@ -173,8 +175,8 @@ def test_killed_server_tls(
         assert crowd.run() == {"reset": 20}
 
 
-def test_after_a_kill(poem_file: PoemFile, tmp_path: Path) -> None:
-    """With one of three servers killed, those who come later are all served by the others."""
+def test_later_readers_are_served_by_the_others(poem_file: PoemFile, tmp_path: Path) -> None:
+    """With one of three servers killed, later readers are all served by the others."""
     with balanced(tmp_path, poem_file(MIDDLE)) as proxy:
         proxy.servers[1].signal(signal.SIGKILL)
         proxy.servers[1].wait()

@@ -36,7 +36,7 @@ FIELDS = {
 TIME = r"\d{4}-\d\d-\d\dT\d\d:\d\d:\d\d\.\d{3}Z"
 
 
-def test_json_fields(poem_file: PoemFile) -> None:
+def test_json_lines_are_flat_objects(poem_file: PoemFile) -> None:
     """jq takes each line as a flat object, a transfer with its fields and their types."""
     jq = need("jq")
     with running([*POETRY, "serve", *JSON, poem_file(SHORT)]) as server:
@@ -61,7 +61,7 @@ def test_text(poem_file: PoemFile) -> None:
         assert re.fullmatch(line, server.stderr)
 
 
-def test_rotated(poem_file: PoemFile, tmp_path: Path) -> None:
+def test_log_goes_on_after_its_rotation(poem_file: PoemFile, tmp_path: Path) -> None:
     """A log file that is copied and emptied while the server writes goes on from its beginning."""
     log = tmp_path / "poems.log"
     command = f"exec {shlex.join(map(str, POETRY))} serve {poem_file(SHORT)} 2>> {log}"
@@ -73,7 +73,7 @@ def test_rotated(poem_file: PoemFile, tmp_path: Path) -> None:
                 assert log.stat().st_size == 0
 
 
-def test_reload_failed(tmp_path: Path) -> None:
+def test_failed_reload_is_an_event(tmp_path: Path) -> None:
     """A poem that cannot be read again is an error which names it; a later one is read."""
     path = tmp_path / "poem.txt"
     path.write_bytes(b"old\n")
@@ -91,7 +91,7 @@ def test_reload_failed(tmp_path: Path) -> None:
         assert read_all(server.addresses[0], b"new\n") == {"whole": 1}
 
 
-def test_limit(poem_file: PoemFile) -> None:
+def test_limit_is_logged_once_for_a_crowd(poem_file: PoemFile) -> None:
     """The limit is logged as reached and as left, once each for one crowd."""
     with running([*POETRY, "serve", *JSON, "--max-connections", "2", poem_file(LONG)]) as server:
         with Crowd(server.addresses[0], poem(LONG), PAUSES, count=6) as crowd:
@@ -105,8 +105,8 @@ def test_limit(poem_file: PoemFile) -> None:
         assert all(event["limit"] == 2 and event["level"] == "warn" for event in limits)
 
 
-def test_grace_over(poem_file: PoemFile) -> None:
-    """A stop says whom it waits for, and whom it reset when the grace was over."""
+def test_stop_logs_its_readers(poem_file: PoemFile) -> None:
+    """A stop logs how many readers are in flight, and how many it reset after the grace."""
     with (
         running([*POETRY, "serve", *JSON, "--grace", "0.2", poem_file(LONG)]) as server,
         Crowd(server.addresses[0], poem(LONG), PAUSES, count=3) as crowd,
@@ -122,7 +122,7 @@ def test_grace_over(poem_file: PoemFile) -> None:
         assert [event["outcome"] for event in stopped] == ["stopped"] * 3
 
 
-def test_flood_of_handshakes(poem_file: PoemFile, certificates: Certificates) -> None:
+def test_flood_of_handshakes_is_summarized(poem_file: PoemFile, certificates: Certificates) -> None:
     """500 failed handshakes have an event of their own, and few lines."""
     listen = certificates.listen("good")
     with running([*POETRY, "serve", *JSON, "--listen", listen, poem_file(SHORT)]) as server:

@@ -38,8 +38,8 @@ QUERIES = {
 }
 
 
-def test_promtool(poem_file: PoemFile) -> None:
-    """promtool finds nothing to say about the metrics, with transfers of two outcomes."""
+def test_promtool_accepts_the_metrics(poem_file: PoemFile) -> None:
+    """promtool has no complaint about the metrics, with transfers of two outcomes."""
     command = (*POETRY, "serve", "--metrics", "0", "--idle-timeout", "0.2", poem_file(LONG))
     with running(command, listeners=2) as server:
         assert read_all(server.addresses[0], poem(LONG)) == {"whole": 1}
@@ -52,8 +52,8 @@ def test_promtool(poem_file: PoemFile) -> None:
     assert (done.returncode, done.stdout, done.stderr) == (0, b"", b"")
 
 
-def test_a_name_that_is_not_utf_8(tmp_path: Path) -> None:
-    """A poem whose name is no text has a label that is, and the page is there."""
+def test_poem_name_that_is_not_utf_8_is_a_label(tmp_path: Path) -> None:
+    """A poem whose name is no text has a label of text, and the page is there."""
     path = tmp_path / os.fsdecode(b"po\xe8me.txt")
     path.write_bytes(poem(SHORT))
     with running([*POETRY, "serve", "--metrics", "0", path], listeners=2) as server:
@@ -62,8 +62,8 @@ def test_a_name_that_is_not_utf_8(tmp_path: Path) -> None:
         assert eventually(lambda: samples(server.addresses[1])[sent] == 1)
 
 
-def test_alerts(poem_file: PoemFile) -> None:
-    """promtool takes the alerts, and they ask for nothing that the server does not have."""
+def test_alerts_use_known_metrics(poem_file: PoemFile) -> None:
+    """promtool takes the alerts, and they use only metrics that the server has."""
     rules = DEPLOY / "alerts.yml"
     done = run([need("promtool"), "check", "rules", rules])
     assert done.returncode == 0, done.stdout + done.stderr
@@ -74,8 +74,8 @@ def test_alerts(poem_file: PoemFile) -> None:
     assert all(f"# TYPE {name} " in text for name in asked)
 
 
-def test_alerts_fire() -> None:
-    """Each alert fires where it should, and for no less: tests/deploy/alerts_test.yml."""
+def test_alerts_fire_where_they_should() -> None:
+    """Each alert fires at its threshold, and not below: tests/deploy/alerts_test.yml."""
     rules, tests = DEPLOY / "alerts.yml", Path(__file__).with_name("alerts_test.yml")
     done = run([need("promtool"), "test", "rules", tests])
     assert done.returncode == 0, done.stdout + done.stderr
@@ -84,14 +84,14 @@ def test_alerts_fire() -> None:
 
 
 def dashboard() -> list[str]:
-    """The queries of the dashboard, with what Grafana replaces replaced."""
+    """The queries of the dashboard, with Grafana's variables replaced."""
     board = json.loads((DEPLOY / "dashboard.json").read_text(encoding="utf-8"))
     found = [target["expr"] for panel in board["panels"] for target in panel["targets"]]
     return [expr.replace("$__rate_interval", "1m").replace("$instance", ".*") for expr in found]
 
 
-def test_prometheus(poem_file: PoemFile, tmp_path: Path) -> None:
-    """A Prometheus scrapes the server, and answers with what its readers had."""
+def test_prometheus_scrapes(poem_file: PoemFile, tmp_path: Path) -> None:
+    """A Prometheus scrapes the server, and answers with the numbers of its readers."""
     with running([*POETRY, "serve", "--metrics", "0", poem_file(SHORT)], listeners=2) as server:
         assert read_all(server.addresses[0], poem(SHORT), count=5) == {"whole": 5}
         scrape = {
@@ -127,7 +127,7 @@ def test_prometheus(poem_file: PoemFile, tmp_path: Path) -> None:
                 assert eventually(lambda: asked(query) is not None), query  # noqa: B023
 
 
-def test_at_the_limit(poem_file: PoemFile) -> None:
+def test_metrics_are_served_at_the_limit(poem_file: PoemFile) -> None:
     """At the limit the metrics are still served, and say how many readers wait."""
     limit = ["--max-connections", "2", "--metrics", "0"]
     with (

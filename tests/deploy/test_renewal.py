@@ -27,7 +27,9 @@ def shown(port: int, certificates: Certificates) -> bytes | None:
         return tls.getpeercert(binary_form=True)
 
 
-def test_renewal(poem_file: PoemFile, certificates: Certificates, tmp_path: Path) -> None:
+def test_hup_renews_the_certificate(
+    poem_file: PoemFile, certificates: Certificates, tmp_path: Path
+) -> None:
     """HUP reads the certificate again: readers in flight are whole, new ones see the new one.
 
     One that cannot be used leaves the old, and is an error that names its listener.

@@ -52,7 +52,7 @@ def sharing(path: Path, count: int, *options: str) -> Iterator[tuple[str, list[S
 
 
 def directives(unit: str) -> list[str]:
-    """The lines of a unit that say something."""
+    """The directives of a unit, without comments."""
     lines = (DEPLOY / unit).read_text(encoding="utf-8").splitlines()
     return [line for line in lines if line and not line.startswith("#")]
 
@@ -73,14 +73,14 @@ def installed(tmp_path: Path) -> list[Path]:
     return paths
 
 
-def test_verify(installed: list[Path]) -> None:
-    """`systemd-analyze verify` has nothing to say about the units."""
+def test_units_are_valid(installed: list[Path]) -> None:
+    """`systemd-analyze verify` has no complaint about the units."""
     command = [need("systemd-analyze"), "verify", "--man=no", *map(str, installed)]
     done = run(command)
     assert (done.returncode, done.stdout, done.stderr) == (0, b"", b"")
 
 
-def test_security(installed: list[Path]) -> None:
+def test_units_are_sandboxed(installed: list[Path]) -> None:
     """`systemd-analyze security` rates the services as well as docs/operating.md says (1.2)."""
     for path in installed[1:]:
         limits = ["--offline=true", "--threshold=12"]
@@ -90,8 +90,8 @@ def test_security(installed: list[Path]) -> None:
 
 
 @pytest.mark.parametrize("service", ["poetry.service", "poetry@9101.service"])
-def test_enabled_with_its_socket(tmp_path: Path, service: str) -> None:
-    """To enable a service is enough: its socket is enabled too, and starts before it."""
+def test_service_is_enabled_with_its_socket(tmp_path: Path, service: str) -> None:
+    """Enabling a service enables its socket too, which starts before it."""
     units = tmp_path / "etc" / "systemd" / "system"
     units.mkdir(parents=True)
     for unit in UNITS:
@@ -104,7 +104,7 @@ def test_enabled_with_its_socket(tmp_path: Path, service: str) -> None:
     assert {"Requires=poetry.socket", "After=poetry.socket"} <= set(directives("poetry.service"))
 
 
-def test_services_alike() -> None:
+def test_two_services_differ_in_name_and_metrics() -> None:
     """The two services differ in the socket's name and the metrics, and share it unblocking."""
     one, several = directives("poetry.service"), directives("poetry@.service")
     differing = {line.partition("=")[0] for line in set(one) ^ set(several)}
@@ -115,7 +115,7 @@ def test_services_alike() -> None:
     assert "NonBlocking=yes" in one
 
 
-def test_stop_outlasts_grace() -> None:
+def test_stop_timeout_outlasts_the_grace() -> None:
     """systemd waits longer than the server's own grace before it kills."""
     command = command_of("poetry.service")
     [timeout] = [line for line in directives("poetry.service") if line.startswith("TimeoutStop")]
@@ -137,8 +137,8 @@ def activated(*command: str) -> Iterator[tuple[Server, str]]:
     pytest.fail(f"it does not listen: {server.stderr}")
 
 
-def test_socket_activated(poem_file: PoemFile) -> None:
-    """The first reader starts the service's own command, and everyone is served."""
+def test_first_reader_starts_the_service(poem_file: PoemFile) -> None:
+    """The first reader starts the service's own command, and all readers are served."""
     poem_path = str(poem_file(LONG))
     changes = {INSTALLED: shlex.join(POETRY), ":9101": ":0", "/etc/poetry/poem.txt": poem_path}
     command = shlex.split(replaced(shlex.join(command_of("poetry.service")), changes))
@@ -148,7 +148,7 @@ def test_socket_activated(poem_file: PoemFile) -> None:
         assert server.stop() == 0
 
 
-def test_two_share(poem_file: PoemFile) -> None:
+def test_two_servers_share_a_socket(poem_file: PoemFile) -> None:
     """Two servers on one socket both take a part of the readers, and all are served."""
     with sharing(poem_file(SHORT), 2) as (address, servers):
         assert read_all(address, poem(SHORT), count=400, at_once=20) == {"whole": 400}
@@ -162,7 +162,7 @@ def test_two_share(poem_file: PoemFile) -> None:
     ("number", "ends"),
     [(signal.SIGKILL, {"reset": 10, "whole": 30}), (signal.SIGTERM, {"whole": 40})],
 )
-def test_one_of_two_ends(poem_file: PoemFile, number: int, ends: dict[str, int]) -> None:
+def test_one_of_two_servers_ends(poem_file: PoemFile, number: int, ends: dict[str, int]) -> None:
     """One of two ends with readers waiting in the queue, and the other serves them all."""
     with sharing(poem_file(LONG), 2, "--max-connections", "10") as (address, servers):
         with Crowd(address, poem(LONG), PAUSES, count=40) as crowd:
@@ -175,7 +175,7 @@ def test_one_of_two_ends(poem_file: PoemFile, number: int, ends: dict[str, int])
         assert servers[1].stop() == 0
 
 
-def test_shared_without_systemd(tmp_path: Path) -> None:
+def test_documented_program_shares_a_socket(tmp_path: Path) -> None:
     """The program in docs/operating.md lets two servers share a socket, and ends when they end."""
     page = (DEPLOY.parent / "docs" / "operating.md").read_text(encoding="utf-8")
     [program] = re.findall(r"^```python\n(.*?)^```$", page, re.DOTALL | re.MULTILINE)
@@ -197,8 +197,8 @@ def test_shared_without_systemd(tmp_path: Path) -> None:
 
 
 @pytest.mark.parametrize("abstract", [False, True])
-def test_notifies(poem_file: PoemFile, tmp_path: Path, abstract: bool) -> None:
-    """systemd hears when the server is ready, reloading (since when) and stopping."""
+def test_systemd_is_notified(poem_file: PoemFile, tmp_path: Path, abstract: bool) -> None:
+    """systemd learns that the server is ready, reloading (since when) and stopping."""
     name = f"poetry-test-{os.getpid()}" if abstract else os.path.relpath(tmp_path / "notify")
     with socket.socket(socket.AF_UNIX, socket.SOCK_DGRAM) as listener:
         listener.bind(f"\0{name}" if abstract else name)

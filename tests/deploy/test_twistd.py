@@ -91,7 +91,7 @@ def installed(request: pytest.FixtureRequest, tmp_path_factory: pytest.TempPathF
 
 
 @pytest.mark.parametrize("runner", ["twistd", "twist"])
-def test_found(installed: Path, runner: str, tmp_path: Path) -> None:
+def test_plugin_is_found(installed: Path, runner: str, tmp_path: Path) -> None:
     """Both runners list the plugin; it comes from that environment, or from this tree."""
     done = run([installed / runner, "--help"], cwd=tmp_path)
     assert (done.returncode, done.stderr) == (0, b"")
@@ -102,10 +102,10 @@ def test_found(installed: Path, runner: str, tmp_path: Path) -> None:
 
 
 @pytest.mark.parametrize("runner", [["twistd", "--nodaemon"], ["twist"]], ids=["twistd", "twist"])
-def test_foreground(
+def test_plugin_serves_in_the_foreground(
     installed: Path, runner: list[str], poem_file: PoemFile, tmp_path: Path
 ) -> None:
-    """In the foreground it serves, and TERM lets a reader in flight have the poem whole."""
+    """In the foreground the plugin serves; after TERM a reader in flight has the poem whole."""
     program, *flags = runner
     if program == "twistd":
         flags = [*flags, "--pidfile", str(tmp_path / "pid")]
@@ -131,8 +131,8 @@ def ended(pid: int) -> bool:
         return True
 
 
-def test_daemon(installed: Path, tmp_path: Path) -> None:
-    """As a daemon it has a pid file and a log file, reloads by HUP, and its pid stops it."""
+def test_plugin_serves_as_a_daemon(installed: Path, tmp_path: Path) -> None:
+    """A daemon has a pid file and a log file, reloads by HUP, and its pid stops it."""
     pid_file, log, served = tmp_path / "pid", tmp_path / "log", tmp_path / "poem.txt"
     served.write_bytes(poem(SHORT))
     flags = ["--pidfile", str(pid_file), "--logfile", str(log)]
@@ -171,8 +171,10 @@ def test_daemon(installed: Path, tmp_path: Path) -> None:
     ],
     ids=["no poem", "no address", "not paired"],
 )
-def test_usage(installed: Path, options: list[str], said: str, tmp_path: Path) -> None:
-    """What makes no sense is one line on standard error and exit code 2."""
+def test_usage_error_is_one_line(
+    installed: Path, options: list[str], said: str, tmp_path: Path
+) -> None:
+    """A usage error is one line on standard error and exit code 2."""
     done = run([installed / "twistd", "--nodaemon", "poetry", *options], cwd=tmp_path)
     assert done.returncode == 2
     assert done.stderr.startswith(said.encode())

@@ -20,7 +20,7 @@ DEPLOY = ROOT / "deploy"
 def tool(
     command: Sequence[str | Path], log: Path, *, pass_fds: Sequence[int] = ()
 ) -> Iterator[subprocess.Popen[bytes]]:
-    """Run a tool until the block ends; all that it says goes to `log`."""
+    """Run a tool until the block ends, with its output in `log`."""
     with log.open("wb") as stream:
         process = subprocess.Popen(
             [str(word) for word in command],
@@ -49,7 +49,7 @@ def replaced(text: str, changes: Mapping[str, object]) -> str:
 
 
 def fetch(url: str) -> str:
-    """What an HTTP server answers."""
+    """The page that an HTTP server answers."""
     with urllib.request.urlopen(url, timeout=PATIENCE) as response:
         text: str = response.read().decode()
         return text

@@ -33,22 +33,22 @@ def file(tmp_path: Path) -> Path:
     return path
 
 
-def test_demo() -> None:
-    """What `make demo` runs fetches the sample poem whole, and stops its server."""
+def test_demo_fetches_the_sample() -> None:
+    """`make demo` fetches the sample poem whole, and stops its server."""
     done = run(command("../demo.py"))
     assert done.returncode == 0
     assert SAMPLE in done.stdout
     assert done.stdout.endswith(b"stop, and ended with exit code 0.\n")
 
 
-def test_hello() -> None:
-    """It prints the poem that it serves."""
+def test_hello_prints_its_poem() -> None:
+    """The program prints the poem that it serves."""
     done = run(command("hello.py"))
     assert (done.returncode, done.stdout, done.stderr) == (0, b"b'So brief.'\n", b"")
 
 
-def test_serve_and_get(file: Path) -> None:
-    """One program serves a poem until it is told to stop, and another one prints it."""
+def test_get_prints_the_poem_of_serve(file: Path) -> None:
+    """One program serves a poem until TERM, and another one prints it."""
     with running(command("serve.py", "0", file)) as server:
         done = run(command("get.py", "127.0.0.1", str(server.port)))
         assert (done.returncode, done.stdout, done.stderr) == (0, POEM, b"")
@@ -56,13 +56,13 @@ def test_serve_and_get(file: Path) -> None:
 
 
 def test_serve_with_tls(file: Path, certificates: Certificates) -> None:
-    """With a certificate and a key it serves over TLS."""
+    """With a certificate and a key the program serves over TLS."""
     both = certificates.path("good")  # the certificate and its key
     with running(command("serve.py", "0", file, both, both)) as server:
         assert poetry("get", certificates.trusting(server.port)).stdout == POEM
 
 
-def test_get_names_what_failed() -> None:
+def test_get_names_the_failure() -> None:
     """A poem that is not whole is one line on standard error, and exit code 1."""
     with serving(lambda _: None) as port:
         done = run(command("get.py", "127.0.0.1", str(port)))
@@ -96,14 +96,14 @@ def test_an_inbox_keeps_the_newest(tmp_path: Path) -> None:
     assert sorted(path.read_bytes() for path in tmp_path.iterdir()) == [b"second", b"third"]
 
 
-def test_personal() -> None:
+def test_each_reader_gets_a_poem_of_its_own() -> None:
     """Each reader gets a poem of its own."""
     with running(command("personal.py", "0")) as server:
         assert poetry("get", server.addresses[0]).stdout == b"A poem for you at 127.0.0.1.\n"
 
 
-def test_tac(tmp_path: Path) -> None:
-    """It runs under twistd."""
+def test_tac_file_runs_under_twistd(tmp_path: Path) -> None:
+    """The .tac file runs under twistd."""
     program = Path(sys.executable).with_name("twistd")
     words: list[str | Path] = [program, "--nodaemon", "--pidfile=", "-y", EXAMPLES / "poems.tac"]
     twistd = subprocess.Popen(words, cwd=tmp_path, stdout=subprocess.DEVNULL)
@@ -123,7 +123,7 @@ def test_tac(tmp_path: Path) -> None:
     ],
     ids=["trial", "pytest"],
 )
-def test_testing_your_code(runner: list[str], passed: str, tmp_path: Path) -> None:
+def test_example_of_a_test_passes(runner: list[str], passed: str, tmp_path: Path) -> None:
     """The example of a test passes under both runners; trial finds the reactor clean."""
     shutil.copy(EXAMPLES / "test_poems.py", tmp_path)
     done = run([sys.executable, "-W", "error", *runner], cwd=tmp_path)

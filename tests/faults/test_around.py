@@ -56,10 +56,10 @@ def serving(
 
 
 @pytest.mark.parametrize("log_format", ["text", "json"])
-def test_a_standard_error_that_nobody_reads(
+def test_unread_standard_error_does_not_stop_serving(
     poem_file: PoemFile, tmp_path: Path, log_format: str
 ) -> None:
-    """All readers are served, TERM is heard, and what was lost is counted when somebody reads."""
+    """All readers are served, TERM is heard, and lost lines are counted once there is room."""
     reading, writing = os.pipe()
     path = tmp_path / "socket"
     options = ["--log-format", log_format, str(poem_file(SHORT))]
@@ -86,7 +86,7 @@ def test_a_standard_error_that_nobody_reads(
     os.close(reading)
 
 
-def test_a_standard_output_that_nobody_reads(poem_file: PoemFile, tmp_path: Path) -> None:
+def test_unread_standard_output_does_not_stop_serving(poem_file: PoemFile, tmp_path: Path) -> None:
     """A full pipe as standard output takes no announcement, and the poems are served."""
     reading, writing = os.pipe()
     os.set_blocking(writing, False)
@@ -105,8 +105,8 @@ def test_a_standard_output_that_nobody_reads(poem_file: PoemFile, tmp_path: Path
         os.close(descriptor)
 
 
-def test_the_rest_of_a_flood_is_told_at_the_end(poem_file: PoemFile) -> None:
-    """Where nothing follows a flood, its count is told all the same."""
+def test_stop_logs_the_count_of_a_flood(poem_file: PoemFile) -> None:
+    """Where no event follows a flood, its count is logged all the same."""
     with (
         running([*SERVE, "--grace", "0", poem_file(10_000_000)]) as server,
         Crowd(server.addresses[0], poem(10_000_000), PAUSES, count=20) as crowd,
@@ -129,8 +129,8 @@ main()
 
 
 @pytest.mark.parametrize("by", [-3600, 3600], ids=["back", "ahead"])
-def test_a_clock_that_jumps(poem_file: PoemFile, tmp_path: Path, by: int) -> None:
-    """Whether it is set back or ahead, idle readers are reset, and the grace is what it was."""
+def test_jump_of_the_clock_changes_no_timeout(poem_file: PoemFile, tmp_path: Path, by: int) -> None:
+    """With the clock set back or ahead, idle readers are reset, and the grace is unchanged."""
     flag = tmp_path / "set"
     command = [sys.executable, "-c", JUMPS, str(flag), str(by), "serve", str(poem_file(10_000_000))]
     with (
@@ -159,7 +159,7 @@ def test_a_clock_that_jumps(poem_file: PoemFile, tmp_path: Path, by: int) -> Non
 # Forks
 
 
-def test_a_forked_child_does_not_keep_a_reset_back() -> None:
+def test_forked_child_does_not_delay_a_reset() -> None:
     """Readers are reset although a child of the process still has their connections."""
     server = Server(LONG)
     with listening(server) as port, reader(port) as connection:
@@ -189,10 +189,10 @@ SLOWLY = ["--num-bytes", "500", "--delay", "0.1"]
 
 
 @pytest.mark.parametrize("options", [[], SLOWLY], ids=["fast", "slow"])
-def test_a_killed_server_under_tls(
+def test_killed_tls_server_resets_tcp(
     poem_file: PoemFile, certificates: Certificates, options: list[str]
 ) -> None:
-    """TCP ends in a reset there too: some readers take a FIN without close_notify for the end."""
+    """TCP ends in a reset too: some readers take a FIN without close_notify for the end."""
     command = [*SERVE, *options, "-l", certificates.listen("good"), str(poem_file(10_000_000))]
     for _ in range(5):
         with (
@@ -223,7 +223,7 @@ main()
 """`poetry` on a machine whose network file system does not answer to a reload."""
 
 
-def test_a_reload_that_hangs(poem_file: PoemFile) -> None:
+def test_hanging_reload_does_not_stop_serving(poem_file: PoemFile) -> None:
     """Readers are served and TERM ends the server, although a file system does not answer."""
     command = [sys.executable, "-c", HUNG_RELOAD, "serve", str(poem_file(SHORT))]
     with running(command) as server:
@@ -233,7 +233,7 @@ def test_a_reload_that_hangs(poem_file: PoemFile) -> None:
         assert server.stop() == 0
 
 
-def test_notifications_that_nobody_reads(poem_file: PoemFile, tmp_path: Path) -> None:
+def test_unread_notifications_do_not_stop_serving(poem_file: PoemFile, tmp_path: Path) -> None:
     """A supervisor that does not read is logged; readers are served, HUP and TERM are heard."""
     path = tmp_path / "notify"
     with socket.socket(socket.AF_UNIX, socket.SOCK_DGRAM) as supervisor:
@@ -259,10 +259,10 @@ os.read(0, 1)
 
 @pytest.mark.parametrize(("words", "code"), [(["serve"], 0), (["get", "1"], 130)])
 @pytest.mark.parametrize("module", ["click", "twisted"])
-def test_process_1_hears_term_while_it_is_loaded(
+def test_process_1_hears_term_while_loading(
     tmp_path: Path, module: str, words: list[str], code: int
 ) -> None:
-    """A container's first process, which no signal ends that it does not ask for, hears TERM."""
+    """A container's first process, which ignores signals by default, hears TERM."""
     unshare = need("unshare")
     (tmp_path / f"{module}.py").write_text(LOADING)
     command = [unshare, "--user", "--map-root-user", "--pid", "--fork", *SERVE[:-1], *words]
@@ -294,7 +294,7 @@ def test_process_1_hears_term_while_it_is_loaded(
 
 @pytest.mark.parametrize("descriptors", [5, 6, 8, 12, 23])
 def test_hardly_any_descriptors(poem_file: PoemFile, descriptors: int) -> None:
-    """With too low a limit, both commands say so in a line."""
+    """With too low a limit, both commands fail in a line."""
     for words in (["serve", poem_file(SHORT)], ["get", "unix:/no/such/socket"]):
         result = poetry(*words, before=partial(limit_descriptors, descriptors, descriptors))
         assert (result.returncode, result.stdout) == (1, b"")
@@ -302,8 +302,8 @@ def test_hardly_any_descriptors(poem_file: PoemFile, descriptors: int) -> None:
         assert result.stderr.count(b"\n") == 1
 
 
-def test_few_descriptors_are_enough(poem_file: PoemFile) -> None:
-    """From the least that a server takes on, it serves."""
+def test_least_descriptors_serve(poem_file: PoemFile) -> None:
+    """The least number of descriptors that a server accepts is enough to serve."""
     with running([*SERVE, poem_file(10_000_000)], descriptors=LEAST) as server:
         assert read_all(server.addresses[0], poem(10_000_000), count=20) == {"whole": 20}
         server.signal(signal.SIGHUP)
@@ -314,7 +314,7 @@ def test_few_descriptors_are_enough(poem_file: PoemFile) -> None:
 # Programs of one's own
 
 
-def test_a_connection_made_that_raises() -> None:
+def test_error_in_connectionMade_resets() -> None:
     """A mistake in a subclass's `connectionMade` ends in a reset, under a bare factory too."""
 
     class Mistaken(PoetryProtocol):

@@ -119,7 +119,7 @@ def names(directory: Path) -> list[str]:
 
 
 def assert_error(done: subprocess.CompletedProcess[bytes], address: str, pattern: str) -> None:
-    """One line on standard error that names the address, and exit code 1."""
+    """Check for one line on standard error that names the address, and exit code 1."""
     print(done.stderr.decode())
     assert done.returncode == 1
     assert done.stderr.count(b"\n") == 1
@@ -129,7 +129,7 @@ def assert_error(done: subprocess.CompletedProcess[bytes], address: str, pattern
 
 
 def assert_fails(address: str, options: list[str], pattern: str, directory: Path) -> None:
-    """It fails, leaves nothing behind, and an old file as it was."""
+    """Check that a download fails, leaves nothing behind, and an old file unchanged."""
     file = directory / "poem.txt"
     file.write_bytes(OLD)
     done = poetry("get", *options, "-o", file, address)
@@ -140,16 +140,16 @@ def assert_fails(address: str, options: list[str], pattern: str, directory: Path
 
 
 @pytest.mark.parametrize("failure", FAILURES)
-def test_a_bad_server(tmp_path: Path, failure: str) -> None:
-    """Each way to fail has its own error, and leaves an old file as it was."""
+def test_each_bad_server_has_its_error(tmp_path: Path, failure: str) -> None:
+    """Each way to fail has its own error, and leaves an old file unchanged."""
     handler, options, pattern = FAILURES[failure]
     with serving(handler) as port:
         assert_fails(f"127.0.0.1:{port}", options, pattern, tmp_path)
 
 
 @pytest.mark.parametrize("failure", ["reset", "too long", "wrong digest"])
-def test_a_bad_server_to_standard_output(failure: str) -> None:
-    """What fails after it has begun to be printed is an error, too."""
+def test_bad_server_to_standard_output_is_an_error(failure: str) -> None:
+    """A download that fails after its first bytes were printed is an error, too."""
     handler, options, pattern = FAILURES[failure]
     with serving(handler) as port:
         done = poetry("get", *options, str(port))
@@ -158,7 +158,9 @@ def test_a_bad_server_to_standard_output(failure: str) -> None:
 
 
 @pytest.mark.parametrize("failure", TLS_FAILURES)
-def test_a_bad_tls_server(certificates: Certificates, tmp_path: Path, failure: str) -> None:
+def test_tls_without_close_notify_is_truncated(
+    certificates: Certificates, tmp_path: Path, failure: str
+) -> None:
     """Over TLS a poem without close_notify is truncated, however much of it came."""
     handler, options, pattern = TLS_FAILURES[failure]
     with serving(handler, certificates.server_context("good")) as port:
@@ -173,7 +175,7 @@ def test_a_bad_tls_server(certificates: Certificates, tmp_path: Path, failure: s
         (nothing, [], "TLS|empty|truncated"),
     ],
 )
-def test_a_server_without_tls(
+def test_failed_handshake_is_an_error(
     certificates: Certificates, tmp_path: Path, handler: Handler, options: list[str], pattern: str
 ) -> None:
     """A server with which TLS does not come up is an error within the timeout."""
@@ -182,7 +184,7 @@ def test_a_server_without_tls(
 
 
 @pytest.mark.parametrize("failure", UNREACHABLE)
-def test_an_unreachable_server(tmp_path: Path, failure: str) -> None:
+def test_unreachable_server_is_an_error(tmp_path: Path, failure: str) -> None:
     """A server that cannot be reached is an error within the timeout."""
     unreachable, address, options, pattern = UNREACHABLE[failure]
     with unreachable() as port:
@@ -190,7 +192,7 @@ def test_an_unreachable_server(tmp_path: Path, failure: str) -> None:
 
 
 @pytest.mark.parametrize("certificate", CERTIFICATES)
-def test_a_refused_certificate(
+def test_wrong_certificate_is_refused(
     certificates: Certificates, tmp_path: Path, certificate: str
 ) -> None:
     """An untrusted certificate, a wrong name and one that names no host are refused."""
@@ -200,10 +202,10 @@ def test_a_refused_certificate(
 
 @pytest.mark.parametrize("certificate", CERTIFICATES)
 @pytest.mark.parametrize("host", ["127.0.0.1", "localhost"])
-def test_get_poem_refuses_a_certificate(
+def test_get_poem_refuses_a_wrong_certificate(
     certificates: Certificates, certificate: str, host: str
 ) -> None:
-    """The library refuses them as well, where the server has an address and where it has a name."""
+    """The library refuses them as well, whether the server has an address or a name."""
     with serving(sends, certificates.server_context(certificate)) as port:
         address = certificates.trusting(port, host)
         error = wait_error(get_poem(clientFromString(reactor, address)))
@@ -212,7 +214,9 @@ def test_get_poem_refuses_a_certificate(
 
 
 @pytest.mark.parametrize("version", [ssl.TLSVersion.TLSv1_2, ssl.TLSVersion.TLSv1_3])
-def test_a_fatal_alert(certificates: Certificates, tmp_path: Path, version: ssl.TLSVersion) -> None:
+def test_fatal_alert_is_truncated(
+    certificates: Certificates, tmp_path: Path, version: ssl.TLSVersion
+) -> None:
     """A server that ends TLS with a fatal alert in the middle has not sent a poem."""
     context = certificates.server_context("good")
     context.minimum_version = context.maximum_version = version
@@ -221,7 +225,7 @@ def test_a_fatal_alert(certificates: Certificates, tmp_path: Path, version: ssl.
 
 
 @pytest.mark.parametrize("host", ["127.0.0.1", "localhost"])
-def test_a_good_certificate(certificates: Certificates, host: str) -> None:
+def test_right_certificate_is_accepted(certificates: Certificates, host: str) -> None:
     """A trusted certificate of the right name brings the poem."""
     with serving(sends, certificates.server_context("good")) as port:
         done = poetry("get", certificates.trusting(port, host))
@@ -229,8 +233,8 @@ def test_a_good_certificate(certificates: Certificates, host: str) -> None:
 
 
 @pytest.mark.evidence
-def test_the_naive_client_is_fooled() -> None:
-    """The tutorial's client takes a part that ends in a reset, and nothing at all, for a poem."""
+def test_naive_client_takes_a_part_for_the_whole() -> None:
+    """The tutorial's client takes a part that ends in a reset, or nothing at all, for a poem."""
     for handler in (resets, nothing):
         with serving(handler) as port:
             done = run([*NAIVE, "get", str(port)])
@@ -264,7 +268,7 @@ exit $code
 """
 
 
-def test_a_full_disk(tmp_path: Path) -> None:
+def test_full_disk_is_one_line(tmp_path: Path) -> None:
     """A disk that fills up is one line and exit code 1, and no leftover."""
     unshare = need("unshare")
     file = tmp_path / "poem.txt"
@@ -278,14 +282,14 @@ def test_a_full_disk(tmp_path: Path) -> None:
 
 
 @pytest.mark.parametrize("directory", ["/no-such-directory", "/sys", "/dev/null"])
-def test_an_unwritable_directory(directory: str) -> None:
+def test_unwritable_directory_is_one_line(directory: str) -> None:
     """A directory that cannot be written to is one line that names the file, and exit code 1."""
     file = f"{directory}/poem.txt"
     with serving(sends) as port:
         assert_error(poetry("get", "-o", file, str(port)), file, ".")
 
 
-def test_a_pause_of_its_own_is_not_the_servers(
+def test_paused_output_does_not_time_the_server_out(
     tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     """A FIFO whose reader pauses for longer than the timeout gets the poem whole in the end."""
@@ -318,8 +322,8 @@ def test_a_pause_of_its_own_is_not_the_servers(
 
 
 @pytest.mark.parametrize("options", [[], ["-o", "{file}"]])
-def test_an_address_that_cannot_be_connected_to(tmp_path: Path, options: list[str]) -> None:
-    """What is wrong with an address is not blamed on the file, and never passed over."""
+def test_unusable_address_is_its_own_error(tmp_path: Path, options: list[str]) -> None:
+    """An error of an address is not blamed on the file, and never passed over."""
     address = "[fe80::1%nosuch]:10000"
     words = [word.format(file=tmp_path / "poem.txt") for word in options]
     assert_error(poetry("get", *words, address), address, ".")
@@ -327,7 +331,7 @@ def test_an_address_that_cannot_be_connected_to(tmp_path: Path, options: list[st
 
 
 class Source:
-    """Sends `size` bytes in a row, and knows how many have left."""
+    """Sends `size` bytes in a row, and counts the bytes that have left."""
 
     def __init__(self, size: int) -> None:
         self.size = size
@@ -347,7 +351,7 @@ CENSUS = (sys.executable, str(Path(__file__).with_name("census.py")))
 
 @contextmanager
 def getting(report: Path, *arguments: str | Path) -> Iterator[subprocess.Popen[bytes]]:
-    """Run `poetry get`, which reports its peak of memory; the block reads its output."""
+    """Run `poetry get` with a report of its peak of memory; the block reads its output."""
     command = [*CENSUS, "get", *map(str, arguments)]
     environment = {**os.environ, "CENSUS": str(report)}
     with subprocess.Popen(command, stdout=subprocess.PIPE, env=environment) as process:
@@ -375,7 +379,7 @@ def to_file(size: int, directory: Path) -> tuple[float, float]:
 
 
 @pytest.mark.machine
-def test_linear_and_flat_to_a_file(tmp_path: Path) -> None:
+def test_download_to_a_file_is_linear_with_flat_memory(tmp_path: Path) -> None:
     """1 GB to a file takes as much memory as 1 MB, and time in proportion."""
     start, _ = to_file(MEGABYTE, tmp_path)
     tenth_peak, tenth_seconds = to_file(GIGABYTE // 10, tmp_path)
@@ -387,15 +391,15 @@ def test_linear_and_flat_to_a_file(tmp_path: Path) -> None:
 
 
 @pytest.mark.machine
-def test_flat_to_a_slow_pipe(tmp_path: Path) -> None:
-    """A pipe that nobody reads holds the server up, and costs no memory."""
+def test_download_to_an_unread_pipe_takes_flat_memory(tmp_path: Path) -> None:
+    """A pipe that is not read holds the server up, and costs no memory."""
     report = tmp_path / "report.json"
     start, _ = to_file(MEGABYTE, tmp_path)
     source = Source(GIGABYTE)
     looks = [-1]
 
     def held_up() -> bool:
-        """Nothing has left in a while."""
+        """Whether no byte has left in a while."""
         looks.append(source.sent)
         return source.sent > 0 and len(set(looks[-10:])) == 1
 
@@ -453,7 +457,7 @@ def test_get_poem_is_linear() -> None:
 
 @pytest.mark.machine
 @pytest.mark.evidence
-def test_the_naive_client_is_not_linear() -> None:
+def test_naive_client_is_quadratic() -> None:
     """The tutorial's client adds bytes to bytes: quadratic, and soon several times dearer."""
     size = 25 * MEGABYTE
     naive, ours = (
@@ -464,7 +468,7 @@ def test_the_naive_client_is_not_linear() -> None:
     assert naive > 2 * ours
 
 
-def test_slow_servers_at_once() -> None:
+def test_many_slow_servers_are_fetched_at_once() -> None:
     """100 servers, of which none ends before all have begun, are fetched at the same time."""
     barrier = threading.Barrier(100)
 
@@ -505,8 +509,8 @@ RETRIED = {
 
 
 @pytest.mark.parametrize("case", RETRIED)
-def test_retries(tmp_path: Path, case: str) -> None:
-    """A download is tried again where nothing was written yet or to a file, and it is said."""
+def test_retry_starts_again(tmp_path: Path, case: str) -> None:
+    """A download is tried again before its first output or to a file, with a line."""
     handler, options, expected = RETRIED[case]
     file = tmp_path / "poem.txt"
     flaky = Flaky(handler, 1)
@@ -523,7 +527,7 @@ def test_retries(tmp_path: Path, case: str) -> None:
     assert len(names(tmp_path)) == (str(file) in words)
 
 
-def test_retries_come_to_an_end(tmp_path: Path) -> None:
+def test_retries_are_limited(tmp_path: Path) -> None:
     """With --retries 1 a server that always fails is asked twice."""
     flaky = Flaky(resets, 100)
     with serving(flaky) as port:
@@ -536,8 +540,8 @@ def test_retries_come_to_an_end(tmp_path: Path) -> None:
 
 
 @pytest.mark.parametrize("options", [[], ["-o", "/dev/null"]])
-def test_no_retry_after_output(options: list[str]) -> None:
-    """What has begun to be written where it cannot be taken back is not tried again."""
+def test_output_prevents_a_retry(options: list[str]) -> None:
+    """A download whose output cannot be taken back is not tried again."""
     flaky = Flaky(resets, 1)
     with serving(flaky) as port:
         done = poetry("get", "--retries", "5", *options, str(port))

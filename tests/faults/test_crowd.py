@@ -27,7 +27,7 @@ OTHER = numbered_poem(8, 200_000, random.Random(8))
 
 
 def sends(part: bytes, then: Handler = lambda _: None) -> Handler:
-    """A handler that sends a part of the poem and then does something else."""
+    """A handler that sends a part of the poem, and then acts as told."""
 
     def handle(sock: socket.socket) -> None:
         sock.sendall(part)
@@ -52,16 +52,18 @@ EXPECTED: dict[str, Callable[[], Expected]] = {
 }
 
 
-def test_every_end_has_its_server() -> None:
-    """No end is left out below."""
+def test_each_way_to_end_has_a_server() -> None:
+    """No way to end is left out below."""
     assert tuple(HANDLERS) == ENDS
 
 
 @pytest.mark.parametrize("end", ENDS)
 @pytest.mark.parametrize("kind", EXPECTED)
 @pytest.mark.parametrize("tls", [False, True], ids=["plain", "TLS"])
-def test_every_end(certificates: Certificates, tls: bool, kind: str, end: str) -> None:
-    """An end is called by its name; who only counts bytes takes wrong ones for the poem's."""
+def test_each_way_to_end_is_recognized(
+    certificates: Certificates, tls: bool, kind: str, end: str
+) -> None:
+    """Each way to end has its name; a reader that only counts takes wrong bytes for the poem's."""
     ours = certificates.server_context("good") if tls else None
     context = certificates.context() if tls else None
     with serving(HANDLERS[end], ours) as port:
@@ -69,8 +71,8 @@ def test_every_end(certificates: Certificates, tls: bool, kind: str, end: str) -
     assert ends == {"whole" if (kind, end) == ("counted", "wrong") else end: 5}
 
 
-def test_nobody_listens() -> None:
-    """Readers to whom nobody listens are told so."""
+def test_refused_connections_are_resets() -> None:
+    """Readers of a port without a listener end as reset."""
     with nobody() as port:
         assert read_all(f"127.0.0.1:{port}", POEM, count=5) == {"reset": 5}
 
@@ -80,15 +82,15 @@ def test_nobody_listens() -> None:
     [PLAIN, Habit(discards=True), Habit(drips=b"x"), Habit(at_a_time=1000), Habit(stays=True)],
     ids=["plain", "discards", "drips", "small parts", "stays"],
 )
-def test_habits_that_read_on(habit: Habit) -> None:
-    """However it reads, it has all; what the kernel drops is counted."""
+def test_each_habit_reads_the_whole_poem(habit: Habit) -> None:
+    """However a reader reads, it has all; bytes that the kernel drops are counted."""
     counted = Exactly(POEM, counted=habit.discards)
     with serving(HANDLERS["whole"]) as port:
         assert read_all(f"127.0.0.1:{port}", lambda: counted, habit, count=5) == {"whole": 5}
 
 
-def test_those_that_stopped_leave_room() -> None:
-    """One at a time stops after a byte, until all have; then all read on."""
+def test_stopped_readers_make_room() -> None:
+    """One reader at a time stops after a byte, until all have; then all read on."""
     with (
         serving(HANDLERS["whole"]) as port,
         Crowd(f"127.0.0.1:{port}", POEM, Habit(takes=1), count=20, at_once=1) as crowd,

@@ -54,7 +54,7 @@ def ends_of(
     ],
     ids=["KILL", "TERM", "INT", "no grace", "slow KILL", "slow TERM"],
 )
-def test_no_clean_end(
+def test_killed_or_impatient_server_resets(
     poem_file: PoemFile, number: int, options: list[str], code: int, habit: Habit
 ) -> None:
     """A killed server, and one whose grace runs out, resets its readers."""
@@ -66,7 +66,7 @@ def test_no_clean_end(
 
 @pytest.mark.evidence
 @pytest.mark.parametrize("number", [signal.SIGKILL, signal.SIGTERM])
-def test_the_naive_server_ends_cleanly(poem_file: PoemFile, number: int) -> None:
+def test_naive_server_truncates_with_a_clean_end(poem_file: PoemFile, number: int) -> None:
     """The tutorial's server gives every reader in flight a clean end of a part."""
     ends, _ = ends_of([*NAIVE, "serve"], PAUSES, number, poem_file)
     print("naive:", ends)
@@ -74,7 +74,7 @@ def test_the_naive_server_ends_cleanly(poem_file: PoemFile, number: int) -> None
 
 
 @pytest.mark.parametrize("habit", [PAUSES, MOVES], ids=["paused", "moving"])
-def test_a_stopped_reactor_resets(poem_file: PoemFile, habit: Habit) -> None:
+def test_stopped_reactor_resets(poem_file: PoemFile, habit: Habit) -> None:
     """A program with the bare factory that stops its reactor resets its readers."""
     ends, _ = ends_of(BARE, habit, signal.SIGTERM, poem_file)
     print(ends)
@@ -82,8 +82,8 @@ def test_a_stopped_reactor_resets(poem_file: PoemFile, habit: Habit) -> None:
 
 
 @pytest.mark.parametrize("number", [signal.SIGTERM, signal.SIGINT])
-def test_a_stop_lets_readers_finish(poem_file: PoemFile, number: int) -> None:
-    """A stop closes the listeners, lets readers in flight have it whole, and exits with 0."""
+def test_stop_serves_readers_in_flight(poem_file: PoemFile, number: int) -> None:
+    """A stop closes the listeners, serves readers in flight whole, and exits with 0."""
     with (
         running([*SERVE, poem_file(LONG)]) as server,
         Crowd(server.addresses[0], poem(LONG), PAUSES, count=READERS) as crowd,
@@ -100,7 +100,7 @@ def test_a_stop_lets_readers_finish(poem_file: PoemFile, number: int) -> None:
 
 @pytest.mark.parametrize("first", [signal.SIGTERM, signal.SIGINT])
 @pytest.mark.parametrize("second", [signal.SIGTERM, signal.SIGINT])
-def test_a_second_signal_resets_at_once(poem_file: PoemFile, first: int, second: int) -> None:
+def test_second_signal_resets_at_once(poem_file: PoemFile, first: int, second: int) -> None:
     """A second signal resets the readers that the first would have waited for."""
     with (
         running([*SERVE, "--grace", "3600", poem_file(LONG)]) as server,
@@ -115,8 +115,8 @@ def test_a_second_signal_resets_at_once(poem_file: PoemFile, first: int, second:
         assert crowd.run() == {"reset": READERS}
 
 
-def test_a_stop_does_not_wait_for_those_who_stay(poem_file: PoemFile) -> None:
-    """Readers that have it all and keep their end open do not hold up a stop."""
+def test_stop_does_not_wait_for_whole_readers(poem_file: PoemFile) -> None:
+    """Whole readers that keep their end open do not hold up a stop."""
     with (
         running([*SERVE, "--grace", "3600", poem_file(LONG)]) as server,
         Crowd(server.addresses[0], poem(LONG), Habit(stays=True), count=5) as crowd,
@@ -125,7 +125,7 @@ def test_a_stop_does_not_wait_for_those_who_stay(poem_file: PoemFile) -> None:
         assert server.stop() == 0
 
 
-def test_a_stop_does_not_lie_to_those_who_wait(poem_file: PoemFile) -> None:
+def test_stop_resets_or_serves_waiting_readers(poem_file: PoemFile) -> None:
     """Readers that the limit keeps waiting are reset by a stop, or have the poem whole."""
     with (
         running([*SERVE, "--max-connections", "10", poem_file(LONG)]) as server,
@@ -144,14 +144,14 @@ def test_a_stop_does_not_lie_to_those_who_wait(poem_file: PoemFile) -> None:
         assert server.wait() == 0
 
 
-def test_an_idle_server_stops(poem_file: PoemFile) -> None:
+def test_idle_server_stops_at_once(poem_file: PoemFile) -> None:
     """A stop without any reader in flight ends at once with exit code 0."""
     with running([*SERVE, "--grace", "3600", poem_file(3_000)]) as server:
         assert read_all(server.addresses[0], poem(3_000)) == {"whole": 1}
         assert server.stop() == 0
 
 
-def test_hup_takes_the_new_poem(tmp_path: Path) -> None:
+def test_hup_serves_the_new_poem(tmp_path: Path) -> None:
     """After HUP new readers have the new poem, and those in flight the old one."""
     file = tmp_path / "poem.txt"
     file.write_bytes(poem(LONG))

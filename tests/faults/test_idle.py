@@ -21,7 +21,7 @@ TAKES_NOTHING = Habit(takes=0)
 STAYS = Habit(stays=True)
 
 
-def test_an_idle_reader_is_reset(poem_file: PoemFile) -> None:
+def test_idle_reader_is_reset(poem_file: PoemFile) -> None:
     """Readers that take nothing, from the start or from the middle on, are reset."""
     with (
         running([*SERVE, "--idle-timeout", "1", poem_file(LONG)]) as server,
@@ -36,7 +36,7 @@ def test_an_idle_reader_is_reset(poem_file: PoemFile) -> None:
 
 
 @pytest.mark.evidence
-def test_the_naive_server_keeps_an_idle_reader(poem_file: PoemFile) -> None:
+def test_naive_server_keeps_an_idle_reader(poem_file: PoemFile) -> None:
     """The tutorial's server keeps a reader that takes nothing for ever."""
     with running([*NAIVE, "serve", poem_file(LONG)]) as server:
         ends = read_all(server.addresses[0], poem(LONG), TAKES_NOTHING, count=20, quiet=3)
@@ -45,7 +45,7 @@ def test_the_naive_server_keeps_an_idle_reader(poem_file: PoemFile) -> None:
 
 
 def slowly(port: int, size: int, rate: int, count: int) -> list[bytes | str]:
-    """What `count` readers of `rate` bytes a second have in the end, or how they failed."""
+    """The ends of `count` readers of `rate` bytes a second."""
     beats = 10
     socks = [socket.create_connection(("127.0.0.1", port)) for _ in range(count)]
     parts: list[list[bytes]] = [[] for _ in socks]
@@ -69,8 +69,8 @@ def slowly(port: int, size: int, rate: int, count: int) -> list[bytes | str]:
 
 
 @pytest.mark.parametrize("rate", [750_000, pytest.param(250_000, marks=pytest.mark.machine)])
-def test_a_slow_reader_is_spared(poem_file: PoemFile, rate: int) -> None:
-    """Readers of 6 MB, at `rate` bytes a second, have it whole with an idle timeout of a second."""
+def test_slow_reader_is_whole(poem_file: PoemFile, rate: int) -> None:
+    """Readers of 6 MB, at `rate` bytes a second, are whole with an idle timeout of a second."""
     size = 6_000_000
     with running([*SERVE, "--idle-timeout", "1", poem_file(size)]) as server:
         results = slowly(server.port, size, rate, 5)
@@ -78,7 +78,7 @@ def test_a_slow_reader_is_spared(poem_file: PoemFile, rate: int) -> None:
     assert results == [poem(size)] * 5
 
 
-def test_a_slow_server_blames_nobody(poem_file: PoemFile) -> None:
+def test_slow_server_does_not_time_readers_out(poem_file: PoemFile) -> None:
     """The slow server's own delay is no idleness of a reader."""
     slow = ["--num-bytes", "1000", "--delay", "1.5", "--idle-timeout", "0.5"]
     with running([*SERVE, *slow, poem_file(3_000)]) as server:
@@ -86,8 +86,8 @@ def test_a_slow_server_blames_nobody(poem_file: PoemFile) -> None:
 
 
 @pytest.mark.machine
-def test_a_reader_that_stays_is_let_go(poem_file: PoemFile, certificates: Certificates) -> None:
-    """Readers that keep their end open after the last byte, talking or not, are let go."""
+def test_whole_reader_that_stays_is_closed(poem_file: PoemFile, certificates: Certificates) -> None:
+    """Readers that keep their end open after the last byte, talking or not, are closed."""
     plain, tls = "tcp:0:interface=127.0.0.1", certificates.listen("good")
     listeners = [(plain, 3_000), (plain, LONG), (tls, 3_000), (tls, LONG)]
     words = [word for address, _ in listeners for word in ("-l", address)]
@@ -142,7 +142,7 @@ class Flood:
             thread.join()
 
 
-def test_a_flood_of_input(poem_file: PoemFile) -> None:
+def test_flood_of_input_costs_no_memory(poem_file: PoemFile) -> None:
     """Senders without end neither grow the memory nor starve the other readers."""
     size = 1_000_000
     with running([*SERVE, poem_file(size)]) as server:

@@ -117,13 +117,13 @@ class Trial:
         return ends
 
     def is_sound(self) -> bool:
-        """Whether the server goes on, and has nobody left."""
+        """Whether the server goes on, without readers."""
         gone = self.server.process.poll() is not None
         return not gone and eventually(lambda: self.server.sockets() == self._sockets, QUIET)
 
 
 def settled(server: Server, log: Path) -> bool:
-    """Wait until a traced server has done all that there is to do, or has ended."""
+    """Wait until a traced server is idle, or has ended."""
     sizes: list[int] = []
 
     def still() -> bool:
@@ -191,7 +191,7 @@ def side_by_side(do: Callable[[One], Result], each: Iterable[One]) -> list[Resul
 
 
 class Tally:
-    """A table of what became of the readers, a row a case.
+    """A table of how the readers ended, a row a case.
 
     Of `poetry get -o`: what is under the output's name; "reset" is what was there before.
     """
@@ -212,7 +212,7 @@ class Tally:
 
 @pytest.fixture(scope="module")
 def tally() -> Iterator[Tally]:
-    """What all tests here have counted is written at the end."""
+    """Write the counts of all tests here at the end."""
     tally = Tally()
     yield tally
     tally.write()
@@ -325,7 +325,7 @@ BEFORE = ["no file", "an old file"]
 
 
 class Got(NamedTuple):
-    """What a `poetry get -o` left."""
+    """The result of a `poetry get -o`."""
 
     code: int
     error: str
@@ -393,7 +393,7 @@ def test_get_killed_at_any_call(fresh: Callable[[], Path], old: bool, tally: Tal
 
 
 def left(got: Got, old: bool) -> str:
-    """What is under the name of the output: the poem, what was there before, or something else."""
+    """The content under the name of the output: the poem, the old file's, or something else."""
     return {POEM: "whole", OLD if old else None: "reset"}.get(got.file, "truncated")
 
 
@@ -414,11 +414,11 @@ def test_get_refused_any_call(fresh: Callable[[], Path], old: bool, tally: Tally
     ends = Counter(left(got, old) for _, got in refusals)
     tally.add(f"get, {BEFORE[old]}: refused", len(refusals), ends)
     assert len(refusals) > len(each) / 2
-    assert not [refusal for refusal in refusals if not is_told(refusal[1], old)]
+    assert not [refusal for refusal in refusals if not is_reported(refusal[1], old)]
 
 
-def is_told(got: Got, old: bool) -> bool:
-    """Whether the exit code and standard error say what the file is."""
+def is_reported(got: Got, old: bool) -> bool:
+    """Whether the exit code and standard error describe the file."""
     if got.code == 0:
         return left(got, old) == "whole"
     lines = got.error.splitlines()

@@ -29,8 +29,10 @@ SOFTLY_LIMITED = ("sh", "-c", 'ulimit -S -n 1024; exec "$@"', "sh")
     ("descriptors", "count", "at_once"),
     [(64, 300, 200), pytest.param(256, 3_000, 1_000, marks=pytest.mark.machine)],
 )
-def test_few_descriptors(poem_file: PoemFile, descriptors: int, count: int, at_once: int) -> None:
-    """With far fewer descriptors than readers at once, all of them have the poem whole."""
+def test_few_descriptors_serve_all(
+    poem_file: PoemFile, descriptors: int, count: int, at_once: int
+) -> None:
+    """With far fewer descriptors than readers at once, all readers are whole."""
     with running([*SERVE, poem_file(MEGABYTE)], descriptors=descriptors) as server:
         ends = read_all(server.addresses[0], poem(MEGABYTE), count=count, at_once=at_once)
         print(dict(ends))
@@ -40,8 +42,8 @@ def test_few_descriptors(poem_file: PoemFile, descriptors: int, count: int, at_o
 
 
 @pytest.mark.evidence
-def test_the_naive_server_lies_when_full(poem_file: PoemFile) -> None:
-    """With 256 descriptors the tutorial's server closes cleanly on those it has no room for."""
+def test_naive_server_truncates_when_full(poem_file: PoemFile) -> None:
+    """With 256 descriptors the tutorial's server closes cleanly on readers without room."""
     size = 10 * MEGABYTE
     ends: Counter[str] = Counter()
     with (
@@ -56,7 +58,7 @@ def test_the_naive_server_lies_when_full(poem_file: PoemFile) -> None:
     assert ends["empty"] > 20
 
 
-def test_max_connections(poem_file: PoemFile) -> None:
+def test_max_connections_bounds_open_readers(poem_file: PoemFile) -> None:
     """With --max-connections 10 never more than 10 of 500 readers are open, and all are whole."""
     with running([*SERVE, "--max-connections", "10", poem_file(MEGABYTE)]) as server:
         idle = server.sockets()
@@ -73,7 +75,7 @@ def test_max_connections(poem_file: PoemFile) -> None:
         assert max(open_at_once) <= 10
 
 
-def test_max_connections_that_stall(poem_file: PoemFile) -> None:
+def test_stalled_readers_hold_their_places(poem_file: PoemFile) -> None:
     """Readers that stall hold the places of --max-connections, and the next wait for theirs."""
     size = 10 * MEGABYTE
     with (
@@ -89,7 +91,7 @@ def test_max_connections_that_stall(poem_file: PoemFile) -> None:
         assert others.run() == {"whole": 40}
 
 
-def test_max_connections_over_listeners(poem_file: PoemFile) -> None:
+def test_max_connections_spans_listeners(poem_file: PoemFile) -> None:
     """The limit is the server's: several listeners share it."""
     size = 10 * MEGABYTE
     file = poem_file(size)
@@ -107,7 +109,7 @@ def test_max_connections_over_listeners(poem_file: PoemFile) -> None:
 
 
 @pytest.mark.parametrize("count", [400, pytest.param(4_000, marks=pytest.mark.machine)])
-def test_a_burst(poem_file: PoemFile, count: int) -> None:
+def test_burst_is_served(poem_file: PoemFile, count: int) -> None:
     """Readers that all connect before the server can accept one are all served."""
     with (
         running([*SERVE, poem_file(SHORT)]) as server,
@@ -122,7 +124,7 @@ def test_a_burst(poem_file: PoemFile, count: int) -> None:
 
 
 @pytest.mark.evidence
-def test_the_naive_server_strands_a_burst(poem_file: PoemFile) -> None:
+def test_naive_server_strands_a_burst(poem_file: PoemFile) -> None:
     """The tutorial's server, with its backlog of 50, leaves most of a burst waiting."""
     with running([*NAIVE, "serve", poem_file(SHORT)]) as server:
         ends = read_all(server.addresses[0], poem(SHORT), count=4_000, quiet=0.5)
@@ -131,8 +133,8 @@ def test_the_naive_server_strands_a_burst(poem_file: PoemFile) -> None:
 
 
 @pytest.mark.machine
-def test_thousands_at_once(poem_file: PoemFile) -> None:
-    """16,000 readers in a row, the first 8,000 of them open at once, all have it whole."""
+def test_thousands_at_once_are_whole(poem_file: PoemFile) -> None:
+    """16,000 readers in a row, the first 8,000 of them open at once, are whole."""
     size = 20_000
     habit = Habit(takes=0)
     if resource.getrlimit(resource.RLIMIT_NOFILE)[1] < 10_000:
@@ -182,8 +184,8 @@ def sending(port: int) -> int:
 
 
 @pytest.mark.machine
-def test_the_kernel_keeps_no_copy_for_stalled_readers(poem_file: PoemFile) -> None:
-    """What waits in the send buffers of 200 of them, megabytes each, are the poem's own pages."""
+def test_stalled_readers_share_the_poems_pages(poem_file: PoemFile) -> None:
+    """The send buffers of 200 of them, megabytes each, are the poem's own pages."""
     size = 10 * MEGABYTE
     with running([*SERVE, poem_file(size)]) as server:
         read_all(server.addresses[0], poem(size))
@@ -198,7 +200,7 @@ def test_the_kernel_keeps_no_copy_for_stalled_readers(poem_file: PoemFile) -> No
 
 
 def census(server: Server, report: Path) -> dict[str, float]:
-    """What `census.py` counts in itself now."""
+    """The counts that `census.py` makes of its own process now."""
     report.unlink(missing_ok=True)
     server.signal(signal.SIGUSR1)
     assert eventually(report.exists)
@@ -207,7 +209,7 @@ def census(server: Server, report: Path) -> dict[str, float]:
 
 
 @pytest.mark.parametrize("times", [200, pytest.param(3_300, marks=pytest.mark.machine)])
-def test_nothing_is_left(poem_file: PoemFile, tmp_path: Path, times: int) -> None:
+def test_visits_leave_nothing_behind(poem_file: PoemFile, tmp_path: Path, times: int) -> None:
     """After up to 10,000 connections no protocol, timer, socket or memory is left."""
     report = tmp_path / "census.json"
     program = [sys.executable, Path(__file__).with_name("census.py"), *SERVE[len(POETRY) :]]
@@ -220,7 +222,7 @@ def test_nothing_is_left(poem_file: PoemFile, tmp_path: Path, times: int) -> Non
     ) as server:
 
         def visit(count: int) -> None:
-            """Whole readers of the short poem, and a tenth who leave in the middle of the long."""
+            """Read the short poem whole, and reset a tenth of the readers in the middle of the long."""
             for habit in (PLAIN, SPEAKS, Habit(half_closes=True)):
                 ends = read_all(server.addresses[0], poem(SHORT), habit, count=count, at_once=100)
                 assert ends == {"whole": count}

@@ -44,7 +44,7 @@ def answers(address: str, requests: bytes) -> int:
 
 
 def is_cut(sock: socket.socket) -> bool:
-    """Whether a connection is ended by the other side, although it goes on with its header."""
+    """Whether the server ends a connection that goes on with its header."""
     try:
         sock.sendall(b"x")
         return bool(select.select([sock], [], [], 0)[0])
@@ -59,8 +59,8 @@ def test_pipelined_requests_have_one_answer(poem_file: PoemFile) -> None:
         assert read_all(server.addresses[0], poem(SHORT), count=10) == {"whole": 10}
 
 
-def test_dripping_scrapers_keep_none_out(poem_file: PoemFile) -> None:
-    """With all connections in the hands of who never ends a header, a scrape gets through."""
+def test_dripping_scrapers_keep_no_other_out(poem_file: PoemFile) -> None:
+    """With all connections held by scrapers that never end a header, a scrape gets through."""
     with (
         running([*SERVE, "--metrics", "0", poem_file(SHORT)], listeners=2) as server,
         ExitStack() as stack,

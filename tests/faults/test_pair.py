@@ -31,8 +31,10 @@ class Client(PoetryClientFactory):
 
     def __init__(self, poem: bytes | None) -> None:
         super().__init__(poem)
-        self.told: list[Any] = []
-        self.received.addCallbacks(self.told.append, lambda reason: self.told.append(reason.value))
+        self.results: list[Any] = []
+        self.received.addCallbacks(
+            self.results.append, lambda reason: self.results.append(reason.value)
+        )
 
 
 Wrap = Callable[[Factory], Factory]
@@ -76,7 +78,7 @@ DOES: dict[str, Callable[[Any], object]] = {
 
 
 def play(wrap: Wrap, sends: bytes, steps: Steps, server_sends: bool) -> list[Any]:
-    """Connect two factories and take the steps; give what the receiver was told."""
+    """Connect two factories and take the steps; give the receiver's results."""
     server = Server(sends if server_sends else None)
     client = Client(None if server_sends else sends)
     sender, receiver = (server, client) if server_sends else (client, server)
@@ -87,10 +89,10 @@ def play(wrap: Wrap, sends: bytes, steps: Steps, server_sends: bool) -> list[Any
         for transport in transports:
             if transport.connected:
                 transport.resumeProducing()
-        until(lambda: receiver.told)
+        until(lambda: receiver.results)
         for _ in range(3):
             reactor.iterate(0)  # nothing more is told
-        return receiver.told
+        return receiver.results
 
 
 def moves(sender: Sequence[str], receiver: Sequence[str]) -> st.SearchStrategy[Steps]:
@@ -121,7 +123,9 @@ patiently = settings(deadline=None, max_examples=200)
 @example(size=9, steps=[(RECEIVER, "stop"), (RECEIVER, "turn")], server_sends=True)
 @example(size=9, steps=[(SENDER, "turn"), (SENDER, "lose")], server_sends=True)
 @example(size=6_000_000, steps=[(SENDER, "turn"), (SENDER, "lose")], server_sends=False)
-def test_the_poem_or_an_error(wrap: Wrap, size: int, steps: Steps, server_sends: bool) -> None:
+def test_receiver_has_the_poem_or_an_error(
+    wrap: Wrap, size: int, steps: Steps, server_sends: bool
+) -> None:
     """The receiver has the exact poem or an error: never both, and never neither."""
     told = play(wrap, POEMS[size], steps, server_sends)
     assert len(told) == 1
@@ -135,9 +139,9 @@ def test_the_poem_or_an_error(wrap: Wrap, size: int, steps: Steps, server_sends:
 )
 @patiently
 @given(data=st.data(), size=sizes, server_sends=st.booleans())
-def test_the_poem_unless_something_happens(
+def test_receiver_has_the_poem_without_a_loss(
     wrap: Wrap, ends: list[str], data: st.DataObject, size: int, server_sends: bool
 ) -> None:
-    """Where nothing is lost and nobody gives up, it is the poem."""
+    """Where no connection is lost and no end gives up, the receiver has the poem."""
     steps = data.draw(moves(GENTLE, [*GENTLE, *ends]))
     assert play(wrap, POEMS[size], steps, server_sends) == [POEMS[size]]

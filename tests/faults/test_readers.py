@@ -37,14 +37,14 @@ def servers(poem_file: PoemFile) -> Iterator[Server]:
 
 @pytest.mark.parametrize("size", SIZES)
 @pytest.mark.parametrize("habit", HABITS)
-def test_every_reader_has_it_whole(servers: Server, habit: str, size: int) -> None:
+def test_every_reader_is_whole(servers: Server, habit: str, size: int) -> None:
     """Whatever a reader says and however little it takes, it has the poem and a clean end."""
     count, behaviour = HABITS[habit]
     ends = read_all(servers.addresses[SIZES.index(size)], poem(size), behaviour, count=count)
     assert ends == {"whole": count}
 
 
-def test_the_bare_factory_too(poem_file: PoemFile) -> None:
+def test_every_reader_of_the_bare_factory_is_whole(poem_file: PoemFile) -> None:
     """The library's factory alone, without the service, keeps the promise as well."""
     size = 200_000
     with running([*BARE, poem_file(size)]) as server:
@@ -54,7 +54,7 @@ def test_the_bare_factory_too(poem_file: PoemFile) -> None:
 
 @pytest.mark.evidence
 @pytest.mark.parametrize("habit", ["floods", "tiny buffer, speaks first"])
-def test_the_naive_server_truncates(poem_file: PoemFile, habit: str) -> None:
+def test_naive_server_truncates_for_readers_that_speak(poem_file: PoemFile, habit: str) -> None:
     """The tutorial's server loses the end of a poem for readers that speak first."""
     size = 10_000_000
     for _ in range(5):  # readers that keep pace to the very end are lucky: all of one run in 60
@@ -67,7 +67,7 @@ def test_the_naive_server_truncates(poem_file: PoemFile, habit: str) -> None:
 
 
 @pytest.mark.evidence
-def test_the_naive_server_fails_curl(poem_file: PoemFile) -> None:
+def test_naive_server_truncates_for_curl(poem_file: PoemFile) -> None:
     """The tutorial's server cuts the poem short for curl, which speaks first."""
     lengths = []
     with running([*NAIVE, "serve", poem_file(10_000_000)]) as server:

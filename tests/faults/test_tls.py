@@ -59,7 +59,7 @@ def serving_sizes(
 
 @pytest.fixture(scope="module")
 def addresses(poem_file: PoemFile, certificates: Certificates) -> Iterator[dict[int, str]]:
-    """A server for all who only read: the address by size."""
+    """A server for readers that only read: the address by size."""
     with serving_sizes(poem_file, certificates, SIZES) as addresses:
         yield addresses
 
@@ -74,7 +74,7 @@ def slow_addresses(poem_file: PoemFile, certificates: Certificates) -> Iterator[
 @pytest.mark.parametrize("version", VERSIONS, ids=str)
 @pytest.mark.parametrize("size", [3_000, 200_000, 1_000_000])
 @pytest.mark.parametrize("habit", HABITS)
-def test_every_reader_has_it_whole(
+def test_every_reader_is_whole(
     addresses: dict[int, str],
     certificates: Certificates,
     habit: str,
@@ -91,7 +91,7 @@ def test_every_reader_has_it_whole(
 @pytest.mark.parametrize(
     ("number", "code"), [(signal.SIGKILL, -signal.SIGKILL), (signal.SIGTERM, 0)]
 )
-def test_no_clean_end(
+def test_killed_or_impatient_server_resets(
     poem_file: PoemFile, certificates: Certificates, number: int, code: int
 ) -> None:
     """A killed server and one whose grace runs out end TLS without close_notify."""
@@ -110,7 +110,7 @@ def test_no_clean_end(
         assert ends == {"reset": 50}
 
 
-def test_a_stop_lets_readers_finish(poem_file: PoemFile, certificates: Certificates) -> None:
+def test_stop_serves_readers_in_flight(poem_file: PoemFile, certificates: Certificates) -> None:
     """A stop waits for TLS readers in flight."""
     context = certificates.context()
     with (
@@ -126,7 +126,7 @@ def test_a_stop_lets_readers_finish(poem_file: PoemFile, certificates: Certifica
         assert "Traceback" not in server.stderr
 
 
-def test_an_idle_reader_is_reset(poem_file: PoemFile, certificates: Certificates) -> None:
+def test_idle_reader_is_reset(poem_file: PoemFile, certificates: Certificates) -> None:
     """A TLS reader that takes nothing is reset, and one that never begins its handshake."""
     command = [*SERVE, "--idle-timeout", "1", "-l", certificates.listen("good"), poem_file(LONG)]
     context = certificates.context()
@@ -166,7 +166,7 @@ def end_early(
     end: Callable[[SSL.Connection], object],
     poem: bytes,
 ) -> str:
-    """End one's own side after the first bytes; how the rest ended, in the words of `readers`.
+    """End one's own side after the first bytes; give how the rest ended, in the words of `readers`.
 
     This needs pyOpenSSL: Python's own `ssl` cannot read on after it has sent a close_notify.
     """
@@ -198,7 +198,7 @@ def half_close(reader: SSL.Connection) -> None:
 @pytest.mark.parametrize("version", VERSIONS, ids=str)
 @pytest.mark.parametrize("end", [SSL.Connection.shutdown, half_close])
 @pytest.mark.parametrize("size", [*SIZES, 30_000])
-def test_an_early_end_of_the_reader(
+def test_early_end_of_the_reader_is_no_clean_end(
     request: pytest.FixtureRequest,
     size: int,
     end: Callable[[SSL.Connection], object],
@@ -232,12 +232,12 @@ def distrust(port: int) -> None:
 
 
 def hang_up(port: int) -> None:
-    """Connect, and go away before the handshake."""
+    """Connect, and close before the handshake."""
     socket.create_connection(("127.0.0.1", port), PATIENCE).close()
 
 
 @pytest.mark.parametrize("disturb", [plain_bytes, distrust, hang_up])
-def test_a_failed_handshake(
+def test_failed_handshake_is_a_log_line(
     poem_file: PoemFile, certificates: Certificates, disturb: Callable[[int], None]
 ) -> None:
     """A peer with which TLS does not come up costs a log line, and no more."""

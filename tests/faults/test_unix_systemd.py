@@ -45,9 +45,7 @@ SYSTEMD = serving('socket.create_server(("127.0.0.1", 0), backlog=4096)')
 
 @pytest.mark.parametrize("habit", HABITS)
 @pytest.mark.parametrize("size", [3_000, 1_000_000])
-def test_unix_readers_have_it_whole(
-    poem_file: PoemFile, tmp_path: Path, habit: str, size: int
-) -> None:
+def test_unix_readers_are_whole(poem_file: PoemFile, tmp_path: Path, habit: str, size: int) -> None:
     """On a Unix socket too, whatever a reader says, it has the poem and a clean end."""
     path = tmp_path / "socket"
     with running([*SERVE, "-l", f"unix:{path}", poem_file(size)]) as server:
@@ -55,7 +53,7 @@ def test_unix_readers_have_it_whole(
         assert read_all(f"unix:{path}", poem(size), HABITS[habit], count=20) == {"whole": 20}
 
 
-def test_a_unix_stop_lets_readers_finish(poem_file: PoemFile, tmp_path: Path) -> None:
+def test_stop_serves_unix_readers_in_flight(poem_file: PoemFile, tmp_path: Path) -> None:
     """A stop removes the socket, and readers in flight have the poem whole."""
     path = tmp_path / "socket"
     with (
@@ -70,7 +68,7 @@ def test_a_unix_stop_lets_readers_finish(poem_file: PoemFile, tmp_path: Path) ->
         assert server.wait() == 0
 
 
-def test_a_unix_socket_left_behind(poem_file: PoemFile, tmp_path: Path) -> None:
+def test_unix_socket_left_behind_is_taken_over(poem_file: PoemFile, tmp_path: Path) -> None:
     """The socket that a killed server leaves is taken over by the next."""
     command = [*SERVE, "-l", f"unix:{tmp_path / 'socket'}", poem_file(3_000)]
     with running(command) as server:
@@ -81,7 +79,7 @@ def test_a_unix_socket_left_behind(poem_file: PoemFile, tmp_path: Path) -> None:
 
 
 @pytest.mark.parametrize("habit", HABITS)
-def test_systemd_readers_have_it_whole(poem_file: PoemFile, habit: str) -> None:
+def test_systemd_readers_are_whole(poem_file: PoemFile, habit: str) -> None:
     """On a socket that systemd hands over, every reader has the poem whole."""
     size = 1_000_000
     with running([*SYSTEMD, poem_file(size)]) as server:
@@ -91,7 +89,9 @@ def test_systemd_readers_have_it_whole(poem_file: PoemFile, habit: str) -> None:
 
 
 @pytest.mark.parametrize("number", [signal.SIGKILL, signal.SIGTERM])
-def test_systemd_no_clean_end(poem_file: PoemFile, number: int) -> None:
+def test_killed_or_impatient_server_resets_systemd_readers(
+    poem_file: PoemFile, number: int
+) -> None:
     """A killed server and one without grace reset the readers of a socket from systemd."""
     with (
         running([*SYSTEMD, "--grace", "0", poem_file(LONG)]) as server,
@@ -104,7 +104,7 @@ def test_systemd_no_clean_end(poem_file: PoemFile, number: int) -> None:
         assert crowd.run() == {"reset": 20}
 
 
-def test_systemd_few_descriptors(poem_file: PoemFile) -> None:
+def test_systemd_max_connections(poem_file: PoemFile) -> None:
     """The limit of connections holds on a socket from systemd."""
     size = 1_000_000
     with running([*SYSTEMD, "--max-connections", "10", poem_file(size)]) as server:
@@ -113,7 +113,7 @@ def test_systemd_few_descriptors(poem_file: PoemFile) -> None:
         assert ends == {"whole": 200}
 
 
-def test_systemd_socket_activate(poem_file: PoemFile, tmp_path: Path) -> None:
+def test_systemd_socket_activation(poem_file: PoemFile, tmp_path: Path) -> None:
     """The first reader starts the server through the real systemd-socket-activate."""
     activate = need("systemd-socket-activate")
     path = tmp_path / "socket"
@@ -134,8 +134,8 @@ def test_systemd_socket_activate(poem_file: PoemFile, tmp_path: Path) -> None:
         (UNIX_SOCKET, "is AF_UNIX: write domain=UNIX"),
     ],
 )
-def test_systemd_wrong_socket(poem_file: PoemFile, given: str, reason: str) -> None:
-    """A socket from systemd that is of the wrong kind is refused in a line, as is no address."""
+def test_wrong_systemd_socket_is_refused(poem_file: PoemFile, given: str, reason: str) -> None:
+    """A socket from systemd that is of the wrong kind is refused in a line."""
     done = run([*serving(given), poem_file(3_000)])
     said = f"'systemd:domain=INET:index=0': the socket that was passed in {reason}"
     assert (done.returncode, done.stdout) == (2, b"")
@@ -143,8 +143,8 @@ def test_systemd_wrong_socket(poem_file: PoemFile, given: str, reason: str) -> N
     assert done.stderr.count(b"\n") == 1
 
 
-def test_systemd_ipv6(poem_file: PoemFile) -> None:
-    """A socket from systemd is announced with the family that it has, whatever the text says."""
+def test_systemd_socket_is_announced_with_its_family(poem_file: PoemFile) -> None:
+    """A socket from systemd is announced with its own family, whatever the text says."""
     if not socket.has_dualstack_ipv6():
         pytest.skip("needs IPv6")
     given = 'socket.create_server(("::1", 0), family=socket.AF_INET6)'

@@ -86,7 +86,7 @@ def points(log: Path) -> list[Point]:
 
 
 def changing(calls: list[Point]) -> list[Point]:
-    """Those at which a kill may leave something else than at the next one."""
+    """The calls at which a kill may leave another state than at the next one."""
     return [point for point in calls if not CHANGE_NOTHING.match(point.name)]
 
 
@@ -106,7 +106,7 @@ def tamper(point: Point, how: str) -> list[str]:
 
 
 def was_refused(log: Path) -> bool:
-    """Whether the call came that was to be refused."""
+    """Whether the call to be refused came."""
     return "(INJECTED)" in log.read_text(errors="replace")
 
 

@@ -14,7 +14,7 @@ from tests.processes import POETRY, running
 
 @pytest.fixture(scope="session")
 def poems(tmp_path_factory: pytest.TempPathFactory) -> dict[int, Path]:
-    """A file a size."""
+    """One file for each size."""
     directory = tmp_path_factory.mktemp("poems")
     files = {size: directory / f"poem-{size}" for size in SIZES}
     for size, path in files.items():
@@ -31,7 +31,7 @@ def plain(poems: dict[int, Path]) -> Iterator[dict[int, int]]:
 
 @pytest.fixture(scope="session")
 def encrypted(poems: dict[int, Path], certificates: Certificates) -> Iterator[dict[int, int]]:
-    """The same over TLS."""
+    """`poetry serve` with all poems over TLS: the port by size."""
     listen = ["--listen", certificates.listen("good")] * len(poems)
     with running([*POETRY, "serve", *listen, *poems.values()], listeners=len(poems)) as server:
         yield dict(zip(poems, ports(server.addresses), strict=True))

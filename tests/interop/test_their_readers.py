@@ -96,7 +96,7 @@ PAIRS = [
 
 
 @pytest.mark.parametrize(("name", "size"), PAIRS)
-def test_plain(name: str, size: int, plain: dict[int, int], tmp_path: Path) -> None:
+def test_tool_reads_each_poem(name: str, size: int, plain: dict[int, int], tmp_path: Path) -> None:
     """Each tool gets each poem, byte for byte, and ends well."""
     tool, command = READERS[name]
     need(tool)
@@ -109,7 +109,9 @@ def test_plain(name: str, size: int, plain: dict[int, int], tmp_path: Path) -> N
 
 @pytest.mark.parametrize("size", SIZES)
 @pytest.mark.parametrize("name", TLS_READERS)
-def test_tls(name: str, size: int, encrypted: dict[int, int], certificates: Certificates) -> None:
+def test_tool_reads_each_poem_over_tls(
+    name: str, size: int, encrypted: dict[int, int], certificates: Certificates
+) -> None:
     """Each tool that checks the certificate gets each poem over TLS, and a close_notify."""
     tool, command = TLS_READERS[name]
     need(tool)
@@ -118,7 +120,7 @@ def test_tls(name: str, size: int, encrypted: dict[int, int], certificates: Cert
     assert (read.returncode, read.stdout == poem_of(size)) == (0, True), read.stderr
 
 
-def test_alpn(encrypted: dict[int, int], certificates: Certificates) -> None:
+def test_reader_with_alpn_is_whole(encrypted: dict[int, int], certificates: Certificates) -> None:
     """A reader that offers application protocols, as curl and browsers do, gets the poem."""
     need("curl")
     size = SIZES[1]
@@ -141,7 +143,9 @@ listen poem
 
 @pytest.mark.parametrize("size", SIZES)
 @pytest.mark.parametrize("reader", ["nc", "poetry"])
-def test_haproxy(reader: str, size: int, plain: dict[int, int], tmp_path: Path) -> None:
+def test_poem_through_haproxy_is_whole(
+    reader: str, size: int, plain: dict[int, int], tmp_path: Path
+) -> None:
     """Through HAProxy in TCP mode a poem arrives whole, at nc and at `poetry get`."""
     need("haproxy")
     configuration = tmp_path / "haproxy.cfg"

@@ -40,7 +40,7 @@ SERVERS: dict[str, tuple[str, Command]] = {
 
 @pytest.mark.parametrize("size", SIZES)
 @pytest.mark.parametrize("name", SERVERS)
-def test_plain(name: str, size: int, poems: dict[int, Path]) -> None:
+def test_poem_of_each_server_arrives(name: str, size: int, poems: dict[int, Path]) -> None:
     """From each server each poem arrives, byte for byte."""
     tool, command = SERVERS[name]
     need(tool)
@@ -51,7 +51,7 @@ def test_plain(name: str, size: int, poems: dict[int, Path]) -> None:
 
 
 @pytest.mark.parametrize("size", [1, 3_000])
-def test_nginx(size: int, tmp_path: Path) -> None:
+def test_poem_of_nginx_arrives(size: int, tmp_path: Path) -> None:
     """A poem that nginx has in its configuration arrives, byte for byte."""
     need("nginx")
     poem = tmp_path / "poem.txt"
@@ -86,7 +86,7 @@ TLS_SERVERS: dict[str, tuple[str, TlsCommand]] = {
 @pytest.mark.parametrize("trust", ["environment", "address", "option"])
 @pytest.mark.parametrize("size", SIZES)
 @pytest.mark.parametrize("name", TLS_SERVERS)
-def test_tls(
+def test_poem_of_each_tls_server_arrives(
     name: str, size: int, trust: str, poems: dict[int, Path], certificates: Certificates
 ) -> None:
     """From each server each poem arrives over TLS, whichever way its authority is trusted."""
@@ -102,8 +102,8 @@ def test_tls(
     assert (read.returncode, read.stdout == poem_of(size)) == (0, True), read.stderr
 
 
-def test_tls_of_a_stranger(poems: dict[int, Path], certificates: Certificates) -> None:
-    """A server whose authority nobody has named is refused: exit code 1, and no byte of a poem."""
+def test_untrusted_authority_is_refused(poems: dict[int, Path], certificates: Certificates) -> None:
+    """A server whose authority is not trusted is refused: exit code 1, and no byte of a poem."""
     need("openssl")
     _, command = TLS_SERVERS["openssl s_server"]
     poem = poems[SIZES[1]]
@@ -114,8 +114,10 @@ def test_tls_of_a_stranger(poems: dict[int, Path], certificates: Certificates) -
 
 
 @pytest.mark.parametrize("size", SIZES)
-def test_tls_cut_off(size: int, poems: dict[int, Path], certificates: Certificates) -> None:
-    """ncat ends TLS without a close_notify, as someone who cuts the line would: truncated."""
+def test_tls_without_close_notify_is_truncated(
+    size: int, poems: dict[int, Path], certificates: Certificates
+) -> None:
+    """ncat ends TLS without a close_notify, as a cut connection does: truncated."""
     need("ncat")
     files = [
         "--ssl-cert",

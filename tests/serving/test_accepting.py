@@ -441,7 +441,7 @@ def test_receiver_ends_cleanly() -> None:
         connection.shutdown(socket.SHUT_WR)
         assert drain(connection) == b""
         until(lambda: server.outcomes)
-    assert server.told == [POEM]
+    assert server.results == [POEM]
 
 
 def test_connections_of_a_wrapped_factory_are_counted() -> None:

@@ -75,7 +75,7 @@ def test_short_poem_is_sent_without_twisteds_transport(size: int) -> None:
         connection.sendall(b"more")
         connection.close()
         until(lambda: server.outcomes)
-    assert (server.outcomes, server.told) == (["sent"], ["sent"])
+    assert (server.outcomes, server.results) == (["sent"], ["sent"])
 
 
 class Subclass(PoetryProtocol):

@@ -37,7 +37,7 @@ def test_sweep_resets_a_stalled_reader() -> None:
         sweep([protocol], 1000, 10.0, 30.0)
         assert protocol.outcome == "timed_out"
         assert ended_with_reset(connection)
-    assert isinstance(server.told[0], PoemTimedOut)
+    assert isinstance(server.results[0], PoemTimedOut)
 
 
 def test_sweep_closes_gracefully_after_the_linger() -> None:
@@ -67,7 +67,7 @@ def test_sweep_resets_a_silent_sender() -> None:
         sweep([protocol], 0, 10.0, 30.0)
         sweep([protocol], 10, 10.0, 30.0)
         assert ended_with_reset(connection)
-    (failure,) = server.told
+    (failure,) = server.results
     assert (failure.seconds, failure.received) == (10.0, 9)
 
 

@@ -116,6 +116,6 @@ def test_end_that_cannot_be_sent_is_truncated(monkeypatch: pytest.MonkeyPatch) -
         reset(connection)
         monkeypatch.setattr(protocol.outgoing, "size", len(LONG))
         protocol.outgoing.resumeProducing()
-        assert [type(error) for error in server.told] == [PoemTruncated]
+        assert [type(error) for error in server.results] == [PoemTruncated]
         until(lambda: server.outcomes)
     assert server.outcomes == ["truncated"]

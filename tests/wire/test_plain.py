@@ -119,5 +119,5 @@ def test_first_error_reaches_the_hooks(monkeypatch: pytest.MonkeyPatch) -> None:
 
     monkeypatch.setattr("poetry.wire.poem.Poem.send", refuse)
     with listening(server) as port, reader(port):
-        until(lambda: server.told)
-    assert "the first" in str(server.told[0])
+        until(lambda: server.results)
+    assert "the first" in str(server.results[0])

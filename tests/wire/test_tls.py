@@ -47,8 +47,8 @@ def test_poem_arrives_over_tls(poem: bytes, certificates: Certificates) -> None:
     with listening_tls(server, certificates) as port:
         clientFromString(reactor, certificates.trusting(port)).connect(client)
         assert wait(client.received) == poem
-        until(lambda: server.told)
-    assert (server.told, server.outcomes) == (["sent"], ["sent"])
+        until(lambda: server.results)
+    assert (server.results, server.outcomes) == (["sent"], ["sent"])
 
 
 def test_early_close_notify_is_truncated(certificates: Certificates) -> None:
@@ -64,7 +64,7 @@ def test_early_close_notify_is_truncated(certificates: Certificates) -> None:
     with listening_tls(server, certificates) as port:
         clientFromString(reactor, certificates.trusting(port)).connect(client)
         assert isinstance(wait_error(client.received), PoemTruncated | EmptyPoem)
-        until(lambda: server.told)
+        until(lambda: server.results)
     assert server.outcomes == ["truncated"]
 
 
