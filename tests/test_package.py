@@ -130,23 +130,3 @@ def test_get_loads_no_module_of_serve() -> None:
     serving = r"poetry\.(server|build|tap|logs|metrics|systemd)"
     others = rf"{serving}|tqdm|prometheus_client|twisted\.(web|application)"
     assert not {name for name in modules if re.match(rf"({others})\b", name)}
-
-
-@pytest.mark.parametrize("command", COMMANDS)
-@pytest.mark.parametrize("shell", ["bash", "zsh", "fish"])
-def test_click_completes_both_names(command: str, shell: str) -> None:
-    """click's completion works for both names: its script, and the words for a request."""
-    program = shutil.which(command, path=str(Path(sys.executable).parent))
-    if program is None:
-        pytest.skip(f"{command} is not installed beside Python")
-
-    def complete(instruction: str, **env: str) -> str:
-        variable = f"_{command.upper().replace('-', '_')}_COMPLETE"
-        result = run([program], env={**env, variable: f"{shell}_{instruction}"})
-        assert b"Traceback" not in result.stderr
-        return result.stdout.decode()
-
-    if shell != "bash" or shutil.which("bash"):
-        assert command in complete("source")
-    asked = {"COMP_WORDS": f"{command} se", "COMP_CWORD": "se" if shell == "fish" else "1"}
-    assert "serve" in complete("complete", **asked)

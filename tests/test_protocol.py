@@ -11,7 +11,6 @@ from hypothesis import given
 from hypothesis import strategies as st
 from twisted.internet import error
 from twisted.internet.endpoints import (
-    TCP4ServerEndpoint,
     UNIXClientEndpoint,
 )
 from twisted.internet.testing import MemoryReactorClock, StringTransport
@@ -114,15 +113,6 @@ def test_two_senders_discard_the_others_poem() -> None:
         assert wait(client.received) == LONG
         until(lambda: server.results)
     assert server.results == ["sent"]
-
-
-def test_endpoints_serve_too() -> None:
-    """The server factory works with an endpoint."""
-    port = wait(TCP4ServerEndpoint(reactor, 0, interface="127.0.0.1").listen(Server(b"poem")))
-    client = PoetryClientFactory()
-    connect_tcp(port.getHost().port, client)
-    assert wait(client.received) == b"poem"
-    wait(port.stopListening())
 
 
 def test_replaced_poem_is_for_new_readers() -> None:

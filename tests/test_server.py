@@ -74,18 +74,6 @@ def test_taken_port_stops_the_start() -> None:
         assert not service.running
 
 
-def test_privileges_may_be_dropped_between() -> None:
-    """A service that listens already does so once."""
-    service = PoetryService(
-        [(TCP4ServerEndpoint(reactor, 0, interface="127.0.0.1"), PoetryServerFactory(b"poem"))],
-        clock=reactor,
-    )
-    service.privilegedStartService()
-    service.startService()
-    assert len(service.ports) == 1
-    wait(service.stopService())
-
-
 def test_serve_poem_gives_the_port() -> None:
     """`serve_poem` fires with the listening port, or fails with Twisted's error."""
     port = wait(serve_poem(TCP4ServerEndpoint(reactor, 0, interface="127.0.0.1"), b"poem"))

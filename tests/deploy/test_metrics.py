@@ -16,7 +16,7 @@ import pytest
 from tests.conftest import PoemFile
 from tests.deploy.tools import DEPLOY, answer, fetch, samples, tool
 from tests.faults.readers import PAUSES, Crowd, poem, read_all
-from tests.processes import PATIENCE, POETRY, eventually, listening_port, need, poetry, run, running
+from tests.processes import PATIENCE, POETRY, eventually, listening_port, need, run, running
 
 pytest.importorskip("prometheus_client", reason="needs twisted-poetry[metrics]")
 
@@ -143,16 +143,6 @@ def test_metrics_are_served_at_the_limit(poem_file: PoemFile) -> None:
         assert eventually(lambda: expected.items() <= samples(server.addresses[1]).items())
         crowd.resume()
         assert crowd.run() == {"whole": 5}
-
-
-def test_port_taken(poem_file: PoemFile) -> None:
-    """A taken port for the metrics is an error of one line that names it, and exit code 1."""
-    with socket.create_server(("127.0.0.1", 0)) as taken:
-        port = taken.getsockname()[1]
-        done = poetry("serve", "--metrics", str(port), poem_file(SHORT))
-    assert (done.returncode, done.stdout) == (1, b"")
-    assert done.stderr.decode().startswith(f"Error: cannot listen on 127.0.0.1:{port}: ")
-    assert done.stderr.count(b"\n") == 1
 
 
 def test_scrapers_cannot_take_the_readers_descriptors(poem_file: PoemFile) -> None:

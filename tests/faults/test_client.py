@@ -8,7 +8,6 @@ import os
 import re
 import resource
 import select
-import signal
 import socket
 import ssl
 import subprocess
@@ -241,22 +240,6 @@ def test_naive_client_takes_a_part_for_the_whole() -> None:
         print(f"naive: {len(done.stdout)} bytes, exit {done.returncode}")
         assert done.returncode == 0
         assert done.stdout != POEM
-
-
-def test_full_standard_output() -> None:
-    """Standard output that is full is one line and exit code 1."""
-    with serving(sends) as port, Path("/dev/full").open("wb") as full:
-        done = subprocess.run(
-            [*POETRY, "get", str(port)],
-            stdout=full,
-            stderr=subprocess.PIPE,
-            timeout=PATIENCE,
-            check=False,
-        )
-    print(done.stderr.decode())
-    assert done.returncode == 1
-    assert done.stderr.count(b"\n") == 1
-    assert b"No space left" in done.stderr
 
 
 ON_A_SMALL_DISK = """
@@ -527,18 +510,6 @@ def test_retry_starts_again(tmp_path: Path, case: str) -> None:
     assert len(names(tmp_path)) == (str(file) in words)
 
 
-def test_retries_are_limited(tmp_path: Path) -> None:
-    """With --retries 1 a server that always fails is asked twice."""
-    flaky = Flaky(resets, 100)
-    with serving(flaky) as port:
-        done = poetry("get", "--retries", "1", "-o", tmp_path / "poem.txt", str(port))
-    print(done.stderr.decode())
-    assert done.returncode == 1
-    assert b"Traceback" not in done.stderr
-    assert flaky.visits == 2
-    assert names(tmp_path) == []
-
-
 @pytest.mark.parametrize("options", [[], ["-o", "/dev/null"]])
 def test_output_prevents_a_retry(options: list[str]) -> None:
     """A download whose output cannot be taken back is not tried again."""
@@ -548,31 +519,3 @@ def test_output_prevents_a_retry(options: list[str]) -> None:
         assert_error(done, str(port), "truncated")
     assert flaky.visits == 1
     assert POEM.startswith(done.stdout)
-
-
-@pytest.mark.parametrize("handler", [stall, stalls])
-@pytest.mark.parametrize("file", ["poem.txt", None])
-def test_interrupted(tmp_path: Path, handler: Handler, file: str | None) -> None:
-    """Ctrl-C ends it with 130, without a word of Python and without a leftover."""
-    reached = threading.Event()
-
-    def handle(sock: socket.socket) -> None:
-        reached.set()
-        handler(sock)
-
-    options = ["-o", str(tmp_path / file)] if file else []
-    with (
-        serving(handle) as port,
-        subprocess.Popen(
-            [*POETRY, "get", *options, str(port)],
-            stdout=subprocess.DEVNULL,
-            stderr=subprocess.PIPE,
-        ) as process,
-    ):
-        assert reached.wait(PATIENCE)
-        process.send_signal(signal.SIGINT)
-        _, errors = process.communicate(timeout=PATIENCE)
-    print(errors.decode())
-    assert process.returncode == 130
-    assert b"Traceback" not in errors
-    assert names(tmp_path) == []

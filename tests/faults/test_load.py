@@ -222,7 +222,7 @@ def test_visits_leave_nothing_behind(poem_file: PoemFile, tmp_path: Path, times:
     ) as server:
 
         def visit(count: int) -> None:
-            """Read the short poem whole, and reset a tenth of the readers in the middle of the long."""
+            """Read the short poem whole, and have a tenth of the readers reset in the long one."""
             for habit in (PLAIN, SPEAKS, Habit(half_closes=True)):
                 ends = read_all(server.addresses[0], poem(SHORT), habit, count=count, at_once=100)
                 assert ends == {"whole": count}

@@ -218,7 +218,7 @@ def test_starts_and_stops_in_every_order(orders: str, *, read: bool) -> None:
             service.privilegedStartService()
         elif order == "s":
             service.startService()
-            assert service.running
+            assert (service.running, len(service.ports)) == (True, 1)
             if read:
                 readers.append(flying(service))
         else:
@@ -296,13 +296,6 @@ def test_whenListening_fails_after_a_failure() -> None:
     listeners.listen([(Taken(), Factory()), (Taken(), Factory())])
     assert isinstance(wait_error(listeners.whenListening()), CannotListenError)
     assert tried == ["here"]
-
-
-def test_a_server_that_receives_listens_too() -> None:
-    """A service whose factory has no poem has none to share."""
-    service = PoetryService([(here(), PoetryServerFactory())], clock=reactor)
-    service.startService()
-    wait(service.stopService())
 
 
 def test_stop_waits_for_its_own_connections() -> None:
