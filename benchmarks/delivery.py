@@ -83,7 +83,7 @@ def counts(result: Json) -> Json:
 
 
 def deliver(scenario: Scenario, peer: Peer, directory: Path, quick: bool) -> Json:
-    """Count what becomes of the readers of one peer in one scenario."""
+    """Count how the readers of one peer ended in one scenario."""
     size = min(scenario.size, peer.largest)
     poem = write_poem(directory, size)
     readers = scenario.quick if quick else scenario.readers
@@ -112,7 +112,7 @@ def deliver(scenario: Scenario, peer: Peer, directory: Path, quick: bool) -> Jso
 
 
 def stall(peer: Peer, poem: Path, readers: int, tls: tuple[Path, Path] | None) -> Json:
-    """Bytes of memory that a reader costs who takes one byte and rests, the server and the machine;
+    """Bytes of memory, of the server and the machine, for a reader that takes one byte and rests;
     then let them all read on."""
     with serving(peer, poem, tls=tls) as server:
         spec = Spec(server.port, str(poem), readers, 1, hold_after=1, tls=tls is not None)
@@ -130,7 +130,7 @@ def stall(peer: Peer, poem: Path, readers: int, tls: tuple[Path, Path] | None) -
 
 
 def applies(scenario: Scenario, peer: Peer) -> bool:
-    """Whether it can be asked: a poem that the kernel takes whole is not interrupted mid-way."""
+    """Whether a scenario applies: a poem that the kernel takes whole is not interrupted mid-way."""
     return not (scenario.signal and peer.largest < HELD)
 
 

@@ -52,7 +52,7 @@ def free_port() -> int:
 
 
 def listening(port: int) -> bool:
-    """Whether someone listens on `port`, found without a connection to be served."""
+    """Whether a server listens on `port`, found without a connection to be served."""
     wanted = f":{port:04X} 00000000:0000 0A "
     return wanted in Path("/proc/net/tcp").read_text(encoding="ascii")
 

@@ -38,7 +38,7 @@ LABELS = {
 
 
 def draw_delivery(axes: Axes, result: Json) -> None:
-    """A row a server, a column a scenario: green where nobody was let down."""
+    """A row a server, a column a scenario: green where the promise was kept for all readers."""
     part = result["delivery"]
     names = measured_peers(part[SCENARIOS[0].name])
     shares = [

@@ -149,7 +149,7 @@ def delivery(result: Json) -> str:
 
 
 def lossless(result: Json, name: str) -> str:
-    """In how many of the scenarios it was asked nobody was let down."""
+    """The number of scenarios in which every reader was whole, or knew that it was not."""
     cells = [
         (one, result["delivery"][one.name][name])
         for one in SCENARIOS
@@ -218,7 +218,7 @@ def ratio(result: Json, part: str, name: str) -> float:
 
 
 def behind(result: Json) -> str:
-    """Who is cheaper than this server, and what it keeps of the promise: said, not hidden."""
+    """The peers that are cheaper than this server, and how far they keep the promise."""
     sentences = []
     for part, what in (("short", "a short poem"), ("long", "a long one")):
         runs = result["cost"][part]
@@ -352,7 +352,7 @@ def row(name: str, result: Json) -> str:
 
 
 def better(result: Json) -> list[str]:
-    """The rows in which somebody else is better than we are, by more than a twentieth."""
+    """The rows in which another peer is better than this server, by more than a twentieth."""
     found = []
     for name in ("library", "tls", "congestion", "rate"):
         for work in TABLES[name].works:

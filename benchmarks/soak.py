@@ -55,7 +55,7 @@ OFTEN = {"new poems": 60, "spoilt poems": 15, "logs left or taken up": 10, "stop
 """What happens, and how often beside the others."""
 FAULTS = ("bad exits", "descriptors left over", "failed scrapes", "tracebacks")
 FATES = (*ENDS, "refused", "left", "unix")
-"""The ends of readers, and: nobody listened, or another server than the one that was there; the
+"""The ends of readers, and: no server listened, or another one than before; the
 reader went by itself; a clean end in the middle where nothing else can be (Unix sockets have no
 reset)."""
 REFUSED = (errno.ECONNREFUSED, errno.ENOTCONN)
@@ -333,7 +333,7 @@ class Soak:
         return [*rows, self.row(None)]
 
     def settle(self) -> None:
-        """Wait until nobody is served any more, and count the descriptors that are left."""
+        """Wait until no reader is served any more, and count the descriptors that are left."""
         deadline = time.monotonic() + PATIENCE
         for server in self.servers:
             server.reads_log.set()
@@ -342,7 +342,7 @@ class Soak:
             self.happened["descriptors left over"] += max(0, more)
 
     def row(self, minute: float | None) -> list[object]:
-        """How it stands."""
+        """The state of the soak now."""
         when = "after" if minute is None else f"{minute:g}"
         readers = sum(self.fates.values()) // 2  # each is there by habit and by transport
         held = [figure for server in (self.steady, self.slow) for figure in server.holds()]

@@ -1,4 +1,4 @@
-"""Processes under test: start one, read what it announced, and always end it."""
+"""Processes under test: start one, read its announcements, and always end it."""
 
 from __future__ import annotations
 
@@ -133,7 +133,7 @@ class Server:
 
     @property
     def stderr(self) -> str:
-        """All that it has written to standard error so far."""
+        """All standard error of the process so far."""
         return self._stderr.read_text(encoding="utf-8", errors="replace")
 
     def signal(self, number: int) -> None:
@@ -153,7 +153,7 @@ class Server:
         return int(pages) * os.sysconf("SC_PAGE_SIZE")
 
     def logged(self, *kinds: str) -> list[dict[str, Any]]:
-        """The events that it has logged with `--log-format json`, of these kinds or of all."""
+        """The events logged so far with `--log-format json`, of these kinds or of all."""
         events = [json.loads(line) for line in re.findall(r".+\n", self.stderr)]
         return [event for event in events if not kinds or event["event"] in kinds]
 

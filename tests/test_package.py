@@ -1,4 +1,4 @@
-"""What is installed, what type checkers see of it, and what it costs to start."""
+"""The installed package: its files, its types, and the cost of its start."""
 
 from __future__ import annotations
 

@@ -1,4 +1,4 @@
-"""Both ends, all four combinations, and what each end makes of how the other ends."""
+"""Both ends in all four combinations, and how each end takes the end of the other."""
 
 from __future__ import annotations
 
@@ -67,12 +67,12 @@ def received(*chunks: bytes, reason: Failure = DONE, limit: int | None = None) -
     return result.value if isinstance(result, Failure) else result
 
 
-# Who connects, and who sends
+# The end that connects, and the end that sends
 
 
 @EACH_POEM
 @CONNECTS
-def test_the_server_has_the_poem(poem: bytes, connect: Callable[..., None]) -> None:
+def test_server_sends_its_poem(poem: bytes, connect: Callable[..., None]) -> None:
     """A client without a poem gets the server's, byte for byte."""
     server, client = Server(poem), PoetryClientFactory()
     with listening(server) as port:
@@ -84,8 +84,8 @@ def test_the_server_has_the_poem(poem: bytes, connect: Callable[..., None]) -> N
 
 @EACH_POEM
 @CONNECTS
-def test_the_client_brings_the_poem(poem: bytes, connect: Callable[..., None]) -> None:
-    """A server without a poem gets the client's, and the client is told that it is there."""
+def test_client_brings_its_poem(poem: bytes, connect: Callable[..., None]) -> None:
+    """A server without a poem gets the client's, and the client's Deferred fires with it."""
     server, client = Server(), PoetryClientFactory(poem)
     with listening(server) as port:
         connect(port, client)

@@ -1,4 +1,4 @@
-"""Shell completion, as somebody who presses Tab meets it."""
+"""Shell completion, as a user who presses Tab meets it."""
 
 from __future__ import annotations
 

@@ -1,4 +1,4 @@
-"""`poetry get -v`: what happens, on standard error, and nothing else than without it."""
+"""`poetry get -v`: notes on standard error beside the same results."""
 
 from __future__ import annotations
 
@@ -14,7 +14,7 @@ from tests.faults.readers import reset
 from tests.processes import PATIENCE, Server, poetry, running
 
 
-def told(stderr: bytes, address: str) -> list[str]:
+def notes_on(stderr: bytes, address: str) -> list[str]:
     """The notes on an address, with all figures as N."""
     lines = stderr.decode().splitlines()
     assert all(line.startswith(f"{address}: ") for line in lines), lines
@@ -29,7 +29,7 @@ def test_notes_on_a_whole_poem(served: Server) -> None:
     [address, _] = served.addresses
     result = poetry("get", "-v", address)
     assert (result.returncode, result.stdout) == (0, SHORT)
-    assert told(result.stderr, address) == [
+    assert notes_on(result.stderr, address) == [
         "connecting to N:N",
         "connected to N:N",
         "first byte after N s",
@@ -41,7 +41,7 @@ def test_notes_on_a_whole_poem(served: Server) -> None:
 def test_notes_on_a_name(served: Server, form: str) -> None:
     """A name's addresses and each attempt are noted."""
     address = form.format(served.port)
-    lines = told(poetry("get", "-v", address).stderr, address)
+    lines = notes_on(poetry("get", "-v", address).stderr, address)
     assert lines[-3:] == ["connected to N:N", "first byte after N s", ENDED]
     if not form.startswith("tcp:"):
         assert lines[0] == "looking up localhost"
@@ -96,7 +96,7 @@ def test_notes_on_a_retry(peer: socket.socket, tmp_path: Path) -> None:
             connection.sendall(SHORT)
         _, stderr = process.communicate(timeout=PATIENCE)
     assert process.returncode == 0
-    lines = told(begun + stderr, port_of(peer))
+    lines = notes_on(begun + stderr, port_of(peer))
     assert lines[3].startswith("ended after N bytes and N s: Connection to the other side was lost")
     assert "; retry N of N in " in lines[4]
     assert lines[5:7] == ["connecting to N:N", "connected to N:N"]

@@ -1,4 +1,4 @@
-"""The start of `poetry serve`: what a system refuses, and what is said of a server's life."""
+"""The start of `poetry serve`: refusals of the system, and the log of a start and a stop."""
 
 from __future__ import annotations
 

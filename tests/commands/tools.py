@@ -47,7 +47,7 @@ def terminal(columns: int = 80) -> Iterator[tuple[int, bytearray]]:
     seen = bytearray()
 
     def watch() -> None:
-        with suppress(OSError):  # EIO: nobody has the terminal open any more
+        with suppress(OSError):  # EIO: the terminal is open nowhere any more
             while data := os.read(master, 65536):
                 seen.extend(data)
 

@@ -1,4 +1,4 @@
-"""The page of the metrics: who gets it, how often it is rendered, and how long that may take."""
+"""The page of the metrics: requests, how often it is rendered, and its deadline."""
 
 from __future__ import annotations
 

@@ -16,7 +16,7 @@ import pytest
 from tests.certificates import Certificates
 from tests.conftest import PoemFile
 from tests.deploy.tools import DEPLOY, replaced, samples, tool
-from tests.faults.bad import nobody
+from tests.faults.bad import closed_port
 from tests.faults.readers import PAUSES, Crowd, Habit, poem, read_all
 from tests.processes import POETRY, Server, eventually, need, poetry, run, running
 
@@ -56,7 +56,7 @@ def balanced(
     with ExitStack() as stack:
         command = [*POETRY, "serve", "--metrics", "0", "--log-format", "json", *options, str(path)]
         servers = [stack.enter_context(running(command, listeners=2)) for _ in range(count)]
-        nobody_there = stack.enter_context(nobody())
+        closed = stack.enter_context(closed_port())
         front = stack.enter_context(socket.create_server(("127.0.0.1", 0), backlog=4096))
         text = replaced(CONFIG.read_text(encoding="utf-8"), changes or {})
         ports: dict[str, object] = {
@@ -66,10 +66,10 @@ def balanced(
         for number in range(3):
             up = number < count
             ports[f"127.0.0.1:1000{number + 1}"] = (
-                f"127.0.0.1:{servers[number].port if up else nobody_there}"
+                f"127.0.0.1:{servers[number].port if up else closed}"
             )
             if f"port 910{number + 1}" in text:
-                metrics = servers[number].addresses[1].rpartition(":")[2] if up else nobody_there
+                metrics = servers[number].addresses[1].rpartition(":")[2] if up else closed
                 ports[f"port 910{number + 1}"] = f"port {metrics}"
         config, log = directory / "haproxy.cfg", directory / "haproxy.log"
         config.write_text(replaced(text, ports), encoding="utf-8")

@@ -125,7 +125,7 @@ def test_stop_timeout_outlasts_the_grace() -> None:
 @contextmanager
 def activated(*command: str) -> Iterator[tuple[Server, str]]:
     """Have systemd-socket-activate, which takes no port 0, hold an address for the command."""
-    for _ in range(5):  # someone may take the port meanwhile
+    for _ in range(5):  # the port may be taken meanwhile
         address = f"127.0.0.1:{free_port()}"
         # Twisted looks for names, which systemd always gives.
         activate = [need("systemd-socket-activate"), "--fdname", "poetry.socket", "-l", address]

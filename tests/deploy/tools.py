@@ -1,4 +1,4 @@
-"""What the deployment tests share: real tools, their logs, and what a server says of itself."""
+"""What the deployment tests share: real tools, their logs, and a server's metrics."""
 
 from __future__ import annotations
 

@@ -1,4 +1,4 @@
-"""What `poetry get` does with its addresses: attempts, order, and the words for what went wrong."""
+"""How `poetry get` treats its addresses: attempts, order, and the words for its errors."""
 
 from __future__ import annotations
 
@@ -80,7 +80,7 @@ class Fetching:
         )
 
     def fetch_each(self, *paths: Path, endpoints: list[Any]) -> list[bool | Failure]:
-        """Begin; what it gives is in the list when it is done."""
+        """Begin to fetch; the result is in the list when all is done."""
         return self._begin(self.fetcher.fetch_each(sources_at(endpoints), [*map(str, paths)]))
 
     def fetch(self, path: Path, *, endpoints: list[Any]) -> list[bool | Failure]:

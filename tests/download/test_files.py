@@ -171,7 +171,7 @@ def test_set_id_bits_are_not_kept(tmp_path: Path) -> None:
 
 @pytest.mark.skipif(os.geteuid() != 0, reason="only root can give a file away")
 def test_owner_is_kept(tmp_path: Path) -> None:
-    """Root who writes a user's file leaves it theirs."""
+    """A user's file that root writes stays the user's."""
     path = tmp_path / "poem.txt"
     path.touch()
     os.chown(path, 4711, 4712)

@@ -58,7 +58,7 @@ def serving(handler: Handler, context: ssl.SSLContext | None = None) -> Iterator
 
 @contextmanager
 def black_hole() -> Iterator[int]:
-    """A port that never answers a SYN: nobody accepts, and its queue is full."""
+    """A port that never answers a SYN: its queue is full, and no connection is accepted."""
     with (
         socket.create_server(("127.0.0.1", 0), backlog=0) as listener,
         contextlib.ExitStack() as stack,
@@ -71,7 +71,7 @@ def black_hole() -> Iterator[int]:
 
 
 @contextmanager
-def nobody() -> Iterator[int]:
+def closed_port() -> Iterator[int]:
     """A port that refuses every connection: bound, and not listening."""
     with socket.socket() as sock:
         sock.bind(("127.0.0.1", 0))

@@ -110,7 +110,7 @@ class Exactly:
 
 
 def numbered_poem(number: int, size: int, chance: random.Random) -> bytes:
-    """A poem of at least 100 bytes that tells whether it is whole: see `Numbered`."""
+    """A poem of at least 100 bytes that shows whether it is whole: see `Numbered`."""
     body = chance.randbytes(size - len(b"%d %d %064d\n" % (number, size, 0)))
     return b"%d %d %s\n" % (number, size, hashlib.sha256(body).hexdigest().encode()) + body
 
@@ -147,7 +147,7 @@ class Numbered:
 
 
 def dial(address: str, habit: Habit = PLAIN) -> socket.socket:
-    """Begin to connect to what a server announced; the socket does not block."""
+    """Begin to connect to an announced address; the socket does not block."""
     path = address.removeprefix("unix:")
     host, _, port = address.removeprefix("tls:").rpartition(":")
     family = socket.AF_UNIX
@@ -175,7 +175,7 @@ def reset(connection: socket.socket) -> None:
 
 
 class Reader:
-    """One reader: what it has yet to say, and what it has received."""
+    """One reader: the bytes it has yet to send, and those it has received."""
 
     __slots__ = (
         "_context", "_expected", "_flags", "_habit", "_handshakes", "_unsaid",
@@ -359,7 +359,7 @@ class Crowd:
         return sum(map(bool, self.received))
 
     def stopped(self) -> bool:
-        """Whether all have taken what they take, or have ended."""
+        """Whether all have stopped reading, or have ended."""
         return not self.unopened and self._stopped == len(self._readers)
 
     def run(
@@ -441,7 +441,7 @@ def read_all(
 
 
 def listens(path: Path) -> bool:
-    """Whether somebody listens at a Unix socket's path: its file exists before (bind(2))."""
+    """Whether a server listens at a Unix socket's path: the file exists before (bind(2))."""
     for line in Path("/proc/net/unix").read_text(encoding="utf-8").splitlines()[1:]:
         words = line.split(maxsplit=7)
         if words[7:] == [str(path)] and int(words[3], 16) & ACCEPTS:
@@ -450,7 +450,7 @@ def listens(path: Path) -> bool:
 
 
 def refuses(address: str) -> bool:
-    """Whether nobody listens at `address` any more."""
+    """Whether no server listens at `address` any more."""
     path = address.removeprefix("unix:")
     if path != address:
         return not Path(path).exists()

@@ -26,7 +26,7 @@ from poetry import get_poem
 from poetry.download import fetch
 from poetry.download.fetch import Fetcher, Wanted
 from tests.certificates import Certificates
-from tests.faults.bad import Handler, alerts, black_hole, nobody, reset, serving, stall, whole
+from tests.faults.bad import Handler, alerts, black_hole, closed_port, reset, serving, stall, whole
 from tests.faults.conftest import NAIVE
 from tests.faults.readers import poem
 from tests.loop import reactor, until, wait, wait_error
@@ -76,7 +76,7 @@ def nothing(sock: socket.socket) -> None:
 sends = partial(whole, poem=POEM)
 
 SHORTLY = ["--timeout", "0.5"]
-"""For those who are given up anyway; where something has to come, a busy machine may miss it."""
+"""For servers that time out anyway; where bytes have to come, a busy machine may miss it."""
 
 FAILURES: dict[str, tuple[Handler, list[str], str]] = {
     "reset": (resets, [], "truncated"),
@@ -97,9 +97,9 @@ TLS_FAILURES: dict[str, tuple[Handler, list[str], str]] = {
 }
 
 UNREACHABLE = {
-    "refused": (nobody, "127.0.0.1:{port}", [], "refused"),
+    "refused": (closed_port, "127.0.0.1:{port}", [], "refused"),
     "black hole": (black_hole, "127.0.0.1:{port}", SHORTLY, "in time"),
-    "unknown name": (nobody, "no-such-name.invalid:{port}", [], "no-such-name.invalid"),
+    "unknown name": (closed_port, "no-such-name.invalid:{port}", [], "no-such-name.invalid"),
 }
 
 CERTIFICATES = {

@@ -1,4 +1,4 @@
-"""The readers of these tests tell every end from every other."""
+"""The readers of these tests recognize each way to end."""
 
 from __future__ import annotations
 
@@ -9,7 +9,7 @@ from collections.abc import Callable
 import pytest
 
 from tests.certificates import Certificates
-from tests.faults.bad import Handler, nobody, reset, serving, stall, whole
+from tests.faults.bad import Handler, closed_port, reset, serving, stall, whole
 from tests.faults.readers import (
     ENDS,
     PLAIN,
@@ -73,7 +73,7 @@ def test_each_way_to_end_is_recognized(
 
 def test_refused_connections_are_resets() -> None:
     """Readers of a port without a listener end as reset."""
-    with nobody() as port:
+    with closed_port() as port:
         assert read_all(f"127.0.0.1:{port}", POEM, count=5) == {"reset": 5}
 
 
@@ -83,7 +83,7 @@ def test_refused_connections_are_resets() -> None:
     ids=["plain", "discards", "drips", "small parts", "stays"],
 )
 def test_each_habit_reads_the_whole_poem(habit: Habit) -> None:
-    """However a reader reads, it has all; bytes that the kernel drops are counted."""
+    """With each habit a reader has the whole poem; bytes that the kernel drops are counted."""
     counted = Exactly(POEM, counted=habit.discards)
     with serving(HANDLERS["whole"]) as port:
         assert read_all(f"127.0.0.1:{port}", lambda: counted, habit, count=5) == {"whole": 5}

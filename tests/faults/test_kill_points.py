@@ -333,7 +333,7 @@ class Got(NamedTuple):
 
 
 def get(directory: Path, old: bool, tampering: Sequence[str] = ()) -> Got:
-    """Fetch a poem to a file; it is traced from when it has connected."""
+    """Fetch a poem to a file; the process is traced from when it has connected."""
     connected, go = Event(), Event()
 
     def handle(sock: socket.socket) -> None:

@@ -213,7 +213,7 @@ def test_visits_leave_nothing_behind(poem_file: PoemFile, tmp_path: Path, times:
     """After up to 10,000 connections no protocol, timer, socket or memory is left."""
     report = tmp_path / "census.json"
     program = [sys.executable, Path(__file__).with_name("census.py"), *SERVE[len(POETRY) :]]
-    # The sweep is a timer until it finds nobody, and the log has one while it counts a flood.
+    # The sweep is a timer while there are connections, and the log has one during a flood.
     soon = ["--idle-timeout", "4", "--log-level", "error"]
     sizes = (SHORT, MEGABYTE)
 

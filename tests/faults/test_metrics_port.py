@@ -23,7 +23,7 @@ REQUEST = b"GET /metrics HTTP/1.1\r\nHost: poem\r\n\r\n"
 
 
 def connected(address: str) -> socket.socket:
-    """A connection that blocks, to what a server announced."""
+    """A blocking connection to an announced address."""
     host, _, port = address.rpartition(":")
     return socket.create_connection((host, int(port)), PATIENCE)
 

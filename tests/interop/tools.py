@@ -27,7 +27,7 @@ def tool_listening(
     command: Callable[[int], Sequence[str | Path]],
     stdin: Path | int = subprocess.DEVNULL,
 ) -> Iterator[tuple[subprocess.Popen[bytes], int]]:
-    """Run a tool that listens; a port that someone else took meanwhile is tried again elsewhere."""
+    """Run a tool that listens; a port that is taken meanwhile is tried again elsewhere."""
     for _ in range(5):
         port = free_port()
         with Path("/dev/null" if isinstance(stdin, int) else stdin).open("rb") as given:

@@ -337,7 +337,7 @@ def test_event_of_a_removed_reader_is_ignored(
 def test_hook_removes_another_ended_reader(
     reactor: Reactor, lingering: LingeringClose, connect: Connect
 ) -> None:
-    """Of two ended readers whose hooks remove each other, one alone is told of its end."""
+    """Of two ended readers whose hooks remove each other, only one connection ends."""
     first, second = connect(), connect()
     for connection, other in ((first, second), (second, first)):
         connection.at_end = partial(lingering.remove, other)
@@ -488,7 +488,7 @@ def test_removing_the_last_reader_leaves_no_timer(
 def test_lingering_dropped_by_the_reactor_resets_and_starts_again(
     reactor: Reactor, lingering: LingeringClose, connect: Connect
 ) -> None:
-    """All connections are told, and readers that come later are waited for as before."""
+    """All connections end, and readers that come later are waited for as before."""
     gone, also, lost = connect(), connect(), connect()
     reactor.settle()
     more: list[Connection] = []
@@ -518,7 +518,7 @@ def test_lingering_dropped_by_the_reactor_resets_and_starts_again(
 def test_shutdown_of_the_reactor_resets_all(
     reactor: Reactor, lingering: LingeringClose, connect: Connect, state: str, end: str
 ) -> None:
-    """All connections are told, also while a timer runs and the reactor has no descriptor."""
+    """All connections end, also while a timer runs and the reactor has no descriptor."""
     first, second = connect(), connect()
     reactor.settle()
     if state == "timer":

@@ -1,4 +1,4 @@
-"""Standard streams that nobody reads."""
+"""Standard streams that are not read."""
 
 from __future__ import annotations
 

@@ -1,4 +1,4 @@
-"""A poem is in memory for as long as somebody reads it, and no longer."""
+"""A poem is in memory for as long as it is read, and no longer."""
 
 from __future__ import annotations
 

@@ -1,4 +1,4 @@
-"""An outgoing poem: its pace, and what it is begun and interrupted by."""
+"""An outgoing poem: its pace, its beginning, and interruptions."""
 
 from __future__ import annotations
 

@@ -1,4 +1,4 @@
-"""Sockets: at once what the kernel takes, and the rest as it has room."""
+"""Sockets: the kernel takes a part at once, and the rest as it has room."""
 
 from __future__ import annotations
 

@@ -45,7 +45,7 @@ class Before(PoetryProtocol):
 
 
 class After(Before):
-    """Writes after it has begun."""
+    """Writes after its poem has begun."""
 
     def connectionMade(self) -> None:
         PoetryProtocol.connectionMade(self)
