@@ -340,14 +340,14 @@ def test_manual_page_is_current(tmp_path: Path) -> None:
 
 def test_readme_names_cheaper_peers() -> None:
     """README names each peer that costs less for a short poem, with its figure, beside ours."""
-    told = re.findall(
+    quoted = re.findall(
         r"short poem costs (\w+) ([\d.]+) times .*? \((\d of \d) scen", behind(newest())
     )
     text = " ".join(PAGES[0].read_text(encoding="utf-8").split())
-    for peer, ratio, lossless in told:
+    for peer, ratio, lossless in quoted:
         said = rf"\b{peer}\b[^;,]* {ratio} times[^;,]* \({lossless}\b"
         assert re.search(said, text), f"README: {peer} {ratio} times ... ({lossless} ...)"
-    assert told
+    assert quoted
 
 
 @pytest.mark.parametrize("script", [body for _, body in fenced(PAGES[0], "python")])

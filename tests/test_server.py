@@ -192,10 +192,10 @@ def test_hook_that_raises_is_logged(hook: str, mistake: type[BaseException], log
         def __repr__(self) -> str:
             raise mistake("in its name")
 
-    told: list[object] = []
+    observed: list[object] = []
     fail = Hook()
     factory = PoetryServerFactory(LONG)
-    setattr(factory, hook, (fail, told.append) if hook == "observers" else fail)
+    setattr(factory, hook, (fail, observed.append) if hook == "observers" else fail)
     endpoint = TCP4ServerEndpoint(reactor, 0, interface="127.0.0.1")
     clock = Clock()
     service = PoetryService([(endpoint, factory)], max_connections=1, clock=clock, idle_timeout=4)
@@ -211,7 +211,7 @@ def test_hook_that_raises_is_logged(hook: str, mistake: type[BaseException], log
     stopped = service.stopService()
     wait(stopped)
     assert "hook_failed" in log.names
-    assert len(told) == 3 * (hook == "observers")
+    assert len(observed) == 3 * (hook == "observers")
 
 
 def read_and_linger(service: PoetryService, clock: Clock) -> bytes:

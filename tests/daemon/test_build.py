@@ -203,15 +203,15 @@ def test_reload_without_a_thread_notifies_systemd(
     path = tmp_path / "poem.txt"
     path.write_bytes(b"a poem")
     service = build_service(reactor, [str(path)], ["127.0.0.1:1"])
-    told: list[str] = []
-    monkeypatch.setattr("poetry.daemon.build.notify", told.append)
+    notifications: list[str] = []
+    monkeypatch.setattr("poetry.daemon.build.notify", notifications.append)
 
     def refuse(_: threading.Thread) -> None:
         raise RuntimeError("can't start new thread")
 
     monkeypatch.setattr(threading.Thread, "start", refuse)
     assert service.reload().called
-    assert told == ["RELOADING=1", "READY=1"]
+    assert notifications == ["RELOADING=1", "READY=1"]
 
 
 def test_reload_reads_certificates(

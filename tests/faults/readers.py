@@ -70,7 +70,7 @@ PLAIN = Habit()
 SPEAKS = Habit(says=b"GET / HTTP/1.0\r\n")
 
 PAUSES = Habit(takes=65536)
-"""Has begun, and leaves most of the poem to the server until told to read on."""
+"""Has begun, and leaves most of the poem to the server until `Crowd.resume`."""
 
 STALLED = Habit(takes=1, at_a_time=1, receive_buffer=4096, segment=536)
 """Takes one byte, and then nothing; small buffers and segments spare the machine's own memory."""

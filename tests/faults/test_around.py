@@ -69,12 +69,12 @@ def test_unread_standard_error_does_not_stop_serving(
         lines = text_in(reading)
         assert 0 < lines.count("sent") < 2000
 
-        def told() -> bool:
+        def counted() -> bool:
             nonlocal lines
             lines += text_in(reading)
             return "log lines were lost" in lines
 
-        assert eventually(told)
+        assert eventually(counted)
         if log_format == "json":
             events = [json.loads(line) for line in lines.splitlines()]
             (lost,) = [event["count"] for event in events if event["event"] == "lines_lost"]

@@ -27,7 +27,7 @@ OTHER = numbered_poem(8, 200_000, random.Random(8))
 
 
 def sends(part: bytes, then: Handler = lambda _: None) -> Handler:
-    """A handler that sends a part of the poem, and then acts as told."""
+    """A handler that sends a part of the poem, and then makes a call."""
 
     def handle(sock: socket.socket) -> None:
         sock.sendall(part)

@@ -295,7 +295,7 @@ def test_refused_any_call(case: str, start: Start, fresh: Callable[[], Path], ta
 
     def refused(mine: list[Refusal]) -> list[Counter[str]]:
         """Refuse one after the other, to one server for as long as nothing goes wrong."""
-        told: list[Counter[str]] = []
+        counts: list[Counter[str]] = []
         directory = fresh()
         log = directory / "log"
         with start(directory) as trial:
@@ -303,11 +303,11 @@ def test_refused_any_call(case: str, start: Start, fresh: Callable[[], Path], ta
                 point, error = mine.pop()
                 ends = trial.run(log, refuse(point, error), count=1)
                 if was_refused(log):
-                    told.append(ends)
+                    counts.append(ends)
                 if let_down(case, ends) or not trial.is_sound():
                     faults.append((*point, error, dict(ends), trial.server.stderr[-2000:]))
                     break
-        return [*told, *(refused(mine) if mine else [])]
+        return [*counts, *(refused(mine) if mine else [])]
 
     halves = [each[number :: len(CORES)] for number in range(len(CORES))]
     refusals = list(itertools.chain(*side_by_side(refused, halves)))

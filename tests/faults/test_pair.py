@@ -91,7 +91,7 @@ def play(wrap: Wrap, sends: bytes, steps: Steps, server_sends: bool) -> list[Any
                 transport.resumeProducing()
         until(lambda: receiver.results)
         for _ in range(3):
-            reactor.iterate(0)  # nothing more is told
+            reactor.iterate(0)  # no further result comes
         return receiver.results
 
 
@@ -127,9 +127,9 @@ def test_receiver_has_the_poem_or_an_error(
     wrap: Wrap, size: int, steps: Steps, server_sends: bool
 ) -> None:
     """The receiver has the exact poem or an error: never both, and never neither."""
-    told = play(wrap, POEMS[size], steps, server_sends)
-    assert len(told) == 1
-    assert told[0] == POEMS[size] or isinstance(told[0], Exception)
+    results = play(wrap, POEMS[size], steps, server_sends)
+    assert len(results) == 1
+    assert results[0] == POEMS[size] or isinstance(results[0], Exception)
 
 
 @pytest.mark.parametrize(
