@@ -197,7 +197,7 @@ async def download(
     max_bytes: int | None,
     consumer: IConsumer | None,
     clock: Any,
-    tell: Callable[[str], object] | None = None,
+    report: Callable[[str], object] | None = None,
 ) -> None:
     """Fetch a poem and `write` each chunk of it as it comes; memory stays flat.
 
@@ -208,8 +208,8 @@ async def download(
     @param tell: is told what happens, a line at a time.
     """
     factory = _DownloadFactory(write, timeout, consumer, clock)
-    if tell is not None:
-        factory.tell = tell
+    if report is not None:
+        factory.report = report
     factory.max_bytes = max_bytes
     await _connect(endpoint, factory, timeout, clock)
     await _received(factory)
@@ -267,7 +267,7 @@ class _DownloadProtocol(PoetryProtocol):
 
     def connectionMade(self) -> None:
         factory = self.factory
-        factory.tell(f"connected to {peer_address(self.transport)}")
+        factory.report(f"connected to {peer_address(self.transport)}")
         self._held_back: set[object] = set()
         self._idle = _IdleTimeout(factory.clock, factory.timeout, self._timedOut)
         super().connectionMade()
@@ -289,7 +289,7 @@ class _DownloadProtocol(PoetryProtocol):
         names = certificate.extensions.get_extension_for_class(SubjectAlternativeName).value
         version = self.transport.getHandle().get_protocol_version_name()
         named = ", ".join(str(name.value) for name in names)
-        self.factory.tell(f"{version}; the certificate is for {named}")
+        self.factory.report(f"{version}; the certificate is for {named}")
         # A server that does not read what TLS answers by itself, as to each KeyUpdate, is not read
         # either: the answers would fill the memory.
         read_at_most(TLS_READ, self.transport)
@@ -298,7 +298,7 @@ class _DownloadProtocol(PoetryProtocol):
     def chunkReceived(self, data: bytes) -> None:
         self._idle.restart()
         if self.size == len(data):
-            self.factory.tell(f"first byte after {monotonic() - self.started:.3f} s")
+            self.factory.report(f"first byte after {monotonic() - self.started:.3f} s")
         try:
             self.factory.write(data)
         except Exception as unwritten:
@@ -335,7 +335,7 @@ class _DownloadProtocol(PoetryProtocol):
         self._idle.stop()
         if self.factory.consumer is not None:
             self.factory.consumer.unregisterProducer()
-        self.factory.tell(
+        self.factory.report(
             f"ended after {self.size:,} bytes and {monotonic() - self.started:.3f} s:"
             f" {reason.getErrorMessage()}"
         )
@@ -357,7 +357,7 @@ class _DownloadFactory(PoetryClientFactory):
         self.timeout = timeout
         self.consumer = consumer
         self.clock = clock
-        self.tell: Callable[[str], object] = lambda _: None
+        self.report: Callable[[str], object] = lambda _: None
 
 
 @implementer(IPushProducer)

@@ -131,7 +131,7 @@ def get(
     from twisted.logger import globalLogBeginner
 
     from poetry.commands.run import run_to_end
-    from poetry.download.fetch import Fetcher, Wanted
+    from poetry.download.fetch import DownloadOptions, Fetcher
     from poetry.download.output import is_standard_output
     from poetry.system.descriptors import raise_limit
 
@@ -151,7 +151,9 @@ def get(
         sources = sources_at(addresses, trust, say if verbose else None)
         fetcher = Fetcher(
             reactor,
-            Wanted(timeout, max_time, max_bytes, retries, digest, text=shown and output is None),
+            DownloadOptions(
+                timeout, max_time, max_bytes, retries, digest, text_only=shown and output is None
+            ),
             advance,
             note=(lambda _: None) if quiet else say,
             complain=lambda message: say(f"Error: {message}"),

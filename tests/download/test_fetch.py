@@ -16,7 +16,7 @@ from twisted.internet.defer import CancelledError, Deferred
 from twisted.internet.testing import MemoryReactorClock, StringTransport
 from twisted.python.failure import Failure
 
-from poetry.download.fetch import Fetcher, Source, Wanted, explain
+from poetry.download.fetch import DownloadOptions, Fetcher, Source, explain
 from poetry.errors import PoemTooLong
 
 CLEAN, RESET = error.ConnectionDone(), error.ConnectionLost()
@@ -56,21 +56,21 @@ class Never:
 class Fetching:
     """A `Fetcher` on a clock, and what it said."""
 
-    def __init__(self, retries: int = 0, **wanted: Any) -> None:
+    def __init__(self, retries: int = 0, **options: Any) -> None:
         self.clock = MemoryReactorClock()
         self.advanced: list[int] = []
         self.notes: list[str] = []
         self.complaints: list[str] = []
         self.fetcher = Fetcher(
             self.clock,
-            Wanted(
+            DownloadOptions(
                 **{
                     "timeout": 30.0,
                     "max_time": None,
                     "max_bytes": None,
                     "sha256": None,
-                    "text": False,
-                    **wanted,
+                    "text_only": False,
+                    **options,
                 },
                 retries=retries,
             ),
