@@ -11,7 +11,7 @@ from pathlib import Path
 
 import pytest
 
-from poetry.system.streams import LossyStream, reopened, say
+from poetry.system.streams import LossyStream, reopened, write_now
 
 
 @pytest.fixture
@@ -91,12 +91,12 @@ def test_what_cannot_be_opened_again(pipe: tuple[int, int]) -> None:
 def test_say(pipe: tuple[int, int]) -> None:
     """It is said now, or an error tells why it cannot be."""
     reading, writing = pipe
-    say(writing, "hello")
+    write_now(writing, "hello")
     assert os.read(reading, 100) == b"hello"
     own = LossyStream(writing)
     own.write("x" * 1_000_000)
     with pytest.raises(BlockingIOError, match="nobody reads it"):
-        say(writing, "hello")
+        write_now(writing, "hello")
     own.close()
 
 
@@ -105,5 +105,5 @@ def test_nobody_will_ever_read_it() -> None:
     reading, writing = os.pipe()
     os.close(reading)
     with pytest.raises(BrokenPipeError):
-        say(writing, "hello")
+        write_now(writing, "hello")
     os.close(writing)

@@ -12,7 +12,7 @@ from twisted.internet.error import CannotListenError
 
 from poetry import PoetryServerFactory
 from poetry.addresses import server_endpoint
-from poetry.system.unix import path_in, take_over
+from poetry.system.unix import path_in, remove_stale
 from tests.loop import reactor, wait, wait_error
 
 
@@ -75,7 +75,7 @@ def test_nobody_can_tell(tmp_path: Path) -> None:
     with socket.socket(socket.AF_UNIX, socket.SOCK_DGRAM) as other:
         other.bind(str(path))
         with pytest.raises(OSError, match="wrong type") as caught:
-            take_over(str(path))
+            remove_stale(str(path))
     assert caught.value.errno == errno.EPROTOTYPE
     assert path.exists()
 
