@@ -12,7 +12,7 @@ from pathlib import Path
 import pytest
 from twisted.internet.error import CannotListenError
 
-from poetry.commands.serve import cannot_listen
+from poetry.commands.serve import explain_listen_failure
 from poetry.system.descriptors import LEAST
 from tests.certificates import Certificates
 from tests.commands.tools import (
@@ -256,9 +256,9 @@ def test_a_unix_socket_that_is_served(tmp_path: Path) -> None:
         ),
     ],
 )
-def test_why_it_cannot_listen(error: Exception, message: str) -> None:
+def test_failures_to_listen_are_explained(error: Exception, message: str) -> None:
     """Where the reason is known, so is what to do about it."""
-    assert cannot_listen(error) == message
+    assert explain_listen_failure(error) == message
 
 
 def test_too_few_descriptors(in_process: Run, monkeypatch: pytest.MonkeyPatch) -> None:

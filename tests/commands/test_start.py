@@ -17,7 +17,7 @@ from typing import Any
 import pytest
 from twisted.internet.error import CannotListenError
 
-from poetry.commands.serve import why_not
+from poetry.commands.serve import explain_start_failure
 from tests.conftest import PoemFile
 from tests.processes import PATIENCE, POETRY, poetry, running
 
@@ -106,16 +106,18 @@ def test_two_addresses_of_which_one_covers_the_other(words: tuple[str, str]) -> 
         (OSError(errno.EMFILE, "Too many"), "Too many: raise the limit (ulimit -n)"),
     ],
 )
-def test_why_not(error: Exception, message: str) -> None:
+def test_failures_to_start_are_explained(error: Exception, message: str) -> None:
     """A file that is missing is named, and a port that nobody else of us has is just taken."""
-    assert why_not(error, ["unix:/run/poem", "8"]) == message
+    assert explain_start_failure(error, ["unix:/run/poem", "8"]) == message
 
 
 def test_what_nobody_foresaw() -> None:
     """An error of another kind is one line that says what and where."""
     with pytest.raises(RuntimeError) as caught:
         raise RuntimeError
-    assert why_not(caught.value, []) == "cannot start: RuntimeError (raise RuntimeError)"
+    assert (
+        explain_start_failure(caught.value, []) == "cannot start: RuntimeError (raise RuntimeError)"
+    )
 
 
 TERMINATING = "import os, signal; os.kill(os.getpid(), signal.SIGTERM); raise SystemExit(7)"

@@ -12,7 +12,7 @@ import pytest
 from click.testing import CliRunner
 
 from poetry.cli import cli
-from poetry.commands.console import cannot_print
+from poetry.commands.console import complain_of_stdout
 from tests.commands.tools import (
     NO_PATH,
     Run,
@@ -173,5 +173,5 @@ def test_version() -> None:
 
 def test_out_of_descriptors(capsys: pytest.CaptureFixture[str]) -> None:
     """What cannot be opened for want of descriptors is not blamed on standard output."""
-    assert cannot_print(OSError(errno.EMFILE, "Too many open files")) == 1
+    assert complain_of_stdout(OSError(errno.EMFILE, "Too many open files")) == 1
     assert capsys.readouterr().err == "Error: Too many open files: raise the limit (ulimit -n)\n"
