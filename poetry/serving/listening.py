@@ -1,4 +1,4 @@
-"""All listeners of one start of a service: all of them listen, or none does."""
+"""The listeners of one start of a service: all of them listen, or none."""
 
 from __future__ import annotations
 
@@ -18,15 +18,15 @@ _log = Logger()
 class Listening:
     """The listeners of one start.
 
-    An endpoint need not listen at once: its Deferred may fire at any time, or never. Endpoints are
-    never cancelled, as Twisted's would leak a port that opens later; such a port is closed.
+    The Deferred of an endpoint may fire at any time, or never. It is never cancelled, as Twisted's
+    endpoints would leak a port that opens later; such a port is closed.
 
-    @ivar failure: why they do not listen, where one of them cannot.
+    @ivar failure: the CannotListenError of the first that cannot; None: there is none so far.
     """
 
     def __init__(self, opened: Callable[[int, IListeningPort], IListeningPort]) -> None:
-        """@param opened: called with the place and the port of each that listens; returns what is
-        to be closed.
+        """@param opened: is called with the index and the port of each endpoint that listens, and
+        returns the port to close in the end.
         """
         self.failure: Failure | None = None
         self._opened = opened
@@ -35,10 +35,13 @@ class Listening:
         self._missing = 0
         self._closed = False
 
-    def listen(self, wanted: Sequence[tuple[IStreamServerEndpoint, Factory]]) -> None:
-        """Begin to listen everywhere, and give all up for the first that fails."""
-        self._missing = len(wanted)
-        for index, (endpoint, factory) in enumerate(wanted):
+    def listen(self, endpoints: Sequence[tuple[IStreamServerEndpoint, Factory]]) -> None:
+        """Begin to listen on all endpoints; if one fails, close all.
+
+        @param endpoints: each with its factory.
+        """
+        self._missing = len(endpoints)
+        for index, (endpoint, factory) in enumerate(endpoints):
             if self.failure is not None:
                 return
             listening = maybeDeferred(endpoint.listen, factory)
@@ -46,7 +49,11 @@ class Listening:
             listening.addErrback(self._fails, getattr(factory, "address", ""))
 
     def whenListening(self) -> Deferred[None]:
-        """@return: fires with None once all listen, or fails with CannotListenError."""
+        """Wait until all listen.
+
+        @return: fires with None once all listen; fails with CannotListenError, or with
+            CancelledError at `close`.
+        """
         caller: Deferred[None] = Deferred()
         if self.failure is not None:
             caller.errback(self.failure)
@@ -57,9 +64,9 @@ class Listening:
         return caller
 
     def close(self) -> Deferred[Any]:
-        """Close what listens, and later what does not yet.
+        """Close the ports that are open, and those that open later.
 
-        @return: fires when all that listened is closed, or could not be, which is logged.
+        @return: fires when those that were open are closed; one that cannot be is logged.
         """
         self._closed = True
         closing = [maybeDeferred(port.stopListening) for port in self._ports]
@@ -69,7 +76,7 @@ class Listening:
         return gatherResults(closing)
 
     def _listens(self, port: IListeningPort, index: int) -> Any:
-        if self._closed:  # it has come too late
+        if self._closed:  # it opened after `close`
             return port.stopListening()
         try:
             self._ports.append(self._opened(index, port))

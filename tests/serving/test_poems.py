@@ -13,7 +13,7 @@ import pytest
 
 from poetry.errors import EmptyPoem
 from poetry.serving import poems
-from poetry.serving.poems import PoemFactory, Reloads, Text, describe, read_at_start
+from poetry.serving.poems import NamedPoem, PoemFactory, Reloads, describe, read_at_start
 from poetry.wire.poem import SHARED
 from tests.loop import poem_files, reactor, until, wait
 from tests.transfers import Log
@@ -30,9 +30,9 @@ def test_read_at_start(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     path = tmp_path / "poem.txt"
     path.write_bytes(b"a poem")
     monkeypatch.setattr("sys.stdin", SimpleNamespace(buffer=io.BytesIO(b"given")))
-    assert read_at_start(None) == Text(SAMPLE, "sample.txt")
-    assert read_at_start("-") == Text(b"given", "-")
-    assert read_at_start("poem.txt") == Text(b"a poem", "poem.txt", path)
+    assert read_at_start(None) == NamedPoem(SAMPLE, "sample.txt")
+    assert read_at_start("-") == NamedPoem(b"given", "-")
+    assert read_at_start("poem.txt") == NamedPoem(b"a poem", "poem.txt", path)
 
 
 def test_a_name_that_is_not_utf_8(tmp_path: Path) -> None:
