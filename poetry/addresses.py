@@ -33,7 +33,7 @@ from twisted.internet.interfaces import (
 from poetry.system.adopted import WrongSocket, check_adopted
 from poetry.system.certificates import BadCertificate, TLSEndpoint
 from poetry.system.features import UNIX
-from poetry.system.unix import UnixEndpoint, check_path, path_in
+from poetry.system.unix import UnixEndpoint, check_path, path_in_text
 
 BACKLOG = 4096
 """Most readers that wait in the kernel to be accepted. With Twisted's 50, 2,580 of 4,000 at once
@@ -119,7 +119,7 @@ def server_endpoint(reactor: Any, text: str) -> IStreamServerEndpoint:
             server = check_adopted(reactor, server)
         except WrongSocket as error:
             raise BadAddress(f"{text!r}: {error}") from error
-    return UnixEndpoint(server, path_in(text)) if scheme == "unix" else server
+    return UnixEndpoint(server, path_in_text(text)) if scheme == "unix" else server
 
 
 def client_endpoint(
@@ -224,7 +224,7 @@ def _parse(parser: Any, reactor: Any, full: str, text: str) -> Any:
     try:
         endpoint = parser(reactor, full)
         if text.startswith("unix:"):
-            check_path(path_in(text))
+            check_path(path_in_text(text))
     except (ImportError, NameError) as error:  # NameError: of what Twisted could not import
         raise _needs_tls(text, error) from error
     except LookupError as error:

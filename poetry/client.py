@@ -23,7 +23,7 @@ from poetry.addresses import peer_address
 from poetry.errors import PoemTimedOut
 from poetry.protocol import PoetryClientFactory, PoetryProtocol
 from poetry.serving.idle import sweep
-from poetry.system.unix import check_path, path_of
+from poetry.system.unix import check_path, path_of_endpoint
 from poetry.wire.layers import read_at_most
 
 TLS_READ = 32 * 1024
@@ -53,7 +53,7 @@ def get_poem(
         `PoemTimedOut`, or with Twisted's own error if there was no connection. Cancelling it
         resets the connection.
     """
-    _check(endpoint, timeout, max_time)
+    _check_arguments(endpoint, timeout, max_time)
     if max_bytes is not None and max_bytes < 1:
         raise ValueError(f"max_bytes has to be at least 1, not {max_bytes}")
     if clock is None:
@@ -97,7 +97,7 @@ def send_poem(
         all and not ended for `timeout` seconds. Fails with `PoemTruncated` or `PoemTimedOut`, or
         with Twisted's own error if there was no connection. Cancelling it resets the connection.
     """
-    _check(endpoint, timeout, max_time)
+    _check_arguments(endpoint, timeout, max_time)
     if poem is None:
         raise TypeError("a poem to send is bytes, not None")
     factory = PoetryClientFactory(poem)
@@ -114,7 +114,7 @@ def send_poem(
         watching.clock = clock
         watching.start(interval, now=False)
         try:
-            await _received(factory)
+            await _wait_for_transfer(factory)
         finally:
             watching.stop()
 
@@ -124,7 +124,7 @@ def send_poem(
     return with_deadline(send(), max_time, clock, sent)
 
 
-def _check(endpoint: object, timeout: float, max_time: float | None) -> None:
+def _check_arguments(endpoint: object, timeout: float, max_time: float | None) -> None:
     if not hasattr(endpoint, "connect"):
         raise TypeError(f"{endpoint!r} is no endpoint: make one with clientFromString")
     for name, seconds in (("timeout", timeout), ("max_time", max_time)):
@@ -215,10 +215,10 @@ async def download(
         factory.report = report
     factory.max_bytes = max_bytes
     await _connect(endpoint, factory, timeout, clock)
-    await _received(factory)
+    await _wait_for_transfer(factory)
 
 
-async def _received(factory: PoetryClientFactory) -> None:
+async def _wait_for_transfer(factory: PoetryClientFactory) -> None:
     """Wait until the poem of a connection is received, or sent; reset it if cancelled."""
     try:
         await factory.received
@@ -232,7 +232,7 @@ async def _connect(
     endpoint: IStreamClientEndpoint, factory: PoetryClientFactory, timeout: float, clock: Any
 ) -> None:
     try:
-        check_path(path_of(endpoint) or "")
+        check_path(path_of_endpoint(endpoint) or "")
     except ValueError as no_path:
         raise error.ConnectError(string=str(no_path)) from no_path
     connecting = endpoint.connect(factory)
@@ -250,7 +250,7 @@ async def _connect(
         if late:
             reason = f"no connection within {timeout:g} s"
             raise error.TimeoutError(string=reason) from failed
-        if path_of(endpoint) is not None and isinstance(failed.args[0], Failure):
+        if path_of_endpoint(endpoint) is not None and isinstance(failed.args[0], Failure):
             # connect(2) to a Unix socket does not wait for room: Twisted sees only a hang-up.
             raise error.ConnectError(string="the server's queue is full") from failed
         raise

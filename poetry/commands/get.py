@@ -125,7 +125,7 @@ def get(
     if output == "":
         raise click.UsageError("--output: it names no file")
     digest = read_digest(sha256)
-    paths = [] if directory is None else files_in(directory, addresses)
+    paths = [] if directory is None else output_paths(directory, addresses)
 
     from twisted.internet import reactor
     from twisted.logger import globalLogBeginner
@@ -136,7 +136,7 @@ def get(
     from poetry.system.descriptors import raise_limit
 
     globalLogBeginner.beginLoggingTo([], discardBuffer=True, redirectStandardIO=False)
-    trust = None if cacert is None else authorities_in(cacert)
+    trust = None if cacert is None else read_authorities(cacert)
     with suppress(OSError, ValueError):  # the limit stays, which may suffice
         raise_limit()
     path = None if output is None or is_standard_output(output) else output
@@ -148,7 +148,7 @@ def get(
         # On the terminal that shows the poem, a bar would be in its way.
         progress = is_terminal(sys.stderr) and not quiet and not shown
     with progress_bar(reactor, shown=progress) as (advance, write_line):
-        sources = sources_at(addresses, trust, write_line if verbose else None)
+        sources = make_sources(addresses, trust, write_line if verbose else None)
         fetcher = Fetcher(
             reactor,
             DownloadOptions(
@@ -163,7 +163,7 @@ def get(
         return run_to_end(reactor, work)
 
 
-def sources_at(
+def make_sources(
     addresses: Sequence[str], trust: Any, write_line: Callable[[str], object] | None
 ) -> list[Source]:
     """Make the source of each address; its endpoint never times out, as the download does.
@@ -193,7 +193,7 @@ def sources_at(
         raise click.UsageError(str(error)) from error
 
 
-def authorities_in(path: str) -> Any:
+def read_authorities(path: str) -> Any:
     """Read the authorities that sign certificates from a PEM file."""
     from poetry.addresses import BadAddress, authorities
 
@@ -210,7 +210,7 @@ def read_digest(text: str | None) -> str | None:
     return text and text.lower()
 
 
-def files_in(directory: Path, addresses: Sequence[str]) -> list[str]:
+def output_paths(directory: Path, addresses: Sequence[str]) -> list[str]:
     """Create the directory; return the path of a file in it for each address."""
     names = [re.sub(r"[^\w.-]+", "_", address).strip("_") + ".txt" for address in addresses]
     if len(set(names)) < len(names):

@@ -167,7 +167,7 @@ def complain_in_json(message: str, code: int) -> int:
     from poetry.daemon.logs import error_line
 
     with suppress(OSError):
-        click.echo(error_line(" ".join(message.split())), err=True, nl=False)
+        click.echo(error_line(message), err=True, nl=False)
     return code
 
 

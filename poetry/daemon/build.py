@@ -11,7 +11,7 @@ from twisted.internet.defer import Deferred
 from twisted.logger import Logger
 
 from poetry.addresses import server_endpoint
-from poetry.daemon.logs import TransferLog
+from poetry.daemon.logs import TransferLog, one_line
 from poetry.daemon.metrics import Metrics
 from poetry.daemon.systemd import notify
 from poetry.errors import EmptyPoem
@@ -20,7 +20,7 @@ from poetry.server import PoetryService
 from poetry.serving.poems import (
     NamedPoem,
     PoemFactory,
-    describe,
+    explain_read_failure,
     in_daemon_thread,
     printable,
     read_at_start,
@@ -69,7 +69,7 @@ def read_poem(argument: str | None) -> NamedPoem:
     try:
         return read_at_start(argument)
     except (EmptyPoem, MemoryError, OSError) as error:
-        raise BadPoem(f"{argument}: {describe(error)}") from error
+        raise BadPoem(f"{argument}: {explain_read_failure(error)}") from error
 
 
 def read_poems(arguments: Iterable[str | None]) -> dict[str | None, NamedPoem]:
@@ -213,7 +213,7 @@ async def renew(endpoint: TLSEndpoint, listener: str) -> bool:
             "kept the old certificate of {listener}: {reason}",
             event="renewal_failed",
             listener=listener,
-            reason=" ".join(str(error).split()),
+            reason=one_line(error),
         )
         return False
     _log.info("read the certificate of {listener} again", event="renewed", listener=listener)

@@ -52,7 +52,7 @@ class TransferLog:
         """Log how a transfer ended, as one of a factory's `observers`."""
         level, text, reason = LogLevel.info, _SUCCESS, {}
         if protocol.outcome not in _SUCCESSES:
-            level, text, reason = LogLevel.warn, _FAILURE, {"reason": _one_line(protocol.error)}
+            level, text, reason = LogLevel.warn, _FAILURE, {"reason": one_line(protocol.error)}
         elif not self._successes:
             return
         factory = protocol.factory
@@ -70,7 +70,8 @@ class TransferLog:
         )
 
 
-def _one_line(value: object) -> str:
+def one_line(value: object) -> str:
+    """Return a value as text in one line."""
     return " ".join(str(value).split())
 
 
@@ -109,7 +110,7 @@ def error_line(message: str) -> str:
             "log_namespace": __name__,
             "log_format": "{reason}",
             "event": "start_failed",
-            "reason": message,
+            "reason": one_line(message),
         }
     )
 

@@ -86,7 +86,7 @@ class Fetcher:
         One poem is written as it arrives; several are spooled, and written in order when whole. A
         regular file appears only if all arrived.
         """
-        return await self._report_output_error(self._write(sources, path))
+        return await self._report_output_error(self._fetch_into(sources, path))
 
     async def fetch_each(self, sources: Sequence[Source], paths: Sequence[str]) -> bool:
         """Fetch each poem into a file of its own."""
@@ -94,7 +94,7 @@ class Fetcher:
         with _started(jobs) as started:
             return all([await job for job in started])
 
-    async def _write(self, sources: Sequence[Source], path: str | None) -> bool:
+    async def _fetch_into(self, sources: Sequence[Source], path: str | None) -> bool:
         options = self._options
         opened = open_sink(
             self._reactor, path, self._note, options.max_time, terminal=options.text_only
@@ -103,17 +103,17 @@ class Fetcher:
             if len(sources) == 1:
                 whole = await self._fetch_source(sources[0], sink)
             else:
-                whole = await self._in_order(sources, sink)
+                whole = await self._fetch_in_order(sources, sink)
             await sink.finish(whole=whole)
             if whole and path is not None and self._wrote is not None:
                 self._wrote(f"Wrote {path}: {sink.size:,} bytes")
             return whole
 
-    async def _in_order(self, sources: Sequence[Source], sink: Destination) -> bool:
+    async def _fetch_in_order(self, sources: Sequence[Source], sink: Destination) -> bool:
         with ExitStack() as stack:
             spools = [stack.enter_context(closing(Spool())) for _ in sources]
             jobs = [
-                self._report_output_error(self._spool(source, spool))
+                self._report_output_error(self._fetch_to_spool(source, spool))
                 for source, spool in zip(sources, spools, strict=True)
             ]
             started = stack.enter_context(_started(jobs))
@@ -127,7 +127,7 @@ class Fetcher:
                 spool.close()
             return whole
 
-    async def _spool(self, source: Source, spool: Spool) -> bool:
+    async def _fetch_to_spool(self, source: Source, spool: Spool) -> bool:
         whole = await self._fetch_source(source, spool)
         await spool.finish(whole=whole)
         return whole
@@ -163,7 +163,7 @@ class Fetcher:
 
                 delay = backoffPolicy()(attempt)
                 self._note(
-                    f"{source.address}: {explain(error)};"
+                    f"{source.address}: {explain_fetch_failure(error)};"
                     f" retry {attempt} of {retries} in {delay:.1f} s"
                 )
                 await deferLater(self._reactor, delay)
@@ -204,7 +204,7 @@ class Fetcher:
             return self._report_failure(error.place, error.reason)
 
     def _report_failure(self, subject: str, error: Exception) -> bool:
-        self._complain(f"{subject}: {explain(error)}")
+        self._complain(f"{subject}: {explain_fetch_failure(error)}")
         return False
 
 
@@ -232,7 +232,7 @@ def _started(jobs: Sequence[Coroutine[Any, Any, bool]]) -> Iterator[list[Deferre
             job.cancel()
 
 
-def explain(error: Exception) -> str:
+def explain_fetch_failure(error: Exception) -> str:
     """Describe an error in a few words, with what to do about it if that is known."""
     if isinstance(error, DNSLookupError):
         return f"no such host ({error})"

@@ -98,14 +98,14 @@ def open_sink(
         with output_errors(STANDARD_OUTPUT):
             out = sys.stdout
             controls = VisibleControls(out.encoding) if terminal else None
-            return output_to(reactor, out.fileno(), STANDARD_OUTPUT, max_time, controls)
+            return make_output(reactor, out.fileno(), STANDARD_OUTPUT, max_time, controls)
     with output_errors(path), ExitStack() as stack:
         if _is_open_as(path, sys.stderr):
-            return output_to(reactor, sys.stderr.fileno(), path, max_time)
+            return make_output(reactor, sys.stderr.fileno(), path, max_time)
         location = Location(path)
         stack.callback(location.close)
         if location.descriptor is not None:
-            return output_to(reactor, location.descriptor, path, max_time)
+            return make_output(reactor, location.descriptor, path, max_time)
         found = location.found
         if found is None or stat.S_ISREG(found.st_mode):
             file = AtomicFile(path, location, note)
@@ -121,7 +121,7 @@ def open_sink(
         return output
 
 
-def output_to(
+def make_output(
     reactor: Any,
     descriptor: int,
     place: str,
@@ -255,7 +255,7 @@ class Output(FileDescriptor):
 
     def _deadline_passed(self, late: TimeoutError) -> None:
         """Abort at once if the reader does not read, else after a moment for the rest."""
-        if self._write_pending and not _has_room(self._descriptor):
+        if self._write_pending and not _wait_for_room(self._descriptor, 0):
             self._give_up(late)
         else:
             self._timer = self._clock.callLater(MOMENT, self._give_up, late)
@@ -356,17 +356,11 @@ class ThreadedOutput(Output):
             super()._close_descriptor()
 
 
-def _has_room(descriptor: int) -> bool:
-    """Check whether there is room to write; True if the system cannot tell."""
-    return _poll(descriptor, 0)
+def _wait_for_room(descriptor: int, milliseconds: int | None = None) -> bool:
+    """Wait until there is room to write, or for some milliseconds.
 
-
-def _wait_for_room(descriptor: int) -> None:
-    """Wait until there is room to write."""
-    _poll(descriptor, None)
-
-
-def _poll(descriptor: int, milliseconds: int | None) -> bool:
+    @return: whether there is room; True if the system cannot tell.
+    """
     try:
         writable = select.poll()
         writable.register(descriptor, select.POLLOUT)

@@ -9,7 +9,7 @@ from twisted.internet.interfaces import IHostnameResolver, IResolutionReceiver
 from twisted.python.components import proxyForInterface
 from zope.interface import directlyProvides, implementer, providedBy
 
-from poetry.download.fetch import explain
+from poetry.download.fetch import explain_fetch_failure
 
 
 class VerboseReactor:
@@ -65,7 +65,7 @@ class _VerboseFactory:
 
     def clientConnectionFailed(self, connector: Any, reason: Any) -> None:
         """Report the reason, and pass it on."""
-        self._report(f"{self._address}: {explain(reason.value)}")
+        self._report(f"{self._address}: {explain_fetch_failure(reason.value)}")
         self._factory.clientConnectionFailed(connector, reason)
 
 

@@ -45,8 +45,8 @@ class Listening:
             if self.failure is not None:
                 return
             listening = maybeDeferred(endpoint.listen, factory)
-            listening.addCallback(self._listens, index)
-            listening.addErrback(self._fails, getattr(factory, "address", ""))
+            listening.addCallback(self._port_opened, index)
+            listening.addErrback(self._port_failed, getattr(factory, "address", ""))
 
     def whenListening(self) -> Deferred[None]:
         """Wait until all listen.
@@ -72,10 +72,10 @@ class Listening:
         closing = [maybeDeferred(port.stopListening) for port in self._ports]
         for each in closing:
             each.addErrback(_log_unclosed)
-        self._conclude(Failure(CancelledError()))
+        self._fire(Failure(CancelledError()))
         return gatherResults(closing)
 
-    def _listens(self, port: IListeningPort, index: int) -> Any:
+    def _port_opened(self, port: IListeningPort, index: int) -> Any:
         if self._closed:  # it opened after `close`
             return port.stopListening()
         try:
@@ -85,19 +85,19 @@ class Listening:
             raise
         self._missing -= 1
         if not self._missing:
-            self._conclude(None)
+            self._fire(None)
         return None
 
-    def _fails(self, failure: Failure, address: str) -> None:
+    def _port_failed(self, failure: Failure, address: str) -> None:
         if self._closed:
             return
         if not failure.check(CannotListenError):
             failure = Failure(CannotListenError("", address, failure.value))
         self.failure = failure
-        self._conclude(failure)
+        self._fire(failure)
         self.close()
 
-    def _conclude(self, failure: Failure | None) -> None:
+    def _fire(self, failure: Failure | None) -> None:
         callers, self._callers = self._callers, []
         for each in callers:
             each.callback(None) if failure is None else each.errback(failure)

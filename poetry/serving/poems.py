@@ -129,7 +129,7 @@ class Reloads:
                     "kept the old {poem}: {reason}",
                     event="reload_failed",
                     poem=printable(str(path)),
-                    reason=describe(error),
+                    reason=explain_read_failure(error),
                 )
                 continue
             if new is not None:
@@ -201,7 +201,7 @@ def _read_all(file: IO[bytes]) -> bytes:
     return poem
 
 
-def describe(error: Exception) -> str:
+def explain_read_failure(error: Exception) -> str:
     """Describe an error of a poem's file in a few words, without the file's name."""
     if isinstance(error, OSError):
         return error.strerror or type(error).__name__

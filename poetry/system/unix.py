@@ -23,7 +23,7 @@ LONGEST = 107 if sys.platform == "linux" else 103
 """Bytes of a socket's path: `sun_path` less its NUL (unix(7), and unix(4) of BSD and macOS)."""
 
 
-def path_in(text: str) -> str:
+def path_in_text(text: str) -> str:
     """Return the path in the endpoint string of a Unix socket, such as `unix:/run/poem:mode=660`.
 
     @param text: one that Twisted accepts.
@@ -33,7 +33,7 @@ def path_in(text: str) -> str:
     return re.sub(r"\\(.)", r"\1", path.removeprefix("address=").removeprefix("path="))
 
 
-def path_of(endpoint: Any) -> str | None:
+def path_of_endpoint(endpoint: Any) -> str | None:
     """Return the path that a Unix client endpoint connects to; None: it is another endpoint.
 
     `_path` is private in Twisted, and there is no public name for it.

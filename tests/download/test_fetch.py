@@ -16,7 +16,7 @@ from twisted.internet.defer import CancelledError, Deferred
 from twisted.internet.testing import MemoryReactorClock, StringTransport
 from twisted.python.failure import Failure
 
-from poetry.download.fetch import DownloadOptions, Fetcher, Source, explain
+from poetry.download.fetch import DownloadOptions, Fetcher, Source, explain_fetch_failure
 from poetry.errors import PoemTooLong
 
 CLEAN, RESET = error.ConnectionDone(), error.ConnectionLost()
@@ -291,12 +291,14 @@ def test_whose_fault_it_is(path: Path) -> None:
 )
 def test_explain(reason: Exception, words: str) -> None:
     """Each reason is a few words."""
-    assert explain(reason) == words
+    assert explain_fetch_failure(reason) == words
 
 
 def test_explain_tls() -> None:
     """What TLS says is taken out of its lists; where it says nothing, its error has a name."""
     ssl = pytest.importorskip("OpenSSL.SSL", reason="needs twisted[tls]")
     failed = ssl.Error([("SSL routines", "", "certificate verify failed"), ("", "", "and more")])
-    assert explain(failed) == "refused: TLS failed: certificate verify failed; and more"
-    assert explain(ssl.ZeroReturnError()) == "refused: TLS failed: ZeroReturnError"
+    assert (
+        explain_fetch_failure(failed) == "refused: TLS failed: certificate verify failed; and more"
+    )
+    assert explain_fetch_failure(ssl.ZeroReturnError()) == "refused: TLS failed: ZeroReturnError"

@@ -13,7 +13,13 @@ import pytest
 
 from poetry.errors import EmptyPoem
 from poetry.serving import poems
-from poetry.serving.poems import NamedPoem, PoemFactory, Reloads, describe, read_at_start
+from poetry.serving.poems import (
+    NamedPoem,
+    PoemFactory,
+    Reloads,
+    explain_read_failure,
+    read_at_start,
+)
 from poetry.wire.poem import SHARED
 from tests.loop import poem_files, reactor, until, wait
 from tests.transfers import Log
@@ -245,8 +251,8 @@ def test_one_file_of_several_listeners(served: Served) -> None:
 
 def test_describe() -> None:
     """What was wrong is told without the name of the file."""
-    assert describe(EmptyPoem()) == "it is empty, and there is no empty poem"
-    assert describe(OSError("no more")) == "OSError"
+    assert explain_read_failure(EmptyPoem()) == "it is empty, and there is no empty poem"
+    assert explain_read_failure(OSError("no more")) == "OSError"
 
 
 def test_a_factory_from_a_file(tmp_path: Path) -> None:

@@ -12,7 +12,7 @@ from twisted.internet.error import CannotListenError
 
 from poetry import PoetryServerFactory
 from poetry.addresses import server_endpoint
-from poetry.system.unix import path_in, remove_stale
+from poetry.system.unix import path_in_text, remove_stale
 from tests.loop import reactor, wait, wait_error
 
 
@@ -93,4 +93,4 @@ def test_nobody_can_tell(tmp_path: Path) -> None:
 )
 def test_the_path_in_an_address(text: str, path: str) -> None:
     """It is read as Twisted reads it, quoted or named."""
-    assert path_in(text) == path
+    assert path_in_text(text) == path
