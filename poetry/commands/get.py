@@ -41,7 +41,7 @@ if TYPE_CHECKING:
     multiple=True,
     type=click.Path(readable=False, allow_dash=True),
     metavar="FILE",
-    help="Write here instead, atomically: a failure leaves no file, and an old one as it was;"
+    help="Write to FILE, atomically: a failure leaves no new file, and an old one as it was;"
     " - is standard output.",
 )
 @click.option(
@@ -74,7 +74,7 @@ if TYPE_CHECKING:
     default=0,
     show_default=True,
     metavar="N",
-    help="Try a failed download again from the start, with backoff.",
+    help="Try a failed download again from the start, with backoff; not once a part is printed.",
 )
 @click.option("--sha256", metavar="HEX", help="Fail unless the poem has this digest.")
 @click.option(
@@ -86,7 +86,7 @@ if TYPE_CHECKING:
     "--cacert",
     type=click.Path(readable=False),
     metavar="FILE",
-    help="Who signs the server's certificate (PEM), instead of the system's authorities (TLS).",
+    help="The authorities (PEM) that sign the server's certificate, instead of the system's (TLS).",
 )
 @click.option(
     "-v",
@@ -112,7 +112,7 @@ def get(
     """Fetch poems at the same time, and print them in the order asked for.
 
     ADDRESS is PORT (on this machine), HOST:PORT, [IPV6]:PORT, tls:HOST:PORT, unix:PATH, or another
-    Twisted endpoint string: what follows `on` where `serve` says where it serves.
+    Twisted endpoint string. The line that `serve` prints ends in such an address.
     """
     if outputs and directories:
         raise click.UsageError("give --output or --directory, not both")

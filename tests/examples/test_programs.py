@@ -80,8 +80,8 @@ def test_get_names_what_failed() -> None:
 @pytest.mark.parametrize("host", ["127.0.0.1", "nosuch.invalid"])
 def test_no_server(name: str, host: str, file: Path) -> None:
     """Where no server is, or no such host, that is one line on standard error, and exit code 1."""
-    words = [host, "1", *([file] if name == "push.py" else [])]
-    done = run(name, *words)
+    poem = [file] if name == "push.py" else []
+    done = run(name, host, "1", *poem)
     assert (done.returncode, done.stdout) == (1, b"")
     assert re.fullmatch(rf"{host}:1: .+\n", done.stderr.decode())
 
