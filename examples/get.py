@@ -7,6 +7,7 @@ import sys
 from typing import Any
 
 from twisted.internet.endpoints import HostnameEndpoint
+from twisted.internet.error import ConnectError, DNSLookupError
 from twisted.internet.task import react
 
 from poetry import PoemError, get_poem
@@ -16,7 +17,7 @@ async def get(reactor: Any, host: str, port: str) -> None:
     endpoint = HostnameEndpoint(reactor, host, int(port))
     try:
         poem = await get_poem(endpoint, timeout=10, max_time=60, max_bytes=1_000_000)
-    except PoemError as error:
+    except (PoemError, ConnectError, DNSLookupError) as error:
         sys.exit(f"{host}:{port}: {error}")
     sys.stdout.buffer.write(poem)
 

@@ -8,6 +8,7 @@ from pathlib import Path
 from typing import Any
 
 from twisted.internet.endpoints import HostnameEndpoint
+from twisted.internet.error import ConnectError, DNSLookupError
 from twisted.internet.task import react
 
 from poetry import PoemError, send_poem
@@ -16,7 +17,7 @@ from poetry import PoemError, send_poem
 async def push(reactor: Any, host: str, port: str, poem: str) -> None:
     try:
         await send_poem(HostnameEndpoint(reactor, host, int(port)), Path(poem).read_bytes())
-    except PoemError as error:
+    except (PoemError, ConnectError, DNSLookupError) as error:
         sys.exit(f"{host}:{port}: {error}")
 
 

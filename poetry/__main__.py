@@ -1,8 +1,8 @@
-"""The commands `poetry` and `twisted-poetry`, and `python -m poetry`: signals are heard at once.
+"""The entry point of `poetry`, `twisted-poetry` and `python -m poetry`: handles signals early.
 
-Loading the rest takes a quarter of a second. An interrupt that comes meanwhile is a traceback, or
-is even lost where a callback is running; and TERM is lost by process 1, a container's, which the
-kernel gives only the signals that it has asked for.
+Loading the rest takes a quarter of a second. Without these handlers an interrupt in that time would
+be a traceback, or be lost in a callback; and TERM would be lost in a container, whose process 1
+gets only signals that it has a handler for.
 """
 
 try:
@@ -14,11 +14,11 @@ except KeyboardInterrupt:  # pragma: no cover (these take 3 ms of 180)
 
 
 def main() -> None:
-    """Run a command; until its reactor runs, INT and TERM end it here and now."""
+    """Run a command; INT and TERM exit at once until its reactor runs."""
     if signal.getsignal(signal.SIGINT) is signal.default_int_handler:
         signal.signal(signal.SIGINT, lambda *_: os._exit(130))
     if signal.getsignal(signal.SIGTERM) is signal.SIG_DFL:
-        # A server that is told to stop has done what it should, as it has when it serves.
+        # A server that is stopped by TERM has succeeded, as later when it serves.
         stopped = 0 if sys.argv[1:2] == ["serve"] else 130
         signal.signal(signal.SIGTERM, lambda *_: os._exit(stopped))
     from poetry import cli

@@ -1,4 +1,4 @@
-"""Addresses in text, to Twisted endpoints and back, for both sides.
+"""Addresses as text: to Twisted endpoints and back, for server and client.
 
 An address is `PORT`, `HOST:PORT`, `[IPV6]:PORT`, or a Twisted endpoint string such as `unix:/path`.
 """
@@ -30,13 +30,13 @@ from twisted.internet.interfaces import (
     IStreamServerEndpoint,
 )
 
-from poetry.system.adopted import WrongSocket, checked
+from poetry.system.adopted import WrongSocket, check_adopted
 from poetry.system.certificates import BadCertificate, TLSEndpoint
 from poetry.system.features import UNIX
-from poetry.system.unix import TakingOver, check_path, path_in
+from poetry.system.unix import UnixEndpoint, check_path, path_in_text
 
 BACKLOG = 4096
-"""Readers that the kernel may hold before we accept them: with Twisted's 50, 2,580 of 4,000 at once
+"""Most readers that wait in the kernel to be accepted. With Twisted's 50, 2,580 of 4,000 at once
 were never served (measured). Linux caps it at `net.core.somaxconn`, 4096 by default."""
 
 ENDPOINT_TYPES = frozenset({"haproxy", "ssl", "stdio", "systemd", "tcp", "tcp6", "tls", "unix"})
@@ -47,15 +47,15 @@ _HIGHEST_PORT = 65535
 _PLAIN = re.compile(
     r"(?:(?:\[(?P<v6>[0-9A-Fa-f.]*:[0-9A-Fa-f:.]*(?:%\w+)?)\]|(?P<host>[^\s:\[\]/=*@?#]+)):)?(?P<port>\d+)"
 )
-_URL = re.compile(r"(?!unix:)[\w+.-]+://")  # of a Unix socket it is the path that begins with //
+_URL = re.compile(r"(?!unix:)[\w+.-]+://")  # after `unix:` the // begins a path
 _NEARLY = re.compile(  # a URL, HOST PORT, HOST:SERVICE, HOST:PORT:MORE, :PORT, *:PORT, IPV6:PORT
     r"\s*(?:(?P<scheme>[\w+.-]+)://)?(?:[^@/]*@)?"
     r"\[?(?P<host>[0-9A-Fa-f:]*::[\w:.%]*?|[^:/?#\s\[\]]*)\]?"
     r"(?:\s*[:\s]\s*(?P<port>\d+))?(?:[:/?#].*)?\s*"
 )
-_FILE = re.compile(r"[\w./-]*\.(?:txt|text|md|rst)")  # and, of a poem, whatever is a file
+_FILE = re.compile(r"[\w./-]*\.(?:txt|text|md|rst)")
 _CERTIFICATE = re.compile("-----BEGIN CERTIFICATE-----.*?-----END CERTIFICATE-----", re.DOTALL)
-_MANY_WORDS = re.compile(r"(?!.*::)\w+:.*:")  # as an endpoint string has, of an unknown type
+_MANY_WORDS = re.compile(r"(?!.*::)\w+:.*:")  # an endpoint string, even of an unknown type
 _LABEL = r"(?!(?!xn)..--)(?!-)[a-z0-9-]{1,63}(?<!-)"
 _LDH_NAME = re.compile(rf"(?:{_LABEL}\.)*{_LABEL}\.?", re.IGNORECASE | re.ASCII)
 """Letters, digits and hyphens, as IDNA has them (RFC 5891, 4.2.3.1)."""
@@ -64,7 +64,7 @@ _ASCII_NAME = re.compile(r"(?:[\w-]{1,63}\.)*[\w-]{1,63}\.?", re.ASCII)
 
 
 class BadAddress(ValueError):
-    """The text is no address; the message is one line with the reason."""
+    """A text is no address; the message is one line with the reason."""
 
 
 class HostPort(NamedTuple):
@@ -75,9 +75,9 @@ class HostPort(NamedTuple):
 
 
 def split(text: str) -> HostPort | None:
-    """Read `PORT` (of 127.0.0.1), `HOST:PORT` or `[IPV6]:PORT`; None: an endpoint string.
+    """Parse `PORT` (of 127.0.0.1), `HOST:PORT` or `[IPV6]:PORT`; None: an endpoint string.
 
-    @raise BadAddress: where the port is out of range, or the IPv6 address is none.
+    @raise BadAddress: if the port is out of range, or the IPv6 address is invalid.
     """
     plain = _PLAIN.fullmatch(text)
     if plain is None or plain["host"] in ENDPOINT_TYPES:
@@ -93,42 +93,43 @@ def split(text: str) -> HostPort | None:
 def server_endpoint(reactor: Any, text: str) -> IStreamServerEndpoint:
     """Make an endpoint to listen on, with a backlog of `BACKLOG` unless the text has one.
 
-    @raise BadAddress: where the text makes no sense.
+    @raise BadAddress: if the text is no address to listen on.
     """
     plain = split(text)
     if plain is not None:
-        kind = TCP6ServerEndpoint if ":" in plain.host else TCP4ServerEndpoint
-        endpoint: IStreamServerEndpoint = kind(reactor, plain.port, BACKLOG, plain.host)
+        make = TCP6ServerEndpoint if ":" in plain.host else TCP4ServerEndpoint
+        endpoint: IStreamServerEndpoint = make(reactor, plain.port, BACKLOG, plain.host)
         return endpoint
-    kind_of = text.partition(":")[0]
+    scheme = text.partition(":")[0]
     full = text
-    if kind_of == "haproxy":
+    if scheme == "haproxy":
         raise BadAddress(
             f"{text!r}: the PROXY protocol is not supported: the poem would leave before its header"
             " is read; use 'mode tcp' without send-proxy"
         )
-    _check_unix(kind_of, text)
-    if kind_of == "stdio":
+    _check_unix(scheme, text)
+    if scheme == "stdio":
         raise BadAddress(f"{text!r}: standard input and output is not a listener")
-    if kind_of in _WITH_BACKLOG and ":backlog=" not in text:
+    if scheme in _WITH_BACKLOG and ":backlog=" not in text:
         full = f"{text}:backlog={BACKLOG}"
-    parser = TLSEndpoint if kind_of == "ssl" else serverFromString
+    parser = TLSEndpoint if scheme == "ssl" else serverFromString
     server: IStreamServerEndpoint = _parse(parser, reactor, full, text)
     if isinstance(server, AdoptedStreamServerEndpoint):
         try:
-            server = checked(reactor, server)
+            server = check_adopted(reactor, server)
         except WrongSocket as error:
             raise BadAddress(f"{text!r}: {error}") from error
-    return TakingOver(server, path_in(text)) if kind_of == "unix" else server
+    return UnixEndpoint(server, path_in_text(text)) if scheme == "unix" else server
 
 
 def client_endpoint(
     reactor: Any, text: str, timeout: float = 30.0, trust: Any = None
 ) -> IStreamClientEndpoint:
-    """Give the endpoint to connect to, `timeout` seconds an attempt for a plain address.
+    """Make an endpoint to connect to.
 
-    @param trust: who signs certificates, as `authorities` gives it; None: the system's.
-    @raise BadAddress: where the text makes no sense.
+    @param timeout: seconds for each attempt, if the text is a plain address.
+    @param trust: the authorities that sign certificates, of `authorities`; None: the system's.
+    @raise BadAddress: if the text is no address to connect to.
     """
     plain = split(text)
     if plain is not None:
@@ -143,7 +144,7 @@ def client_endpoint(
     _check_unix(scheme, text)
     full = text
     if scheme == "ssl" and "hostname=" not in text and "=" not in host:
-        # Else Twisted checks who signed the certificate, and not whose it is.
+        # Without it Twisted checks the signature of the certificate, but not its name.
         full = f"{text}:hostname={host}"
     client: IStreamClientEndpoint = _parse(clientFromString, reactor, full, text)
     return client
@@ -155,24 +156,25 @@ def _plain_client(
     if plain.port == 0:
         raise BadAddress(f"{text!r}: port 0 is not one to connect to (1 to {_HIGHEST_PORT})")
     # A numeric address needs no resolver, nor the 0.3 s that HostnameEndpoint takes to give up.
-    kind: Any = HostnameEndpoint
+    make: Any = HostnameEndpoint
     if isIPAddress(plain.host):
-        kind = TCP4ClientEndpoint
+        make = TCP4ClientEndpoint
     elif isIPv6Address(plain.host):
-        kind = TCP6ClientEndpoint
+        make = TCP6ClientEndpoint
     elif plain.host.isascii() and not _LDH_NAME.fullmatch(plain.host):
         if not _ASCII_NAME.fullmatch(plain.host):
             raise BadAddress(f"{text!r}: {plain.host!r} is no host name")
-        # HostnameEndpoint refuses it, for IDNA's rules; the resolver may know it, by IPv4.
-        kind = TCP4ClientEndpoint
-    client: IStreamClientEndpoint = kind(reactor, plain.host, plain.port, timeout)
+        # IDNA forbids the name, so HostnameEndpoint refuses it; a resolver may have it (IPv4).
+        make = TCP4ClientEndpoint
+    client: IStreamClientEndpoint = make(reactor, plain.host, plain.port, timeout)
     return client
 
 
 def authorities(path: str) -> Any:
-    """Read the authorities that sign certificates from a PEM file: an IOpenSSLTrustRoot.
+    """Read the authorities that sign certificates from a PEM file.
 
-    @raise BadAddress: where it has none.
+    @return: an IOpenSSLTrustRoot.
+    @raise BadAddress: if the file has none, or cannot be read.
     """
     try:
         from OpenSSL.crypto import Error
@@ -193,9 +195,9 @@ def authorities(path: str) -> Any:
 def _over_tls(
     endpoint: IStreamClientEndpoint, host: str, text: str, trust: Any
 ) -> IStreamClientEndpoint:
-    """Give an endpoint over TLS, as Twisted's `tls:` does, which cannot read IPv6.
+    """Make an endpoint over TLS, as Twisted's `tls:` does, which does not accept IPv6.
 
-    @param host: whose the certificate has to be.
+    @param host: the name that the certificate must have.
     """
     try:
         from twisted.internet.ssl import optionsForClientTLS
@@ -208,8 +210,8 @@ def _over_tls(
     return wrapClientTLS(options, endpoint)
 
 
-def _check_unix(kind_of: str, text: str) -> None:
-    if kind_of == "unix" and UNIX is None:
+def _check_unix(scheme: str, text: str) -> None:
+    if scheme == "unix" and UNIX is None:
         raise BadAddress(f"{text!r}: this system has no Unix sockets")
     if text == "unix:":
         raise BadAddress(f"{text!r}: it names no path")
@@ -218,11 +220,11 @@ def _check_unix(kind_of: str, text: str) -> None:
 def _parse(parser: Any, reactor: Any, full: str, text: str) -> Any:
     listening = parser is not clientFromString
     if ":" not in text or _URL.match(text):
-        raise BadAddress(f"{text!r} is no address: {_instead(text, listening=listening)}")
+        raise BadAddress(f"{text!r} is no address: {_hint(text, listening=listening)}")
     try:
         endpoint = parser(reactor, full)
         if text.startswith("unix:"):
-            check_path(path_in(text))
+            check_path(path_in_text(text))
     except (ImportError, NameError) as error:  # NameError: of what Twisted could not import
         raise _needs_tls(text, error) from error
     except LookupError as error:
@@ -230,7 +232,7 @@ def _parse(parser: Any, reactor: Any, full: str, text: str) -> Any:
             f"{text!r}: no such socket was passed in (LISTEN_FDS, LISTEN_FDNAMES)"
         ) from error
     except TypeError as error:
-        reason = "too few or too many arguments" + _without_tcp(text)
+        reason = "too few or too many arguments" + _hint_without_tcp(text)
         raise BadAddress(f"{text!r} is no address: {reason}") from error
     except BadCertificate as error:
         raise BadAddress(f"{text!r}: {error}") from error
@@ -241,11 +243,11 @@ def _parse(parser: Any, reactor: Any, full: str, text: str) -> Any:
 
 
 def _reason(error: Exception, text: str, *, listening: bool) -> str:
-    """Give the reason of whatever a plugin raises: ValueError, OSError, SSL.Error."""
+    """Describe whatever an endpoint's parser raises: ValueError, OSError, SSL.Error."""
     reason = " ".join(str(error).split()) or type(error).__name__
-    reason += _without_tcp(text)
+    reason += _hint_without_tcp(text)
     if reason.startswith("Unknown endpoint type"):
-        instead = _instead(text, listening=listening)
+        instead = _hint(text, listening=listening)
         reason = f"{reason}; of a host, {instead}" if _MANY_WORDS.match(text) else instead
     return reason
 
@@ -254,22 +256,22 @@ def _needs_tls(text: str, error: Exception) -> BadAddress:
     return BadAddress(f"{text!r} needs TLS: install twisted-poetry[tls] ({error})")
 
 
-def _without_tcp(text: str) -> str:
-    """Give a hint for an address that is right without its `tcp:`."""
-    kind_of, _, rest = text.partition(":")
-    return f"; write {rest}" if kind_of == "tcp" and _PLAIN.fullmatch(rest) else ""
+def _hint_without_tcp(text: str) -> str:
+    """Return a hint for an address that is right without its `tcp:`, or ""."""
+    scheme, _, rest = text.partition(":")
+    return f"; write {rest}" if scheme == "tcp" and _PLAIN.fullmatch(rest) else ""
 
 
-def _instead(text: str, *, listening: bool) -> str:
-    """Give a hint for a text that is nearly an address."""
+def _hint(text: str, *, listening: bool) -> str:
+    """Return a hint for a text that is nearly an address."""
     if _FILE.fullmatch(text) or (":" not in text and Path(text).is_file()):
         to_write = "" if listening else f", `get -o {text} ADDRESS` writes it"
         return f"it looks like a file: `serve {text}` sends it{to_write}"
     nearly = _NEARLY.fullmatch(text)
-    told = nearly is not None and (
+    has_host = nearly is not None and (
         nearly["port"] or ":" in text or "." in nearly["host"] or nearly["host"] == "localhost"
     )
-    if nearly is None or not told or nearly["host"].isdigit():
+    if nearly is None or not has_host or nearly["host"].isdigit():
         return "use PORT, HOST:PORT or an endpoint string"
     host, port = nearly["host"], nearly["port"] or "PORT"
     number = "" if nearly["port"] else ", the port as a number"
@@ -286,13 +288,16 @@ def _instead(text: str, *, listening: bool) -> str:
 
 
 def listening_address(port: IListeningPort, text: str = "") -> str:
-    """Write the address by which `client_endpoint` reaches a listener that `text` asked for."""
+    """Return the address by which `client_endpoint` reaches a listener.
+
+    @param text: the address that it was made from.
+    """
     plain = _format(port.getHost())
     return f"tls:{plain}" if text.partition(":")[0] in ("ssl", "tls") else plain
 
 
 def peer_address(transport: Any) -> str:
-    """Give the peer's address, for a log line."""
+    """Return the peer's address, as text for a log line."""
     return _format(transport.getPeer())
 
 

@@ -9,7 +9,7 @@ from pathlib import Path
 
 import click
 
-from poetry.commands.console import USAGE, cannot_print, complain
+from poetry.commands.console import USAGE, complain, complain_of_stdout
 from poetry.commands.get import get
 from poetry.commands.serve import serve
 
@@ -18,12 +18,12 @@ INSTEAD = {
     "--host": "Where to listen is -i ADDR.",
     "--reload": "A running server reads its poems again at HUP: kill -HUP PID.",
 }
-"""Options that `serve` does not have and other servers do: what it has instead."""
+"""What `serve` has instead of options of other servers."""
 
 
 def main() -> None:
-    """The commands `poetry` and `twisted-poetry`: each error is one line on standard error."""
-    if sys.stdout is None:  # it is closed, and its descriptor free for whatever is opened next
+    """Run a command, and exit; each error is one line on standard error."""
+    if sys.stdout is None:  # it is closed: keep its descriptor from the next file
         sys.stdout = Path(os.devnull).open("w", encoding="utf-8")  # noqa: SIM115 (for good)
     if Path(sys.argv[0]).name == "twisted-poetry":
         for command in (cli, serve, get):
@@ -35,13 +35,13 @@ def main() -> None:
         code = complain(f"{error.format_message()}{hint(error)} (see '{called} --help')", USAGE)
     except click.ClickException as error:
         code = complain(error.format_message(), error.exit_code)
-    except OSError as error:  # what click prints itself: help, for one
-        code = cannot_print(error)
+    except OSError as error:  # of what click prints itself, such as help
+        code = complain_of_stdout(error)
     sys.exit(code)
 
 
 def hint(error: click.UsageError) -> str:
-    """Give what `serve` has instead of an option that other servers have."""
+    """Return what `serve` has instead of an unknown option that other servers have, or ""."""
     if not isinstance(error, click.NoSuchOption) or error.option_name not in INSTEAD:
         return ""
     serving = error.ctx is not None and error.ctx.command is serve
@@ -49,12 +49,12 @@ def hint(error: click.UsageError) -> str:
 
 
 class Commands(click.Group):
-    """The group, which tells commands of Python Poetry, the other program, apart."""
+    """The group of commands; its error for an unknown command names Python Poetry."""
 
     def resolve_command(
         self, ctx: click.Context, args: list[str]
     ) -> tuple[str | None, click.Command | None, list[str]]:
-        """Find a command."""
+        """Find a command, or fail with a hint: Python Poetry is another program."""
         try:
             return super().resolve_command(ctx, args)
         except click.UsageError as error:

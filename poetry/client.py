@@ -1,4 +1,4 @@
-"""The connecting side: `get_poem`, `send_poem`, and a download that hands each chunk on."""
+"""The client side: `get_poem`, `send_poem`, and a download that writes each chunk as it comes."""
 
 from __future__ import annotations
 
@@ -23,11 +23,11 @@ from poetry.addresses import peer_address
 from poetry.errors import PoemTimedOut
 from poetry.protocol import PoetryClientFactory, PoetryProtocol
 from poetry.serving.idle import sweep
-from poetry.system.unix import check_path, path_of
+from poetry.system.unix import check_path, path_of_endpoint
 from poetry.wire.layers import read_at_most
 
 TLS_READ = 32 * 1024
-"""Bytes a read under TLS: what it answers to more, Twisted would leave in OpenSSL for good."""
+"""Bytes a read under TLS: of the answers to more, Twisted would leave some in OpenSSL for ever."""
 
 _T = TypeVar("_T")
 
@@ -42,18 +42,18 @@ def get_poem(
 ) -> Deferred[bytes]:
     """Fetch a poem into memory.
 
-    @param endpoint: where the server is.
+    @param endpoint: of the server.
     @param timeout: longest wait to connect, and between bytes, in seconds.
     @param max_time: longest time for all of it, in seconds; None: any.
-    @param max_bytes: fail rather than take more.
+    @param max_bytes: fail rather than accept more; None: any.
     @param clock: an IReactorTime; None: the global reactor.
-    @raise TypeError: where `endpoint` is no IStreamClientEndpoint, or a time is no number.
-    @raise ValueError: where a time or `max_bytes` makes no sense.
+    @raise TypeError: if `endpoint` is no IStreamClientEndpoint, or a time is no number.
+    @raise ValueError: if a time or `max_bytes` is out of range.
     @return: fires with the whole poem, or fails with `PoemTruncated`, `EmptyPoem`, `PoemTooLong`,
-        `PoemTimedOut`, or with Twisted's own error where there was no connection. Cancelling it
+        `PoemTimedOut`, or with Twisted's own error if there was no connection. Cancelling it
         resets the connection.
     """
-    _check(endpoint, timeout, max_time)
+    _check_arguments(endpoint, timeout, max_time)
     if max_bytes is not None and max_bytes < 1:
         raise ValueError(f"max_bytes has to be at least 1, not {max_bytes}")
     if clock is None:
@@ -82,29 +82,29 @@ def send_poem(
     max_time: float | None = None,
     clock: Any = None,
 ) -> Deferred[None]:
-    """Bring a poem to a server that receives.
+    """Send a poem to a server that receives one.
 
-    @param endpoint: where the server is.
+    @param endpoint: of the server.
     @param poem: at least one byte.
     @param timeout: longest wait to connect, and without progress of the reader, in seconds.
     @param max_time: longest time for all of it, in seconds; None: any.
     @param clock: an IReactorTime; None: the global reactor.
-    @raise TypeError: where `poem` is no bytes, `endpoint` no IStreamClientEndpoint, or a time no
+    @raise TypeError: if `poem` is no bytes, `endpoint` no IStreamClientEndpoint, or a time no
         number.
     @raise EmptyPoem: for `b""`.
-    @raise ValueError: where a time makes no sense.
+    @raise ValueError: if a time is out of range.
     @return: fires with None when the reader has ended after all of the poem, or has acknowledged
         all and not ended for `timeout` seconds. Fails with `PoemTruncated` or `PoemTimedOut`, or
-        with Twisted's own error where there was no connection. Cancelling it resets the connection.
+        with Twisted's own error if there was no connection. Cancelling it resets the connection.
     """
-    _check(endpoint, timeout, max_time)
+    _check_arguments(endpoint, timeout, max_time)
     if poem is None:
         raise TypeError("a poem to send is bytes, not None")
     factory = PoetryClientFactory(poem)
     if clock is None:
         from twisted.internet import reactor as clock
     interval = min(1.0, timeout / 4)
-    seconds = count(interval, interval)  # counted, so that a clock that jumps ends nothing
+    seconds = count(interval, interval)  # counted: a clock that jumps ends nothing
 
     async def send() -> None:
         await _connect(endpoint, factory, timeout, clock)
@@ -114,7 +114,7 @@ def send_poem(
         watching.clock = clock
         watching.start(interval, now=False)
         try:
-            await _received(factory)
+            await _wait_for_transfer(factory)
         finally:
             watching.stop()
 
@@ -124,7 +124,7 @@ def send_poem(
     return with_deadline(send(), max_time, clock, sent)
 
 
-def _check(endpoint: object, timeout: float, max_time: float | None) -> None:
+def _check_arguments(endpoint: object, timeout: float, max_time: float | None) -> None:
     if not hasattr(endpoint, "connect"):
         raise TypeError(f"{endpoint!r} is no endpoint: make one with clientFromString")
     for name, seconds in (("timeout", timeout), ("max_time", max_time)):
@@ -139,9 +139,11 @@ def _check(endpoint: object, timeout: float, max_time: float | None) -> None:
 def with_deadline(
     work: Coroutine[Any, Any, _T], max_time: float | None, clock: Any, received: Callable[[], int]
 ) -> Deferred[_T]:
-    """Run a coroutine, and cancel it after `max_time` seconds: it fails with a `PoemTimedOut` then.
+    """Run a coroutine, and cancel it after `max_time` seconds.
 
-    @param received: gives how many bytes have come.
+    @param max_time: None: any.
+    @param received: returns the number of bytes that have come.
+    @return: fires as the coroutine ends; after `max_time` it fails with a `PoemTimedOut`.
     """
     done = Deferred.fromCoroutine(work)
 
@@ -159,10 +161,10 @@ class _DeadlinePassed(PoemTimedOut):
 
 
 class _IdleTimeout:
-    """Call `give_up` after so many seconds in which nothing came.
+    """Calls `give_up` after so many seconds without `restart`.
 
     What came in the last moment, or while this process was stopped, is still in the kernel: the
-    reactor turns once more, and reads it, before it is too late.
+    reactor runs one more iteration, which may read it and `restart`, before the call.
     """
 
     def __init__(self, clock: Any, seconds: float, give_up: Callable[[], object]) -> None:
@@ -172,20 +174,20 @@ class _IdleTimeout:
         self.start()
 
     def start(self) -> None:
-        """Start the time."""
-        self._call = self._clock.callLater(self.seconds, self._look)
+        """Start the timer."""
+        self._call = self._clock.callLater(self.seconds, self._expired)
 
     def restart(self) -> None:
-        """Start the time again."""
+        """Start the timer again, from zero."""
         self.stop()
         self.start()
 
     def stop(self) -> None:
-        """Stop the time."""
+        """Stop the timer."""
         if self._call.active():
             self._call.cancel()
 
-    def _look(self) -> None:
+    def _expired(self) -> None:
         self._call = self._clock.callLater(0, self._give_up)
 
 
@@ -197,26 +199,27 @@ async def download(
     max_bytes: int | None,
     consumer: IConsumer | None,
     clock: Any,
-    tell: Callable[[str], object] | None = None,
+    report: Callable[[str], object] | None = None,
 ) -> None:
-    """Fetch a poem and `write` each chunk of it as it comes; memory stays flat.
+    """Fetch a poem and `write` each chunk of it as it comes, in constant memory.
 
-    Done when the whole poem was written. Fails as `get_poem` does, with what `write` raises, or
+    Returns when the whole poem was written. Fails as `get_poem` does, with what `write` raises, or
     with `ConsumerGone`.
 
-    @param consumer: what `write` fills; the sender is held back while it is full.
-    @param tell: is told what happens, a line at a time.
+    @param consumer: what `write` writes to; the sender is held back while it is full. None: it is
+        never full.
+    @param report: is called with each event, in one line; None: no report.
     """
     factory = _DownloadFactory(write, timeout, consumer, clock)
-    if tell is not None:
-        factory.tell = tell
+    if report is not None:
+        factory.report = report
     factory.max_bytes = max_bytes
     await _connect(endpoint, factory, timeout, clock)
-    await _received(factory)
+    await _wait_for_transfer(factory)
 
 
-async def _received(factory: PoetryClientFactory) -> None:
-    """Wait until the poem of a connection is received, or sent; cancelled, reset the connection."""
+async def _wait_for_transfer(factory: PoetryClientFactory) -> None:
+    """Wait until the poem of a connection is received, or sent; reset it if cancelled."""
     try:
         await factory.received
     except CancelledError as cancelled:
@@ -229,7 +232,7 @@ async def _connect(
     endpoint: IStreamClientEndpoint, factory: PoetryClientFactory, timeout: float, clock: Any
 ) -> None:
     try:
-        check_path(path_of(endpoint) or "")
+        check_path(path_of_endpoint(endpoint) or "")
     except ValueError as no_path:
         raise error.ConnectError(string=str(no_path)) from no_path
     connecting = endpoint.connect(factory)
@@ -247,8 +250,8 @@ async def _connect(
         if late:
             reason = f"no connection within {timeout:g} s"
             raise error.TimeoutError(string=reason) from failed
-        if path_of(endpoint) is not None and isinstance(failed.args[0], Failure):
-            # connect(2) to a Unix socket does not wait for room: all that comes is a hang-up.
+        if path_of_endpoint(endpoint) is not None and isinstance(failed.args[0], Failure):
+            # connect(2) to a Unix socket does not wait for room: Twisted sees only a hang-up.
             raise error.ConnectError(string="the server's queue is full") from failed
         raise
     finally:
@@ -256,18 +259,18 @@ async def _connect(
 
 
 class ConsumerGone(Exception):
-    """The consumer takes no more; its own error tells the reason."""
+    """The consumer accepts no more; its own error has the reason."""
 
 
 class _DownloadProtocol(PoetryProtocol):
-    """Hand each chunk on at once, and give up on a sender that falls silent."""
+    """Writes each chunk at once, and resets the connection if the sender falls silent."""
 
     factory: _DownloadFactory
     _idle: _IdleTimeout
 
     def connectionMade(self) -> None:
         factory = self.factory
-        factory.tell(f"connected to {peer_address(self.transport)}")
+        factory.report(f"connected to {peer_address(self.transport)}")
         self._held_back: set[object] = set()
         self._idle = _IdleTimeout(factory.clock, factory.timeout, self._timedOut)
         super().connectionMade()
@@ -275,7 +278,7 @@ class _DownloadProtocol(PoetryProtocol):
             factory.consumer.registerProducer(_Throttle(self), True)
 
     def handshakeCompleted(self) -> None:
-        # Twisted compares the names, but only logs what it cannot compare: none, or nonsense.
+        # Twisted compares names, but only logs a certificate that has none, or malformed ones.
         from cryptography.x509 import SubjectAlternativeName
         from service_identity.cryptography import extract_patterns
 
@@ -289,40 +292,40 @@ class _DownloadProtocol(PoetryProtocol):
         names = certificate.extensions.get_extension_for_class(SubjectAlternativeName).value
         version = self.transport.getHandle().get_protocol_version_name()
         named = ", ".join(str(name.value) for name in names)
-        self.factory.tell(f"{version}; the certificate is for {named}")
-        # A server that does not read what TLS answers by itself, as to each KeyUpdate, is not read
-        # either: the answers would fill the memory.
+        self.factory.report(f"{version}; the certificate is for {named}")
+        # TLS answers by itself, as to each KeyUpdate. From a server that does not read the answers,
+        # read no more: they would fill the memory.
         read_at_most(TLS_READ, self.transport)
-        self.transport.registerProducer(_Answers(self), True)
+        self.transport.registerProducer(_TLSThrottle(self), True)
 
     def chunkReceived(self, data: bytes) -> None:
         self._idle.restart()
         if self.size == len(data):
-            self.factory.tell(f"first byte after {monotonic() - self.started:.3f} s")
+            self.factory.report(f"first byte after {monotonic() - self.started:.3f} s")
         try:
             self.factory.write(data)
         except Exception as unwritten:
             self.fail(unwritten)
 
     def pause(self, throttle: _Throttle) -> None:
-        """Read no more: the kernel holds the sender back."""
+        """Stop reading for a throttle: the kernel holds the sender back."""
         if throttle.excuses_silence:
             self._idle.stop()
         self._held_back.add(throttle)
-        self._ask(self.transport.pauseProducing)
+        self._call_transport(self.transport.pauseProducing)
 
     def resume(self, throttle: _Throttle) -> None:
-        """Read on, unless the sender is held back for another reason."""
+        """Read on, unless another throttle holds the sender back."""
         if throttle.excuses_silence:
             self._idle.restart()
         self._held_back.discard(throttle)
         if not self._held_back:
-            self._ask(self.transport.resumeProducing)
+            self._call_transport(self.transport.resumeProducing)
 
-    def _ask(self, of_transport: Callable[[], object]) -> None:
-        """Ask something of the transport; that it is refused is no error of the consumer."""
+    def _call_transport(self, method: Callable[[], object]) -> None:
+        """Call a method of the transport; if it raises, fail here and not in the consumer."""
         try:
-            of_transport()
+            method()
         except Exception as refused:
             self.fail(refused)
 
@@ -330,12 +333,12 @@ class _DownloadProtocol(PoetryProtocol):
         self.fail(PoemTimedOut(self.factory.timeout, self.size))
 
     def connectionLost(self, reason: Failure = connectionDone) -> None:
-        if reason.check(IndexError):  # of Twisted's own, for a close_notify during the handshake
+        if reason.check(IndexError):  # raised by Twisted at a close_notify during the handshake
             reason = Failure(error.SSLError(string="the server ended TLS before it was up"))
         self._idle.stop()
         if self.factory.consumer is not None:
             self.factory.consumer.unregisterProducer()
-        self.factory.tell(
+        self.factory.report(
             f"ended after {self.size:,} bytes and {monotonic() - self.started:.3f} s:"
             f" {reason.getErrorMessage()}"
         )
@@ -357,14 +360,14 @@ class _DownloadFactory(PoetryClientFactory):
         self.timeout = timeout
         self.consumer = consumer
         self.clock = clock
-        self.tell: Callable[[str], object] = lambda _: None
+        self.report: Callable[[str], object] = lambda _: None
 
 
 @implementer(IPushProducer)
 class _Throttle:
-    """A download as the producer of its consumer.
+    """The download as the producer of its consumer.
 
-    @cvar excuses_silence: whether the sender is not to blame for its silence while it is held back.
+    @cvar excuses_silence: whether the idle timeout stops while the sender is held back.
     """
 
     excuses_silence = True
@@ -382,8 +385,8 @@ class _Throttle:
         self._download.fail(ConsumerGone())
 
 
-class _Answers(_Throttle):
-    """A download as the producer of the answers of TLS."""
+class _TLSThrottle(_Throttle):
+    """The download as the producer of TLS, which buffers its own answers."""
 
     excuses_silence = False
 

@@ -1,4 +1,4 @@
-"""What can go wrong with a poem, as exceptions that carry the data."""
+"""Errors of a poem, as exceptions that carry the data."""
 
 from __future__ import annotations
 
@@ -6,7 +6,10 @@ from twisted.python.failure import Failure
 
 
 class PoemError(Exception):
-    """A poem did not make it. `outcome` is the word for it in logs and metrics."""
+    """A poem was not transferred whole; base of the errors below.
+
+    @cvar outcome: the word for the error in logs and metrics.
+    """
 
     outcome = "failed"
 
@@ -27,7 +30,7 @@ class PoemTruncated(PoemError):
 
 
 class EmptyPoem(PoemError, ValueError):
-    """There is no empty poem: on this wire it would look the same as a refusal."""
+    """The poem has no bytes: on the wire it would look the same as a refused connection."""
 
     outcome = "empty"
 
@@ -51,7 +54,7 @@ class PoemTooLong(PoemError):
 
 
 class PoemTimedOut(PoemError):
-    """Nothing moved for `seconds`, after `received` bytes (by a sender: bytes sent)."""
+    """No byte was transferred for `seconds`, after `received` bytes (for a sender: bytes sent)."""
 
     outcome = "timed_out"
 

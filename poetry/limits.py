@@ -1,4 +1,4 @@
-"""How much a server takes on: the defaults, once, for the library and for both command lines."""
+"""Limits of a server, and their defaults, for the library and for both command lines."""
 
 from __future__ import annotations
 
@@ -8,8 +8,8 @@ from typing import NamedTuple
 class Limits(NamedTuple):
     """The limits of a `PoetryService`.
 
-    @ivar max_connections: most connections at once; None, or more than that: what the descriptor
-        limit (RLIMIT_NOFILE, raised to its hard value) allows.
+    @ivar max_connections: most connections at once; None, or more than that: as many as the
+        descriptor limit (RLIMIT_NOFILE, raised to its hard value) allows.
     @ivar idle_timeout: seconds without progress after which a peer is reset.
     @ivar grace: seconds that a stop waits for readers in flight.
     """
@@ -19,7 +19,10 @@ class Limits(NamedTuple):
     grace: float = 30.0
 
     def check(self) -> None:
-        """@raise ValueError: where one makes no sense; it is named."""
+        """Check the range of each limit.
+
+        @raise ValueError: if one is out of range; the message names it.
+        """
         if self.max_connections is not None and self.max_connections < 1:
             raise ValueError(f"max_connections has to be at least 1, not {self.max_connections}")
         if not self.idle_timeout > 0:

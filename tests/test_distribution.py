@@ -132,17 +132,29 @@ def test_each_python_is_tested() -> None:
     assert re.findall(r'"([^"]*)"', tested) == declared
 
 
+def lints() -> list[str]:
+    """The commands that `make test` runs before its tests."""
+    makefile = (ROOT / "Makefile").read_text(encoding="utf-8")
+    recipe = makefile.partition("\ntest: ")[2].partition("coverage")[0]
+    return [
+        f".venv/bin/{check}" for check in re.findall(r"^\t\$\(BIN\)/(.+)$", recipe, re.MULTILINE)
+    ]
+
+
+def test_lint_job_runs_the_lints() -> None:
+    """The job `lint` runs what `make test` runs before its tests."""
+    text = (github() / "workflows" / "ci.yml").read_text(encoding="utf-8")
+    job = text.partition("\n  lint:\n")[2].partition("\n\n")[0]
+    assert re.findall(r"^      - run: (\.venv/.*)", job, re.MULTILINE) == lints()
+
+
 def test_pre_commit() -> None:
     """Before a commit, what `make test` runs before its tests is run, which takes a second."""
-    makefile = (ROOT / "Makefile").read_text(encoding="utf-8")
-    recipe = makefile.partition("\ntest: ")[2].partition("\n\n")[0]
-    checks = re.findall(r"^\t\$\(BIN\)/((?:ruff|mypy).*)", recipe, re.MULTILINE)
     config = ROOT / ".pre-commit-config.yaml"
     if not config.exists():
         pytest.skip("an sdist has no hooks")
     entries = re.findall(r"^ +entry: (.*)", config.read_text(encoding="utf-8"), re.MULTILINE)
-    assert entries == [f".venv/bin/{check}" for check in checks]
-    assert len(checks) == 3
+    assert entries == lints()
 
 
 def test_changelog_names_the_release(built: Distribution) -> None:

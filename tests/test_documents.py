@@ -29,6 +29,7 @@ from typing import NamedTuple
 import pytest
 
 from benchmarks.report import behind, newest
+from poetry.daemon.metrics import OUTCOMES
 from tests.processes import PATIENCE, POETRY, ROOT, Server, eventually, poetry, running
 
 PAGES = [ROOT / "README.md", *sorted((ROOT / "docs").glob("*.md"))]
@@ -362,6 +363,24 @@ def test_readme_programs_run(tmp_path: Path, script: str) -> None:
     )
     assert (result.returncode, result.stderr) == (0, b"")
     assert result.stdout
+
+
+def test_operating_has_each_event() -> None:
+    """The table in operating.md has each event that the package logs, and no other."""
+    page = (ROOT / "docs" / "operating.md").read_text(encoding="utf-8")
+    table = page.partition("| event |")[2].partition("\n\n")[0]
+    rows = [row.split("|")[1] for row in table.splitlines() if row.startswith("| `")]
+    shown = {name for cell in rows for name in re.findall(r"`(\w+)`", cell)}
+    sources = "".join(path.read_text("utf-8") for path in (ROOT / "poetry").rglob("*.py"))
+    logged = re.findall(r'event(?:=|": |", )"(\w+)"(?: if .* else "(\w+)")?', sources)
+    assert shown == {name for names in logged for name in names if name}
+
+
+def test_operating_has_each_outcome() -> None:
+    """operating.md says what each outcome means that a server counts."""
+    page = (ROOT / "docs" / "operating.md").read_text(encoding="utf-8")
+    said = page.partition("\n`outcome` is ")[2].partition("\n\n")[0]
+    assert [each for each in OUTCOMES if f"`{each}`" not in said] == []
 
 
 def test_readme_has_each_option() -> None:

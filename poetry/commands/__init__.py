@@ -1,1 +1,1 @@
-"""The commands of the command line: their options, what they print, their exit codes."""
+"""The subcommands of the command line: their options, output and exit codes."""

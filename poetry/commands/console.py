@@ -1,4 +1,4 @@
-"""Exit codes, error lines, and the numbers of options, for all commands."""
+"""Exit codes, error lines, and types of numeric options, for all commands."""
 
 from __future__ import annotations
 
@@ -16,15 +16,15 @@ FAILED, USAGE, INTERRUPTED = 1, 2, 130
 
 
 def complain(message: str, code: int) -> int:
-    """Print an error in one line; give the exit code."""
+    """Print an error in one line; return the exit code."""
     with suppress(OSError):
         click.echo("Error: " + " ".join(message.split()), err=True)
     return code
 
 
-def cannot_print(error: OSError) -> int:
-    """Print why standard output failed, and discard what Python flushes at its end."""
-    if error.errno in (errno.EMFILE, errno.ENFILE):  # that was not what could not be written
+def complain_of_stdout(error: OSError) -> int:
+    """Print why standard output failed, and discard what Python would flush at exit."""
+    if error.errno in (errno.EMFILE, errno.ENFILE):  # standard output is not the cause
         return complain(f"{error.strerror}: raise the limit (ulimit -n)", FAILED)
     with Path(os.devnull).open("wb") as nowhere:
         os.dup2(nowhere.fileno(), sys.stdout.fileno())
@@ -32,7 +32,7 @@ def cannot_print(error: OSError) -> int:
 
 
 class Seconds(click.ParamType):  # type: ignore[type-arg]  # it has none in click 8.1
-    """A time in seconds, more than 0 or at least 0; inf is for ever."""
+    """A time in seconds, more than 0 (or at least 0: `zero`); inf is no limit."""
 
     name = "seconds"
 
@@ -40,7 +40,7 @@ class Seconds(click.ParamType):  # type: ignore[type-arg]  # it has none in clic
         self.zero = zero
 
     def convert(self, value: Any, param: Any, ctx: Any) -> float:
-        """Check the range; comparing with nan is always false."""
+        """Read the number, and check its range; nan compares false."""
         try:
             seconds = float(value)
         except ValueError:
@@ -54,7 +54,7 @@ class Seconds(click.ParamType):  # type: ignore[type-arg]  # it has none in clic
 
 
 class Count(click.ParamType):  # type: ignore[type-arg]  # it has none in click 8.1
-    """A whole number in a range."""
+    """A whole number from `least` to `most` (None: any)."""
 
     name = "count"
 
@@ -63,7 +63,7 @@ class Count(click.ParamType):  # type: ignore[type-arg]  # it has none in click 
         self.most = most
 
     def convert(self, value: Any, param: Any, ctx: Any) -> int:
-        """Check the range."""
+        """Read the number, and check its range."""
         try:
             number = int(value)
         except ValueError:

@@ -1,11 +1,11 @@
-"""`poetry get`: its options. Twisted is imported only when it is called."""
+"""The command `poetry get`. Twisted is imported only when it is called."""
 
 from __future__ import annotations
 
 import math
 import re
 import sys
-from collections.abc import Sequence
+from collections.abc import Callable, Sequence
 from contextlib import suppress
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
@@ -13,7 +13,7 @@ from typing import TYPE_CHECKING, Any
 import click
 
 from poetry.commands.console import Count, Seconds
-from poetry.commands.progress import Say, is_terminal, progress_bar
+from poetry.commands.progress import is_terminal, progress_bar
 
 if TYPE_CHECKING:
     from poetry.download.fetch import Source
@@ -41,7 +41,7 @@ if TYPE_CHECKING:
     multiple=True,
     type=click.Path(readable=False, allow_dash=True),
     metavar="FILE",
-    help="Write here instead, atomically: a failure leaves no file, and an old one as it was;"
+    help="Write to FILE, atomically: a failure leaves no new file, and an old one as it was;"
     " - is standard output.",
 )
 @click.option(
@@ -74,7 +74,7 @@ if TYPE_CHECKING:
     default=0,
     show_default=True,
     metavar="N",
-    help="Try a failed download again from the start, with backoff.",
+    help="Try a failed download again from the start, with backoff; not once a part is printed.",
 )
 @click.option("--sha256", metavar="HEX", help="Fail unless the poem has this digest.")
 @click.option(
@@ -86,7 +86,7 @@ if TYPE_CHECKING:
     "--cacert",
     type=click.Path(readable=False),
     metavar="FILE",
-    help="Who signs the server's certificate (PEM), instead of the system's authorities (TLS).",
+    help="The authorities (PEM) that sign the server's certificate, instead of the system's (TLS).",
 )
 @click.option(
     "-v",
@@ -112,7 +112,7 @@ def get(
     """Fetch poems at the same time, and print them in the order asked for.
 
     ADDRESS is PORT (on this machine), HOST:PORT, [IPV6]:PORT, tls:HOST:PORT, unix:PATH, or another
-    Twisted endpoint string: what follows `on` where `serve` says where it serves.
+    Twisted endpoint string. The line that `serve` prints ends in such an address.
     """
     if outputs and directories:
         raise click.UsageError("give --output or --directory, not both")
@@ -124,20 +124,20 @@ def get(
     directory = directories[0] if directories else None
     if output == "":
         raise click.UsageError("--output: it names no file")
-    digest = digest_wanted(sha256)
-    paths = [] if directory is None else files_in(directory, addresses)
+    digest = read_digest(sha256)
+    paths = [] if directory is None else output_paths(directory, addresses)
 
     from twisted.internet import reactor
     from twisted.logger import globalLogBeginner
 
     from poetry.commands.run import run_to_end
-    from poetry.download.fetch import Fetcher, Wanted
+    from poetry.download.fetch import DownloadOptions, Fetcher
     from poetry.download.output import is_standard_output
     from poetry.system.descriptors import raise_limit
 
     globalLogBeginner.beginLoggingTo([], discardBuffer=True, redirectStandardIO=False)
-    trust = None if cacert is None else authorities_in(cacert)
-    with suppress(OSError, ValueError):  # then the limit stays, and may do
+    trust = None if cacert is None else read_authorities(cacert)
+    with suppress(OSError, ValueError):  # the limit stays, which may suffice
         raise_limit()
     path = None if output is None or is_standard_output(output) else output
     printed = path is None and not paths
@@ -147,25 +147,29 @@ def get(
     if progress is None:
         # On the terminal that shows the poem, a bar would be in its way.
         progress = is_terminal(sys.stderr) and not quiet and not shown
-    with progress_bar(reactor, shown=progress) as (advance, say):
-        sources = sources_at(addresses, trust, say if verbose else None)
+    with progress_bar(reactor, shown=progress) as (advance, write_line):
+        sources = make_sources(addresses, trust, write_line if verbose else None)
         fetcher = Fetcher(
             reactor,
-            Wanted(timeout, max_time, max_bytes, retries, digest, text=shown and output is None),
+            DownloadOptions(
+                timeout, max_time, max_bytes, retries, digest, text_only=shown and output is None
+            ),
             advance,
-            note=(lambda _: None) if quiet else say,
-            complain=lambda message: say(f"Error: {message}"),
-            wrote=say if is_terminal(sys.stderr) and not quiet else None,
+            note=(lambda _: None) if quiet else write_line,
+            complain=lambda message: write_line(f"Error: {message}"),
+            wrote=write_line if is_terminal(sys.stderr) and not quiet else None,
         )
         work = fetcher.fetch_each(sources, paths) if paths else fetcher.fetch(sources, path)
         return run_to_end(reactor, work)
 
 
-def sources_at(addresses: Sequence[str], trust: Any, say: Say | None) -> list[Source]:
-    """Give the endpoint of each address; the download has the timeouts.
+def make_sources(
+    addresses: Sequence[str], trust: Any, write_line: Callable[[str], object] | None
+) -> list[Source]:
+    """Make the source of each address; its endpoint never times out, as the download does.
 
-    @param trust: who signs certificates; None: the system's authorities.
-    @param say: is told what happens; None: nobody wants to know.
+    @param trust: the authorities that sign certificates; None: the system's.
+    @param write_line: is called with each event, in one line; None: no report.
     """
     from twisted.internet import reactor
 
@@ -173,15 +177,15 @@ def sources_at(addresses: Sequence[str], trust: Any, say: Say | None) -> list[So
     from poetry.download.fetch import Source
 
     def source(address: str) -> Source:
-        if say is None:
+        if write_line is None:
             return Source(address, client_endpoint(reactor, address, math.inf, trust))
         from poetry.download.verbose import VerboseReactor
 
-        def tell(line: str) -> None:
-            say(f"{address}: {line}")
+        def report(line: str) -> None:
+            write_line(f"{address}: {line}")
 
-        telling: Any = VerboseReactor(reactor, tell)
-        return Source(address, client_endpoint(telling, address, math.inf, trust), tell)
+        verbose: Any = VerboseReactor(reactor, report)
+        return Source(address, client_endpoint(verbose, address, math.inf, trust), report)
 
     try:
         return [source(address) for address in addresses]
@@ -189,7 +193,7 @@ def sources_at(addresses: Sequence[str], trust: Any, say: Say | None) -> list[So
         raise click.UsageError(str(error)) from error
 
 
-def authorities_in(path: str) -> Any:
+def read_authorities(path: str) -> Any:
     """Read the authorities that sign certificates from a PEM file."""
     from poetry.addresses import BadAddress, authorities
 
@@ -199,15 +203,15 @@ def authorities_in(path: str) -> Any:
         raise click.UsageError(f"--cacert {error}") from error
 
 
-def digest_wanted(text: str | None) -> str | None:
-    """Check a SHA-256, and give it in lower case."""
+def read_digest(text: str | None) -> str | None:
+    """Check a SHA-256, and return it in lower case."""
     if text is not None and not re.fullmatch("[0-9a-fA-F]{64}", text):
         raise click.UsageError(f"--sha256 {text}: not 64 hexadecimal digits")
     return text and text.lower()
 
 
-def files_in(directory: Path, addresses: Sequence[str]) -> list[str]:
-    """Give the path of a file in the directory for each address."""
+def output_paths(directory: Path, addresses: Sequence[str]) -> list[str]:
+    """Create the directory; return the path of a file in it for each address."""
     names = [re.sub(r"[^\w.-]+", "_", address).strip("_") + ".txt" for address in addresses]
     if len(set(names)) < len(names):
         raise click.UsageError("two addresses would share a file in --directory")

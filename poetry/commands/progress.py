@@ -1,4 +1,4 @@
-"""Messages of a download on standard error, and its progress on a terminal."""
+"""Messages and the progress bar of a download, on standard error."""
 
 from __future__ import annotations
 
@@ -10,31 +10,31 @@ from contextlib import contextmanager
 from typing import Any, TextIO
 
 DELAY = 0.5
-"""Seconds from which on progress is shown: a short download draws none."""
+"""Seconds after which the bar appears: a short download shows none."""
 
 PERIOD = 0.5
-"""Seconds between two drawings while nothing comes."""
+"""Seconds between two updates while nothing comes."""
 
 SILENCE = 2.0
-"""Seconds from which on it is said that nothing comes."""
+"""Seconds without data after which the bar says so."""
 
 COLUMNS = 80
-"""The width of a terminal that does not tell its own, as on a serial line."""
-
-Say = Callable[[str], object]
-"""Writes a line."""
+"""Width of a terminal whose width is unknown, as on a serial line."""
 
 
 def is_terminal(stream: TextIO | None) -> bool:
-    """Tell whether a standard stream is open, and a terminal."""
+    """Check whether a standard stream is open and a terminal."""
     return stream is not None and stream.isatty()
 
 
 @contextmanager
-def progress_bar(reactor: Any, *, shown: bool) -> Iterator[tuple[Callable[[int], object], Say]]:
-    """Give two functions: to advance a bar on standard error by bytes, and to write a line there.
+def progress_bar(
+    reactor: Any, *, shown: bool
+) -> Iterator[tuple[Callable[[int], object], Callable[[str], object]]]:
+    """Make two functions: to advance a bar on standard error by bytes, and to write a line there.
 
-    Nothing waits for a reader, and no control character of a server's reaches the terminal.
+    Neither blocks if standard error is not read. Control characters in a line are made visible, as
+    they may come from a server.
     """
     from poetry.download.visible import visible
     from poetry.system.streams import LossyStream
@@ -47,11 +47,11 @@ def progress_bar(reactor: Any, *, shown: bool) -> Iterator[tuple[Callable[[int],
         yield (lambda _: None), (lambda line: stream.write(f"{visible(line)}\n"))
         return
     with _Bar(reactor, stream) as bar:
-        yield bar.advance, (lambda line: bar.say(visible(line)))
+        yield bar.advance, (lambda line: bar.write(visible(line)))
 
 
 class _Bar:
-    """A bar of tqdm, whose clock runs on while nothing comes."""
+    """A progress bar of tqdm that is also updated while nothing comes."""
 
     def __init__(self, reactor: Any, stream: Any) -> None:
         from tqdm import tqdm
@@ -65,7 +65,7 @@ class _Bar:
             file=stream,
             leave=False,
             delay=DELAY,
-            miniters=0,  # to be drawn anew where nothing came, too
+            miniters=0,  # draw also if nothing came
             ncols=_columns(),
         )
         self._ticks = LoopingCall(self._tick)
@@ -85,11 +85,11 @@ class _Bar:
         self._tqdm.set_postfix_str("", refresh=False)
         self._tqdm.update(size)
 
-    def say(self, line: str) -> None:
+    def write(self, line: str) -> None:
         """Write a line above the bar."""
         if self._is_drawn:
             self._tqdm.write(line, file=self._stream)
-        else:  # tqdm would draw it now, and leave it
+        else:  # tqdm would draw the bar now, and leave it
             self._stream.write(f"{line}\n")
 
     @property
@@ -98,8 +98,8 @@ class _Bar:
 
     def _tick(self) -> None:
         silence = time.time() - self._last
-        told = f"nothing for {silence:.0f} s" if silence >= SILENCE else ""
-        self._tqdm.set_postfix_str(told, refresh=False)
+        postfix = f"nothing for {silence:.0f} s" if silence >= SILENCE else ""
+        self._tqdm.set_postfix_str(postfix, refresh=False)
         self._tqdm.update(0)
 
 

@@ -1,4 +1,4 @@
-"""How a command runs the reactor: what signals do, and which exit code it ends with."""
+"""Runs the reactor for a command: handles signals, and returns the exit code."""
 
 from __future__ import annotations
 
@@ -17,7 +17,7 @@ from poetry.commands.console import FAILED, INTERRUPTED, complain
 from poetry.commands.progress import is_terminal
 from poetry.system.clock import use_monotonic_time
 from poetry.system.features import HANGUP
-from poetry.system.streams import say
+from poetry.system.streams import write_now
 
 if TYPE_CHECKING:
     from poetry.server import PoetryService
@@ -27,10 +27,10 @@ _log = Logger()
 
 
 class ServiceRunner:
-    """Runs a started service until TERM or INT, and lets readers in flight finish."""
+    """Runs a started service until TERM or INT, and then lets readers in flight finish."""
 
     def __init__(self, reactor: Any, service: PoetryService, log_format: str = "text") -> None:
-        """@param log_format: in `json` the log says as well what is printed for people."""
+        """@param log_format: `json`: log as well what is printed for people."""
         self._reactor = reactor
         self._service = service
         self._in_log = log_format == "json"
@@ -38,9 +38,9 @@ class ServiceRunner:
         self._failure: Any = None
 
     def run(self) -> int:
-        """Run the reactor; give the exit code.
+        """Run the reactor; return the exit code.
 
-        @raise CannotListenError: where an endpoint that listens later could not.
+        @raise CannotListenError: if an endpoint that listens later could not.
         """
         self._reactor.callWhenRunning(self._start)
         self._reactor.addSystemEventTrigger("before", "shutdown", self._service.stopService)
@@ -55,7 +55,7 @@ class ServiceRunner:
     def _start(self) -> None:
         for number in (signal.SIGINT, signal.SIGTERM):
             signal.signal(number, lambda *_: self._reactor.callFromThread(self._stop))
-        self._service.whenListening().addCallbacks(self._announce, self._cannotListen)
+        self._service.whenListening().addCallbacks(self._announce, self._cannot_listen)
 
     def _announce(self, _: None) -> None:
         names = [factory.name for _, factory in self._service.listeners] + ["metrics"]
@@ -69,9 +69,9 @@ class ServiceRunner:
                 version=version("twisted-poetry"),
             )
         try:
-            say(sys.stdout.fileno(), "".join(lines))
+            write_now(sys.stdout.fileno(), "".join(lines))
             if is_terminal(sys.stderr) and not self._in_log:
-                say(sys.stderr.fileno(), f"To fetch it: poetry get {quote(addresses[0])}\n")
+                write_now(sys.stderr.fileno(), f"To fetch it: poetry get {quote(addresses[0])}\n")
         except OSError as error:
             if self._in_log:
                 _log.error(
@@ -80,15 +80,15 @@ class ServiceRunner:
             else:
                 complain(f"standard output: {error.strerror}", FAILED)
 
-    def _cannotListen(self, failure: Any) -> None:
+    def _cannot_listen(self, failure: Any) -> None:
         from twisted.internet.defer import CancelledError
 
-        if not failure.check(CancelledError):  # that is a stop before it listened
+        if not failure.check(CancelledError):  # a stop before it listened
             self._failure = failure
             self._stop()
 
     def _stop(self) -> None:
-        """Stop; the second time, reset the readers that are still in flight."""
+        """Stop the reactor; when called again, reset the readers that are still in flight."""
         if self._stopping:
             self._service.abort()
         else:
@@ -97,13 +97,16 @@ class ServiceRunner:
 
 
 def _ignore_signals() -> None:
-    """It is done: one more must not change the exit code."""
+    """Ignore INT and TERM from now on, so that none changes the exit code."""
     for number in (signal.SIGINT, signal.SIGTERM):
         signal.signal(number, signal.SIG_IGN)
 
 
 def run_to_end(reactor: Any, work: Coroutine[Any, Any, bool]) -> int:
-    """Run the reactor until the work is done; a signal cancels the work, which then cleans up."""
+    """Run the reactor until the work is done, or cancelled by a signal; return the exit code.
+
+    @param work: returns whether it succeeded.
+    """
     from twisted.internet.defer import CancelledError, Deferred
     from twisted.internet.error import ReactorNotRunning
     from twisted.python.failure import Failure
@@ -125,7 +128,7 @@ def run_to_end(reactor: Any, work: Coroutine[Any, Any, bool]) -> int:
         done.addCallback(lambda _: reactor.stop())
         done.addErrback(not_running)
 
-    # A resolver that does not answer must not hold up the end.
+    # Exit without waiting for a resolver that does not answer.
     reactor.getThreadPool().threadFactory = partial(Thread, daemon=True)
     reactor.removeSystemEventTrigger(reactor.threadpoolShutdownID)
     reactor.callWhenRunning(start)

@@ -1,4 +1,4 @@
-"""`poetry serve`: its options, and its error lines. Twisted is imported only when it is called."""
+"""The command `poetry serve`, and its error lines. Twisted is imported only when it is called."""
 
 from __future__ import annotations
 
@@ -107,16 +107,16 @@ def serve(
 
     POEM is a file, or - for standard input; without one, it is the sample poem.
     """
-    tell = complain if log_format == "text" else complain_in_json
+    fail = complain if log_format == "text" else complain_in_json
     try:
-        addresses = where(poems, port, interface, addresses)
+        addresses = listen_addresses(poems, port, interface, addresses)
         return run(poems, addresses, log_format, **options)
     except click.UsageError as error:
         if log_format == "text":
-            raise  # it also says where to read on
-        return tell(error.format_message(), USAGE)
+            raise  # its line also names --help
+        return fail(error.format_message(), USAGE)
     except Exception as error:
-        return tell(why_not(error, addresses), FAILED)
+        return fail(explain_start_failure(error, addresses), FAILED)
 
 
 def run(
@@ -130,15 +130,15 @@ def run(
     grace: float,
     **options: Any,
 ) -> int:
-    """Serve until a signal comes; give the exit code.
+    """Serve until a signal comes; return the exit code.
 
-    @raise Exception: whatever keeps it from serving, which `why_not` puts into words.
+    @raise Exception: whatever keeps it from serving; see `explain_start_failure`.
     """
     from poetry.system.descriptors import LEAST, raise_limit
 
-    tell = complain if log_format == "text" else complain_in_json
+    fail = complain if log_format == "text" else complain_in_json
     if (descriptors := raise_limit()) < LEAST:
-        return tell(f"{descriptors} open files (ulimit -n) do not do: it takes {LEAST}", FAILED)
+        return fail(f"{descriptors} open files (ulimit -n) do not do: it takes {LEAST}", FAILED)
 
     from twisted.internet import reactor
 
@@ -155,7 +155,7 @@ def run(
     except BadPoem as error:
         name = str(error).partition(":")[0]
         hint = f"; to listen on that port: -p {name}" if name.isdecimal() else ""
-        return tell(f"{error}{hint}", USAGE)
+        return fail(f"{error}{hint}", USAGE)
     except UsageError as error:
         raise click.UsageError(str(error)) from error
     service.startService()
@@ -163,20 +163,20 @@ def run(
 
 
 def complain_in_json(message: str, code: int) -> int:
-    """Say what was wrong as a log line in JSON; give the exit code back."""
+    """Print an error as a log line in JSON; return the exit code."""
     from poetry.daemon.logs import error_line
 
     with suppress(OSError):
-        click.echo(error_line(" ".join(message.split())), err=True, nl=False)
+        click.echo(error_line(message), err=True, nl=False)
     return code
 
 
-def where(
+def listen_addresses(
     poems: Sequence[str], port: int | None, interface: str | None, addresses: tuple[str, ...]
 ) -> tuple[str, ...]:
-    """Choose where to listen: by `--listen` or, in its place, `--port` and `--interface`.
+    """Return the addresses to listen on: of `--listen`, or else of `--port` and `--interface`.
 
-    @raise click.UsageError: where they make no sense together.
+    @raise click.UsageError: if the options contradict each other.
     """
     if port is None and interface is None:
         return addresses
@@ -184,14 +184,14 @@ def where(
         raise click.UsageError("give --listen, or --port and --interface, not both")
     if len(poems) > 1 and port:
         raise click.UsageError("several poems cannot share --port: give each a --listen")
-    host = "127.0.0.1" if interface is None else interface_of(interface)
+    host = "127.0.0.1" if interface is None else read_interface(interface)
     return (f"{bracketed(host)}:{port or 0}",) * max(1, len(poems))
 
 
-def interface_of(text: str) -> str:
+def read_interface(text: str) -> str:
     """Read a host, or an IPv6 address with or without brackets.
 
-    @raise click.UsageError: where it is neither.
+    @raise click.UsageError: if it is neither.
     """
     host = re.fullmatch(r"[^\s:/*\[\]]+|\[(?=.*:.*:)[^\s/\[\]]+\]|(?=.*:.*:)[^\s/\[\]]+", text)
     if host is None:
@@ -203,49 +203,50 @@ def interface_of(text: str) -> str:
 
 
 def bracketed(host: str) -> str:
-    """Write a host as it stands before `:PORT`: IPv6 in brackets."""
+    """Return a host as written before `:PORT`: IPv6 in brackets."""
     return f"[{host}]" if ":" in host else host
 
 
-def why_not(error: Exception, addresses: Sequence[str]) -> str:
-    """Say why the server cannot start, and what to do about it where that is known.
+def explain_start_failure(error: Exception, addresses: Sequence[str]) -> str:
+    """Describe why the server cannot start, with what to do about it if that is known.
 
-    @param addresses: where it was to listen.
+    @param addresses: those it was to listen on.
     """
     if hasattr(error, "socketError"):  # Twisted's CannotListenError
-        return cannot_listen(error, addresses)
-    first = refusal(error)
+        return explain_listen_failure(error, addresses)
+    first = system_error(error)
     if getattr(first, "errno", None) in (errno.EMFILE, errno.ENFILE):
-        return f"{described(first)}: raise the limit (ulimit -n)"
-    # A refused system call does not tell its name; the line of source that made it does.
+        return f"{message_of(first)}: raise the limit (ulimit -n)"
+    # The exception does not name the system call; the line of source that made it does.
     call = extract_tb(first.__traceback__)[-1].line
-    return f"cannot start: {described(first) or type(first).__name__} ({call})"
+    return f"cannot start: {message_of(first) or type(first).__name__} ({call})"
 
 
-def refusal(error: BaseException) -> BaseException:
-    """Find the system's refusal (OSError) that an error came from; without one, give the error.
+def system_error(error: BaseException) -> BaseException:
+    """Return the OSError that led to an error; without one, return the error itself.
 
-    Where epoll refuses a descriptor Twisted tries another way, which fails for want of a reactor.
+    After epoll refuses a descriptor Twisted tries another way, which fails without a reactor.
     """
-    before: BaseException | None = error
-    while before is not None:
-        if isinstance(before, OSError):
-            return before
-        before = before.__context__
+    cause: BaseException | None = error
+    while cause is not None:
+        if isinstance(cause, OSError):
+            return cause
+        cause = cause.__context__
     return error
 
 
-def described(error: Any) -> str:
-    """Say what an exception says, without its number, and with its file."""
-    said = getattr(error, "strerror", None) or str(error)
+def message_of(error: Any) -> str:
+    """Return the message of an exception, without its number and with its file."""
+    message = getattr(error, "strerror", None) or str(error)
     file = getattr(error, "filename", None)
-    return f"{said}: {file}" if file and not error.filename2 else said
+    return f"{message}: {file}" if file and not error.filename2 else message
 
 
-def cannot_listen(error: Any, addresses: Sequence[str] = ()) -> str:
-    """Say why an address cannot be listened on, and what to do about it.
+def explain_listen_failure(error: Any, addresses: Sequence[str] = ()) -> str:
+    """Describe why an address cannot be listened on, with what to do about it.
 
-    @param addresses: where else it was to listen.
+    @param error: a CannotListenError.
+    @param addresses: those the server was to listen on.
     """
     reason = error.socketError
     if isinstance(reason, str):  # Twisted could not lock a Unix socket
@@ -254,21 +255,21 @@ def cannot_listen(error: Any, addresses: Sequence[str] = ()) -> str:
     host, port = error.interface, error.port
     if isinstance(port, bytes):
         port = os.fsdecode(port)
-    where = ":".join(str(part) for part in (host and bracketed(host), port) if part)
-    said = described(reason)
+    address = ":".join(str(part) for part in (host and bracketed(host), port) if part)
+    message = message_of(reason)
     if number == errno.EADDRNOTAVAIL:
-        said = "no interface of this machine has that address"
-    elif number == errno.EADDRINUSE and (other := sharing(host, port, addresses)):
-        said += f", perhaps by {other}: [::] takes IPv4 too, 0.0.0.0 each address; leave one out"
+        message = "no interface of this machine has that address"
+    elif number == errno.EADDRINUSE and (other := address_with_port(port, host, addresses)):
+        message += f", perhaps by {other}: [::] takes IPv4 too, 0.0.0.0 each address; leave one out"
     elif number == errno.EADDRINUSE:
-        said += "; choose another" + ", or port 0 for any free one" * isinstance(port, int)
+        message += "; choose another" + ", or port 0 for any free one" * isinstance(port, int)
     elif number == errno.EACCES and isinstance(port, int) and port:
-        said += "; ports below 1024 need privileges"
-    return f"cannot listen on {where}: {said}"
+        message += "; ports below 1024 need privileges"
+    return f"cannot listen on {address}: {message}"
 
 
-def sharing(host: str, port: object, addresses: Sequence[str]) -> str:
-    """Find the first of the addresses that has the same port before `host`; "": there is none."""
+def address_with_port(port: object, host: str, addresses: Sequence[str]) -> str:
+    """Return the first of the addresses with the port; "" if there is none, or it has the host."""
     from poetry.addresses import split
 
     for text in addresses:

@@ -1,1 +1,1 @@
-"""The server as a process of its own: built from words, with logs, metrics and systemd."""
+"""The server as a process: built from command-line arguments, with logs, metrics and systemd."""

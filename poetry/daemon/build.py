@@ -1,4 +1,4 @@
-"""Builds the service from words: what `poetry serve`, `twistd poetry` and `twist poetry` share."""
+"""Builds the service of `poetry serve`, `twistd poetry` and `twist poetry` from their arguments."""
 
 from __future__ import annotations
 
@@ -11,16 +11,16 @@ from twisted.internet.defer import Deferred
 from twisted.logger import Logger
 
 from poetry.addresses import server_endpoint
-from poetry.daemon.logs import TransferLog
+from poetry.daemon.logs import TransferLog, one_line
 from poetry.daemon.metrics import Metrics
 from poetry.daemon.systemd import notify
 from poetry.errors import EmptyPoem
 from poetry.limits import DEFAULTS, Limits
 from poetry.server import PoetryService
 from poetry.serving.poems import (
+    NamedPoem,
     PoemFactory,
-    Text,
-    describe,
+    explain_read_failure,
     in_daemon_thread,
     printable,
     read_at_start,
@@ -35,63 +35,65 @@ _log = Logger()
 
 
 class UsageError(ValueError):
-    """The command line makes no sense; the message says why, in one line."""
+    """The command line is wrong; the message is one line with the reason."""
 
 
 class BadPoem(UsageError):
-    """The command line makes sense, but a poem cannot be read, or is empty."""
+    """A poem on the command line cannot be read, or is empty."""
 
 
 def pair(poems: Sequence[str], addresses: Sequence[str]) -> list[tuple[str | None, str]]:
-    """Pair poems with addresses. No poem is the sample; no address, a free port for each.
+    """Pair poems with addresses. Without poems the sample (None) is served; without addresses each
+    poem has a free port.
 
-    @raise UsageError: where it is not one poem anywhere, or one address for each of several.
+    @raise UsageError: if there are several poems, and not one address for each.
     """
-    wanted: list[str | None] = list(poems) or [None]
+    arguments: list[str | None] = list(poems) or [None]
     if not addresses:
-        return [(poem, "0") for poem in wanted]
-    if len(wanted) == 1:
-        return [(wanted[0], address) for address in addresses]
-    if len(wanted) != len(addresses):
+        return [(poem, "0") for poem in arguments]
+    if len(arguments) == 1:
+        return [(arguments[0], address) for address in addresses]
+    if len(arguments) != len(addresses):
         raise UsageError(
-            f"{len(wanted)} poems and {len(addresses)} addresses: give one address a poem, or none"
+            f"{len(arguments)} poems and {len(addresses)} addresses:"
+            " give one address a poem, or none"
         )
-    return list(zip(wanted, addresses, strict=True))
+    return list(zip(arguments, addresses, strict=True))
 
 
-def read_poem(word: str | None) -> Text:
-    """Read the poem that a word of the command line names.
+def read_poem(argument: str | None) -> NamedPoem:
+    """Read the poem of a POEM argument; None: the sample.
 
-    @raise BadPoem: where it cannot be read or is empty.
+    @raise BadPoem: if it cannot be read or is empty.
     """
     try:
-        return read_at_start(word)
+        return read_at_start(argument)
     except (EmptyPoem, MemoryError, OSError) as error:
-        raise BadPoem(f"{word}: {describe(error)}") from error
+        raise BadPoem(f"{argument}: {explain_read_failure(error)}") from error
 
 
-def read_poems(words: Iterable[str | None]) -> dict[str | None, Text]:
-    """Read the poems that words name, each once.
+def read_poems(arguments: Iterable[str | None]) -> dict[str | None, NamedPoem]:
+    """Read the poems of POEM arguments, each once.
 
-    Files that have one name are named by the path that was given, so that logs and metrics tell
+    Poems whose files have the same name are named by their paths, so that logs and metrics tell
     them apart.
 
     @raise BadPoem: for the first that cannot be read or is empty.
     """
-    read = {word: read_poem(word) for word in dict.fromkeys(words)}
-    names = Counter(text.name for text in read.values())
+    poems = {argument: read_poem(argument) for argument in dict.fromkeys(arguments)}
+    names = Counter(poem.name for poem in poems.values())
     return {
-        word: text._replace(name=printable(word)) if word and names[text.name] > 1 else text
-        for word, text in read.items()
+        path: poem._replace(name=printable(path)) if path and names[poem.name] > 1 else poem
+        for path, poem in poems.items()
     }
 
 
-def pace_of(num_bytes: int | None, delay: float | None, clock: Any) -> Pace | None:
-    """Make the pace of the slow server, for which one of the two is enough; None: no limit.
+def make_pace(num_bytes: int | None, delay: float | None, clock: Any) -> Pace | None:
+    """Make the pace of the slow server; None if neither number is given: no rate limit.
 
     @param num_bytes: bytes at a time; None: 10.
     @param delay: seconds between them; None: 0.1.
-    @raise UsageError: where one makes no sense; it is named.
+    @raise UsageError: if one is out of range; the message names it.
     """
     if num_bytes is None and delay is None:
         return None
@@ -114,22 +116,22 @@ def build_service(
     metrics: str | None = None,
     log_level: str = "info",
 ) -> PoetryService:
-    """Build a service for poems and addresses as on the command line.
+    """Build the service for the arguments of a command line.
 
-    @param num_bytes: of the slow server, as is `delay`: see `pace_of`.
-    @param metrics: where to serve metrics, `[HOST:]PORT`.
-    @raise UsageError: where one of them makes no sense.
+    @param num_bytes: of the slow server, as is `delay`: see `make_pace`.
+    @param metrics: the address to serve metrics on, `[HOST:]PORT`; None: no metrics.
+    @raise UsageError: if an argument is wrong.
     """
     transfers = TransferLog(log_level)
-    pace = pace_of(num_bytes, delay, reactor)
+    pace = make_pace(num_bytes, delay, reactor)
     sending: dict[str | None, Poem | None] = {}
     listeners = []
     pairs = pair(poems, addresses)
-    read = read_poems(word for word, _ in pairs)
+    read = read_poems(argument for argument, _ in pairs)
     try:
-        for word, address in pairs:
-            factory = PoemFactory(*read[word], address=address)
-            factory.sending = sending.setdefault(word, factory.sending)
+        for argument, address in pairs:
+            factory = PoemFactory(*read[argument], address=address)
+            factory.sending = sending.setdefault(argument, factory.sending)
             factory.observers = (transfers,)
             factory.pace = pace
             listeners.append((server_endpoint(reactor, address), factory))
@@ -152,17 +154,17 @@ def build_service(
 
 
 class DaemonService(PoetryService):
-    """The service as a process of its own: reads its files again on HUP, and tells systemd."""
+    """The service as a process: reads its files again on HUP, and notifies systemd."""
 
     _renewed = True
 
     def privilegedStartService(self) -> None:
-        """Listen, with timers that do not follow the clock of the machine."""
+        """Listen, with timers that are independent of the wall clock."""
         use_monotonic_time(self.clock)
         super().privilegedStartService()
 
     def startService(self) -> None:
-        """Start, and reload at each HUP."""
+        """Start the service, and reload at each HUP."""
         super().startService()
         if HANGUP is not None:
             signal.signal(HANGUP, lambda *_: self.clock.callFromThread(self.reload))
@@ -193,15 +195,15 @@ class DaemonService(PoetryService):
         return self._renewed and super().reloaded_well
 
     def stopService(self) -> Deferred[None]:
-        """Tell systemd, and stop as PoetryService does."""
+        """Notify systemd, and stop as PoetryService does."""
         notify("STOPPING=1")
         return super().stopService()
 
 
 async def renew(endpoint: TLSEndpoint, listener: str) -> bool:
-    """Read the key and certificate of an endpoint again, in a thread; log how that went.
+    """Read the key and certificate of an endpoint again, in a thread, and log the result.
 
-    @param listener: where it listens, for the log.
+    @param listener: the address that it listens on, for the log.
     @return: whether they could be read.
     """
     try:
@@ -211,7 +213,7 @@ async def renew(endpoint: TLSEndpoint, listener: str) -> bool:
             "kept the old certificate of {listener}: {reason}",
             event="renewal_failed",
             listener=listener,
-            reason=" ".join(str(error).split()),
+            reason=one_line(error),
         )
         return False
     _log.info("read the certificate of {listener} again", event="renewed", listener=listener)

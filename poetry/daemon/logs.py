@@ -1,4 +1,4 @@
-"""Logging: a line for each transfer, as text or JSON; floods are cut short."""
+"""Logs as text or JSON: a line for each transfer; floods of the same warning are cut."""
 
 from __future__ import annotations
 
@@ -25,10 +25,10 @@ from poetry.protocol import PoetryProtocol
 from poetry.system.streams import LossyStream
 
 FLOOD_LINES, FLOOD_SECONDS = 10, 10.0
-"""Most lines of one kind of trouble in so many seconds; of the rest their number is logged."""
+"""Most warnings of one kind in so many seconds; of the rest only the number is logged."""
 
-ROOM_SECONDS = 1.0
-"""Seconds between two attempts to say how many lines were lost."""
+LOST_LINES_SECONDS = 1.0
+"""Seconds between two attempts to log how many lines were lost."""
 
 _LEVELS = {LogLevel.debug: 0, LogLevel.info: 1, LogLevel.warn: 2, LogLevel.error: 3}
 _WARN, _WORST = 2, 4
@@ -45,14 +45,14 @@ class TransferLog:
     """Logs a line for each transfer: success at info, failure at warn."""
 
     def __init__(self, level: str = "info") -> None:
-        """@param level: events below it are not even made."""
+        """@param level: of the log; events below it are not created."""
         self._successes = level in ("debug", "info")
 
     def __call__(self, protocol: PoetryProtocol) -> None:
-        """Log how a transfer ended; it is one of a factory's `observers`."""
+        """Log how a transfer ended, as one of a factory's `observers`."""
         level, text, reason = LogLevel.info, _SUCCESS, {}
         if protocol.outcome not in _SUCCESSES:
-            level, text, reason = LogLevel.warn, _FAILURE, {"reason": _one_line(protocol.error)}
+            level, text, reason = LogLevel.warn, _FAILURE, {"reason": one_line(protocol.error)}
         elif not self._successes:
             return
         factory = protocol.factory
@@ -70,16 +70,17 @@ class TransferLog:
         )
 
 
-def _one_line(value: object) -> str:
+def one_line(value: object) -> str:
+    """Return a value as text in one line."""
     return " ".join(str(value).split())
 
 
 def format_text(event: LogEvent) -> str:
-    """Format an event as a line for people; a failure has its traceback below it."""
+    """Format an event as a line of text; a failure has its traceback below it."""
     if "log_failure" in event:
         text = eventAsText(event, includeTimestamp=False, includeSystem=False)
     elif not (text := _message(event)).isprintable():
-        # A peer may choose a name that looks like another line.
+        # A name that a peer chooses may contain what looks like another line.
         text = "".join(c if c.isprintable() else repr(c)[1:-1] for c in text)
     return f"{_time(event)} {event['log_level'].name:5} {text}\n"
 
@@ -101,7 +102,7 @@ def format_json(event: LogEvent) -> str:
 
 
 def error_line(message: str) -> str:
-    """Format the reason why a server does not start as one flat JSON object."""
+    """Format the reason why a server cannot start, as one flat JSON object."""
     return format_json(
         {
             "log_time": time(),
@@ -109,13 +110,13 @@ def error_line(message: str) -> str:
             "log_namespace": __name__,
             "log_format": "{reason}",
             "event": "start_failed",
-            "reason": message,
+            "reason": one_line(message),
         }
     )
 
 
 def _message(event: LogEvent) -> str:
-    """Format an event's message. Ours need `str.format` alone; Twisted's way takes 8 us more."""
+    """Format an event's message: ours by `str.format` alone, as `formatEvent` takes 8 us more."""
     if str(event.get("log_namespace")).startswith("poetry.") and "log_format" in event:
         return event["log_format"].format_map(event)  # type: ignore[no-any-return]
     return formatEvent(event)
@@ -139,30 +140,33 @@ FORMATS: dict[str, Callable[[LogEvent], str]] = {"text": format_text, "json": fo
 
 @implementer(ILogObserver)
 class Threshold:
-    """Passes on what is at `level` or above; of others' events only warnings and worse.
+    """A filter that passes our events from `level` up, and of others only warnings and worse.
 
-    With `debug` others' events pass as well, as `debug`, whatever they say of themselves. Twisted's
-    own filter (LogLevelFilterPredicate) takes 0.9 us an event where this takes 0.2 (measured).
+    At level `debug` all events of others pass, those below a warning as `debug`. Twisted's own
+    filter (LogLevelFilterPredicate) takes 0.9 us an event, this one 0.2 (measured).
 
-    A flood of the same trouble is cut to `FLOOD_LINES` in `FLOOD_SECONDS`, and its rest counted.
+    Of warnings of one kind `FLOOD_LINES` in `FLOOD_SECONDS` pass; the rest is counted.
     """
 
     def __init__(self, observer: ILogObserver, level: str, clock: Any) -> None:
-        """@param clock: an IReactorTime."""
+        """@param observer: is called with each event that passes.
+
+        @param clock: an IReactorTime.
+        """
         self._observer = observer
         self._clock = clock
         self._level = _LEVELS[LogLevel.levelWithName(level)]
         self._seen: dict[str, tuple[float, int]] = {}
 
     def __call__(self, event: LogEvent) -> None:
-        """Pass an event on, or not."""
+        """Pass an event on, or drop it."""
         level = _LEVELS.get(event["log_level"], _WORST)
         if level < _WARN and not str(event.get("log_namespace", "")).startswith("poetry"):
             level = _LEVELS[LogLevel.debug]
             event = {**event, "log_level": LogLevel.debug}
         if level < self._level:
             return
-        if level >= _WARN and self._is_flood(kind_of(event)):
+        if level >= _WARN and self._is_flood(flood_kind(event)):
             return
         self._observer(event)
 
@@ -173,11 +177,11 @@ class Threshold:
             since, count = now, 0
         self._seen[kind] = since, count + 1
         if count == FLOOD_LINES:
-            self._clock.callLater(since + FLOOD_SECONDS - now, self.tell, kind)
+            self._clock.callLater(since + FLOOD_SECONDS - now, self._log_dropped, kind)
         return count >= FLOOD_LINES
 
-    def tell(self, kind: str) -> None:
-        """Log how many lines of a kind were not logged, if any, once its seconds are over."""
+    def _log_dropped(self, kind: str) -> None:
+        """Log how many events of a kind were dropped, if any, and count anew."""
         _, count = self._seen.pop(kind, (0.0, 0))
         if count > FLOOD_LINES:
             _log.warn(
@@ -187,19 +191,19 @@ class Threshold:
                 count=count - FLOOD_LINES,
             )
 
-    def tell_all(self) -> None:
-        """Log that for all kinds, at the end of the process."""
+    def log_all_dropped(self) -> None:
+        """Log how many events of each kind were dropped, at the end of the process."""
         for kind in list(self._seen):
-            self.tell(kind)
+            self._log_dropped(kind)
 
 
-def kind_of(event: LogEvent) -> str:
-    """Name the kind of a warning or an error, by which floods are counted.
+def flood_kind(event: LogEvent) -> str:
+    """Return the kind of a warning or an error, by which floods are counted.
 
-    Kinds are kept, so they are bounded: nothing that a peer chooses is in them. Of a failure that
-    somebody else logs it is what failed and in which function, as all those have one format.
+    Kinds are kept in memory, so nothing that a peer chooses may be part of one. The kind of a
+    failure is its type and function, as the events of all failures have the same format.
     """
-    failure = event.get("log_failure") or event.get("failure")  # as Twisted's older log has it
+    failure = event.get("log_failure") or event.get("failure")  # "failure": of twisted.python.log
     if isinstance(failure, Failure) and failure.type is not None:
         where = f" in {failure.frames[-1][0]}" if failure.frames else ""
         return f"{failure.type.__name__}{where}"
@@ -209,7 +213,7 @@ def kind_of(event: LogEvent) -> str:
 
 @implementer(ILogObserver)
 class LogWriter:
-    """Writes events to a stream, and logs how many lines were lost where nobody read it."""
+    """Writes events to a stream, and logs how many lines were lost because it was not read."""
 
     def __init__(self, stream: LossyStream, log_format: str, clock: Any) -> None:
         """@param log_format: one of `FORMATS`.
@@ -219,27 +223,31 @@ class LogWriter:
         self._stream = stream
         self._format = FORMATS[log_format]
         self._clock = clock
-        self._telling: Any = None
+        self._report: Any = None
 
     def __call__(self, event: LogEvent) -> None:
         """Write an event."""
         self._stream.write(self._format(event))
-        if self._stream.dropped and self._telling is None:
-            self._telling = self._clock.callLater(ROOM_SECONDS, self._tell)
+        if self._stream.dropped and self._report is None:
+            self._report = self._clock.callLater(LOST_LINES_SECONDS, self._log_lost)
 
-    def _tell(self) -> None:
-        self._telling = None
+    def _log_lost(self) -> None:
+        self._report = None
         lost, self._stream.dropped = self._stream.dropped, 0
         _log.warn("{count} log lines were lost: nobody read them", event="lines_lost", count=lost)
-        if self._stream.dropped:  # nor this one
+        if self._stream.dropped:  # this line too
             self._stream.dropped = lost
 
 
 def start_logging(stream: TextIO | None, log_format: str, level: str, reactor: Any) -> None:
-    """Send the process's log to `stream`, in one of `FORMATS`, from `level` up."""
+    """Write the log of the process to a stream, from `level` up.
+
+    @param stream: None: it is closed, and nothing is logged.
+    @param log_format: one of `FORMATS`.
+    """
     observers: list[Threshold] = []
     if stream is not None:
         writer = LogWriter(LossyStream(stream.fileno()), log_format, reactor)
         observers.append(Threshold(writer, level, reactor))
-        reactor.addSystemEventTrigger("after", "shutdown", observers[0].tell_all)
+        reactor.addSystemEventTrigger("after", "shutdown", observers[0].log_all_dropped)
     globalLogBeginner.beginLoggingTo(observers, discardBuffer=True, redirectStandardIO=False)

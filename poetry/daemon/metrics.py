@@ -17,18 +17,18 @@ if TYPE_CHECKING:
     from poetry.server import PoetryService
 
 OUTCOMES = ("sent", "truncated", "timed_out", "stopped", "failed", "handshake")
-"""Outcomes of a poem that is sent. Each has a counter from the start, at 0: to Prometheus the first
-value of a new counter is no increase."""
+"""Outcomes of a poem that is sent. Each has a counter from the start, at 0, as Prometheus sees no
+increase in the first value of a counter."""
 
 
 class Metrics:
-    """Counts the transfers of a `PoetryService` and reads its numbers, for Prometheus.
+    """Prometheus metrics of a `PoetryService`: counts its transfers, and reads its state.
 
-    The label `poem` is the name of a poem that is served, so that there are no more than these.
+    The label `poem` is the name of a poem that is served, so its values are bounded.
     """
 
     def __init__(self, service: PoetryService) -> None:
-        """@raise ImportError: without prometheus-client (the extra `metrics`)."""
+        """@raise ImportError: if prometheus-client is not installed (the extra `metrics`)."""
         from prometheus_client import (
             CollectorRegistry,
             Counter,
@@ -83,14 +83,14 @@ class Metrics:
             factory.observers = (*factory.observers, self)
 
     def __call__(self, protocol: PoetryProtocol) -> None:
-        """Count a transfer that has ended; it is one of a factory's `observers`."""
+        """Count a transfer that has ended, as one of a factory's `observers`."""
         poem = protocol.factory.name
         self._poems.labels(poem, protocol.outcome).inc()
         self._bytes.labels(poem).inc(protocol.size)
         self._seconds.observe(monotonic() - protocol.started)
 
     def site(self) -> ScrapeSite:
-        """Make a web site that has the metrics at /metrics."""
+        """Make the web site that serves the metrics at /metrics."""
         from prometheus_client import CONTENT_TYPE_LATEST, generate_latest
 
         from poetry.daemon.site import Page, ScrapeSite

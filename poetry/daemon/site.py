@@ -1,4 +1,4 @@
-"""The web site of the metrics: one page, bounded in connections, seconds and renderings."""
+"""The web site of the metrics: one page, with limits on connections, time and CPU."""
 
 from __future__ import annotations
 
@@ -14,10 +14,10 @@ from twisted.web.resource import IResource, Resource
 from twisted.web.server import Request, Site
 
 SCRAPES, SCRAPE_SECONDS = 8, 5.0
-"""Most connections at once, and most seconds for each: half of what Prometheus waits by default."""
+"""Most connections at once, and most seconds for each: half of Prometheus's default timeout."""
 
 FRESH_SECONDS = 1.0
-"""Seconds for which a page is answered as it was rendered."""
+"""Seconds for which a rendered page is sent again."""
 
 
 class Page(Resource):
@@ -33,7 +33,7 @@ class Page(Resource):
         self._stale_at = 0.0
 
     def render_GET(self, request: Request) -> bytes:
-        """Give the page; for HEAD twisted.web leaves it out."""
+        """Return the page; for HEAD twisted.web sends only its headers."""
         now = monotonic()
         if not self._rendered or now >= self._stale_at:
             self._rendered = self._render()
@@ -43,7 +43,7 @@ class Page(Resource):
 
 
 class Scrape(HTTPChannel):
-    """A connection that answers one request without a body, within a deadline for all of it."""
+    """An HTTP connection for one request, with a deadline for all of it."""
 
     site: ScrapeSite
     transport: Any
@@ -55,12 +55,12 @@ class Scrape(HTTPChannel):
         self._deadline = self.callLater(SCRAPE_SECONDS, self.transport.abortConnection)
 
     def allHeadersReceived(self) -> None:
-        """Answer at the end of the headers: a body would be read into memory."""
+        """Answer without waiting for a body, which would be read into memory."""
         self.length = 0
         super().allHeadersReceived()  # type: ignore[no-untyped-call]
 
     def checkPersistence(self, request: Request, version: bytes) -> bool:  # noqa: ARG002
-        """Have the connection closed after its first answer."""
+        """Close the connection after its first answer."""
         request.setHeader(b"connection", b"close")
         return False
 
@@ -73,11 +73,11 @@ class Scrape(HTTPChannel):
 
 
 class ScrapeSite(Site):
-    """A page at `/metrics`. Of `SCRAPES` connections the oldest makes room for a new one.
+    """A site with a page at `/metrics`; the oldest of `SCRAPES` connections yields to a new one.
 
-    A scraper asks as soon as it is connected, so that the oldest is one that does not.
+    A scraper sends its request as soon as it is connected, so the oldest is unlikely to be one.
 
-    @ivar address: where to serve it, as text.
+    @ivar address: the address to serve it on, as text.
     """
 
     address = ""
@@ -90,17 +90,19 @@ class ScrapeSite(Site):
         self.scrapes: list[Scrape] = []
 
     def getResourceFor(self, request: Request) -> IResource:
-        """Give the page at its path, and 404 elsewhere."""
+        """Return the page at its path, and 404 elsewhere."""
         return self.resource if request.path == b"/metrics" else notFound()
 
     def acceptableProtocols(self) -> list[bytes]:
-        """Offer HTTP/1.1 alone over TLS: twisted.web would offer HTTP/2 too."""
+        """Return HTTP/1.1 alone, for ALPN: twisted.web would offer HTTP/2 too."""
         return [b"http/1.1"]
 
     def buildProtocol(self, addr: Any) -> Any:
-        """Make a protocol, and abort the oldest connection for it where there are too many.
+        """Make a protocol; if there are too many connections, abort the oldest.
 
-        An abort takes a turn of the reactor, in which as many again may come, and no more.
+        An abort takes an iteration of the reactor. As many again may come in it, and no more.
+
+        @return: None: refuse the connection.
         """
         too_many = len(self.scrapes) - SCRAPES
         if too_many >= SCRAPES:

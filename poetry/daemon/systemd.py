@@ -1,4 +1,4 @@
-"""systemd's notifications (sd_notify(3))."""
+"""Notifications to systemd (sd_notify(3))."""
 
 from __future__ import annotations
 
@@ -12,10 +12,10 @@ _log = Logger()
 
 
 def notify(state: str) -> None:
-    """Tell systemd, where it asked to be told, and never wait for it.
+    """Notify systemd of a state, if it started us with NOTIFY_SOCKET; never wait.
 
     A notification for which there is no room is lost, and logged: a server that waited for its
-    supervisor would stop serving, and could not be stopped either.
+    supervisor would stop serving, and could not be stopped.
 
     @param state: READY=1, RELOADING=1 or STOPPING=1.
     """

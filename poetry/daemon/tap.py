@@ -1,4 +1,4 @@
-"""The plugin of twistd and twist: the options of `twistd poetry`, and their service."""
+"""The plugin of twistd and twist: the options of `twistd poetry`, and its service."""
 
 from __future__ import annotations
 
@@ -43,16 +43,16 @@ class Options(usage.Options):
     opt_l = opt_listen
 
     def parseArgs(self, *poems: str) -> None:
-        """Take the POEMs."""
+        """Store the POEM arguments."""
         self["poems"] = poems
 
 
 def makeService(options: Options) -> Service:
     """Make the service, for twistd.
 
-    @raise SystemExit: with 2, after a line on standard error, where the options make no sense.
+    @raise SystemExit: with 2, after a line on standard error, if the options are wrong.
     """
-    from twisted.internet import reactor  # not before twist has installed the one asked for
+    from twisted.internet import reactor  # only now: twist has installed the one that was chosen
 
     try:
         return build_service(

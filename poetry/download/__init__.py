@@ -1,1 +1,1 @@
-"""Fetching for `poetry get`: retries, order, and where the poems are written."""
+"""Downloads for `poetry get`: retries, the order of the poems, and their outputs."""

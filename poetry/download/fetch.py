@@ -1,4 +1,4 @@
-"""Fetching for `poetry get`: retries, the order of the poems, and the words for failures."""
+"""Downloads for `poetry get`: retries, the order of the poems, and error messages."""
 
 from __future__ import annotations
 
@@ -22,26 +22,29 @@ from poetry.download.output import STANDARD_OUTPUT, Destination, Sink, open_sink
 from poetry.errors import EmptyPoem, PoemMismatch, PoemTimedOut, PoemTruncated
 
 TRANSIENT = (PoemTruncated, EmptyPoem, PoemTimedOut, ConnectError, DNSLookupError)
-"""What another try may mend."""
+"""Errors after which another attempt may succeed."""
 
 
 class Source(NamedTuple):
     """The source of a poem: its endpoint, and its address as the user wrote it.
 
-    @ivar tell: is told what happens to it, a line at a time; None: nobody wants to know.
+    @ivar report: is called with each event of the download, in one line; None: no report.
     """
 
     address: str
     endpoint: IStreamClientEndpoint
-    tell: Callable[[str], object] | None = None
+    report: Callable[[str], object] | None = None
 
 
-class Wanted(NamedTuple):
-    """The limits of each download.
+class DownloadOptions(NamedTuple):
+    """The options of each download.
 
-    @ivar timeout: in seconds, as is max_time.
-    @ivar sha256: hexadecimal.
-    @ivar text: fail rather than write what would spoil a terminal.
+    @ivar timeout: longest wait to connect, and between bytes, in seconds.
+    @ivar max_time: longest time for all of it, in seconds; None: any.
+    @ivar max_bytes: fail rather than accept more; None: any.
+    @ivar retries: attempts after the first one.
+    @ivar sha256: the digest that the poem must have, hexadecimal; None: any.
+    @ivar text_only: fail rather than write NUL bytes to a terminal.
     """
 
     timeout: float
@@ -49,41 +52,41 @@ class Wanted(NamedTuple):
     max_bytes: int | None
     retries: int
     sha256: str | None
-    text: bool
+    text_only: bool
 
 
 class Fetcher:
-    """Fetch poems at the same time. Each method gives whether all of them arrived."""
+    """Fetches poems concurrently. Each public method returns whether all of them arrived."""
 
     def __init__(
         self,
         reactor: Any,
-        wanted: Wanted,
+        options: DownloadOptions,
         advance: Callable[[int], object],
         note: Callable[[str], object],
         complain: Callable[[str], object],
         wrote: Callable[[str], object] | None = None,
     ) -> None:
-        """@param advance: is told the bytes of each part that arrived.
+        """@param advance: is called with the size of each chunk that arrived, in bytes.
 
-        @param note: is told what a user may want to know, in one line.
-        @param complain: is told each failure, in one line.
-        @param wrote: is told what was written to a file, in one line; None: nobody wants to know.
+        @param note: is called with each note for the user, in one line.
+        @param complain: is called with each failure, in one line.
+        @param wrote: is called with what was written to a file, in one line; None: no report.
         """
         self._reactor = reactor
-        self._wanted = wanted
+        self._options = options
         self._advance = advance
         self._note = note
         self._complain = complain
         self._wrote = wrote
 
     async def fetch(self, sources: Sequence[Source], path: str | None) -> bool:
-        """Fetch all into one file, or to standard output (None).
+        """Fetch all poems into one file, or to standard output (None).
 
         One poem is written as it arrives; several are spooled, and written in order when whole. A
         regular file appears only if all arrived.
         """
-        return await self._report_output_error(self._write(sources, path))
+        return await self._report_output_error(self._fetch_into(sources, path))
 
     async def fetch_each(self, sources: Sequence[Source], paths: Sequence[str]) -> bool:
         """Fetch each poem into a file of its own."""
@@ -91,24 +94,26 @@ class Fetcher:
         with _started(jobs) as started:
             return all([await job for job in started])
 
-    async def _write(self, sources: Sequence[Source], path: str | None) -> bool:
-        wanted = self._wanted
-        opened = open_sink(self._reactor, path, self._note, wanted.max_time, terminal=wanted.text)
+    async def _fetch_into(self, sources: Sequence[Source], path: str | None) -> bool:
+        options = self._options
+        opened = open_sink(
+            self._reactor, path, self._note, options.max_time, terminal=options.text_only
+        )
         with closing(opened) as sink:
             if len(sources) == 1:
-                whole = await self._attempt(sources[0], sink)
+                whole = await self._fetch_source(sources[0], sink)
             else:
-                whole = await self._in_order(sources, sink)
+                whole = await self._fetch_in_order(sources, sink)
             await sink.finish(whole=whole)
             if whole and path is not None and self._wrote is not None:
                 self._wrote(f"Wrote {path}: {sink.size:,} bytes")
             return whole
 
-    async def _in_order(self, sources: Sequence[Source], sink: Destination) -> bool:
+    async def _fetch_in_order(self, sources: Sequence[Source], sink: Destination) -> bool:
         with ExitStack() as stack:
             spools = [stack.enter_context(closing(Spool())) for _ in sources]
             jobs = [
-                self._report_output_error(self._spool(source, spool))
+                self._report_output_error(self._fetch_to_spool(source, spool))
                 for source, spool in zip(sources, spools, strict=True)
             ]
             started = stack.enter_context(_started(jobs))
@@ -122,14 +127,17 @@ class Fetcher:
                 spool.close()
             return whole
 
-    async def _spool(self, source: Source, spool: Spool) -> bool:
-        whole = await self._attempt(source, spool)
+    async def _fetch_to_spool(self, source: Source, spool: Spool) -> bool:
+        whole = await self._fetch_source(source, spool)
         await spool.finish(whole=whole)
         return whole
 
-    async def _attempt(self, source: Source, sink: Sink) -> bool:
-        """Download before the deadline, and report an error of the source."""
-        work, max_time = self._download(source, sink), self._wanted.max_time
+    async def _fetch_source(self, source: Source, sink: Sink) -> bool:
+        """Download before the deadline, and report an error of the source.
+
+        @return: whether the whole poem was written.
+        """
+        work, max_time = self._download_with_retries(source, sink), self._options.max_time
         try:
             await with_deadline(work, max_time, self._reactor, lambda: sink.size)
         except (CancelledError, OutputError):
@@ -137,14 +145,14 @@ class Fetcher:
         except errors.ConnectingCancelledError as error:
             raise CancelledError from error
         except ConsumerGone:
-            return False  # why, the sink says when it is finished
+            return False  # the sink reports its error when it is finished
         except Exception as error:
-            return self._failed(source.address, error)
+            return self._report_failure(source.address, error)
         return True
 
-    async def _download(self, source: Source, sink: Sink) -> None:
-        """Download, with the retries that are wanted."""
-        retries = self._wanted.retries
+    async def _download_with_retries(self, source: Source, sink: Sink) -> None:
+        """Download, and try again as often as the options allow."""
+        retries = self._options.retries
         for attempt in count(1):  # pragma: no branch (it has no end)
             try:
                 await self._download_once(source, sink)
@@ -155,7 +163,7 @@ class Fetcher:
 
                 delay = backoffPolicy()(attempt)
                 self._note(
-                    f"{source.address}: {explain(error)};"
+                    f"{source.address}: {explain_fetch_failure(error)};"
                     f" retry {attempt} of {retries} in {delay:.1f} s"
                 )
                 await deferLater(self._reactor, delay)
@@ -163,45 +171,45 @@ class Fetcher:
                 return
 
     async def _download_once(self, source: Source, sink: Sink) -> None:
-        wanted = self._wanted
+        options = self._options
         digest = sha256()
 
         def write(data: bytes) -> None:
-            if wanted.text and b"\0" in data:
+            if options.text_only and b"\0" in data:
                 raise _NotText(shown=not sink.restart())
             sink.write(data)
-            if wanted.sha256 is not None:
+            if options.sha256 is not None:
                 digest.update(data)
             self._advance(len(data))
 
         await download(
             source.endpoint,
             write,
-            timeout=wanted.timeout,
-            max_bytes=wanted.max_bytes,
+            timeout=options.timeout,
+            max_bytes=options.max_bytes,
             consumer=sink.consumer,
             clock=self._reactor,
-            tell=source.tell,
+            report=source.report,
         )
-        if wanted.sha256 not in (None, digest.hexdigest()):
-            raise PoemMismatch(str(wanted.sha256), digest.hexdigest())
+        if options.sha256 not in (None, digest.hexdigest()):
+            raise PoemMismatch(str(options.sha256), digest.hexdigest())
 
     async def _report_output_error(self, work: Coroutine[Any, Any, bool]) -> bool:
-        """Do the work, and report an error of its output."""
+        """Await the work, and report an error of its output."""
         try:
             return await work
         except OutputError as error:
             if error.place == STANDARD_OUTPUT and isinstance(error.reason, BrokenPipeError):
-                return False  # `head` has enough: nothing to complain of
-            return self._failed(error.place, error.reason)
+                return False  # the reader has enough, as `head` does: no error
+            return self._report_failure(error.place, error.reason)
 
-    def _failed(self, subject: str, error: Exception) -> bool:
-        self._complain(f"{subject}: {explain(error)}")
+    def _report_failure(self, subject: str, error: Exception) -> bool:
+        self._complain(f"{subject}: {explain_fetch_failure(error)}")
         return False
 
 
 class _NotText(Exception):
-    """The poem has bytes that no text has; `shown`: whether some of it is on the terminal."""
+    """The poem has NUL bytes, as no text has; `shown`: whether some of it is on the terminal."""
 
     def __init__(self, *, shown: bool) -> None:
         super().__init__(shown)
@@ -214,7 +222,7 @@ class _NotText(Exception):
 
 @contextmanager
 def _started(jobs: Sequence[Coroutine[Any, Any, bool]]) -> Iterator[list[Deferred[bool]]]:
-    """Run coroutines at the same time, and none beyond the block."""
+    """Run coroutines concurrently, and cancel at the end of the block those that still run."""
     started = [Deferred.fromCoroutine(job) for job in jobs]
     try:
         yield started
@@ -224,8 +232,8 @@ def _started(jobs: Sequence[Coroutine[Any, Any, bool]]) -> Iterator[list[Deferre
             job.cancel()
 
 
-def explain(error: Exception) -> str:
-    """Say in a few words what was wrong, and what to do about it where that is known."""
+def explain_fetch_failure(error: Exception) -> str:
+    """Describe an error in a few words, with what to do about it if that is known."""
     if isinstance(error, DNSLookupError):
         return f"no such host ({error})"
     if isinstance(error, errors.ConnectionRefusedError):
@@ -244,13 +252,13 @@ def explain(error: Exception) -> str:
 
 
 def _no_connection(error: ConnectError) -> str:
-    if isinstance(error.args[0], Failure):  # all that Twisted says of a hang-up
+    if isinstance(error.args[0], Failure):  # all that Twisted passes on of a hang-up
         return error.args[0].getErrorMessage()
     limit = "; raise the limit (ulimit -n)" if error.osError in (errno.EMFILE, errno.ENFILE) else ""
     return f"{error.args[0] or error}{limit}"
 
 
 def _tls_error(error: Exception) -> str:
-    """Give the reasons that OpenSSL lists, each after its library and function."""
+    """Return the reasons in an error of OpenSSL, which lists (library, function, reason)."""
     reasons = [str(each[-1]) for each in (error.args or [()])[0]]
     return "; ".join(reasons) or type(error).__name__

@@ -1,4 +1,4 @@
-"""Where a poem is kept: files that appear when whole, and spools."""
+"""Files for downloads: those that appear only when whole, and spools."""
 
 from __future__ import annotations
 
@@ -17,14 +17,14 @@ from poetry.download.location import Location
 from poetry.system.features import NOT_BLOCKING
 
 SPOOL_BYTES = 1024 * 1024
-"""Bytes of a poem that is not yet due that stay in memory; the rest goes to a temporary file."""
+"""Bytes from which on a spool is on disk rather than in memory."""
 
-NOT_SYNCED = frozenset({errno.EINVAL, errno.ENOSYS, errno.ENOTSUP, errno.EOPNOTSUPP, errno.EROFS})
-"""What fsync(2) fails with where a file system has none; of all else the disk lost something."""
+NO_FSYNC = frozenset({errno.EINVAL, errno.ENOSYS, errno.ENOTSUP, errno.EOPNOTSUPP, errno.EROFS})
+"""Errors of fsync(2) on a file system that has none; any other error means lost data."""
 
 
 class OutputError(Exception):
-    """An error of what a poem is written to: `place` failed, for `reason`."""
+    """An output failed: `place` is its name, `reason` the error."""
 
     def __init__(self, place: str, reason: Exception) -> None:
         super().__init__(place, reason)
@@ -42,7 +42,7 @@ def output_errors(place: str) -> Iterator[None]:
 
 
 class _File:
-    """A sink that can start again, and that is never full."""
+    """A sink that can restart, and never holds the sender back."""
 
     consumer = None
     size = 0
@@ -52,13 +52,13 @@ class _File:
         self._place = place
 
     def write(self, data: bytes) -> None:
-        """Take some more."""
+        """Write a chunk."""
         self.size += len(data)
         with output_errors(self._place):
             self.file.write(data)
 
     def restart(self) -> bool:
-        """Empty the file."""
+        """Empty the file, for a new attempt; always possible."""
         self.size = 0
         with output_errors(self._place):
             self.file.seek(0)
@@ -67,12 +67,12 @@ class _File:
 
     def close(self) -> None:
         """Close the file."""
-        with suppress(OSError):  # of what was still to be written, and is given up
+        with suppress(OSError):  # of the last write, whose data is discarded anyway
             self.file.close()
 
 
 class Spool(_File):
-    """A temporary file for a poem that is not yet due; once finished, it is read from its start."""
+    """A temporary file for a poem that has to wait for those before it."""
 
     def __init__(self) -> None:
         file = SpooledTemporaryFile(SPOOL_BYTES)  # noqa: SIM115 (`close` does)
@@ -81,12 +81,12 @@ class Spool(_File):
         self._error: OSError | None = None
 
     async def finish(self, *, whole: bool) -> None:  # noqa: ARG002
-        """Go to the start."""
+        """Rewind to the start, to be read."""
         with output_errors(self._place):
             self.file.seek(0)
 
     def read(self, size: int = -1) -> bytes:
-        """Read some of the poem; `check` raises the error of a read that was refused."""
+        """Read some of the poem; if that fails, return nothing, and let `check` raise the error."""
         try:
             data = self.file.read(size)
         except OSError as error:
@@ -96,9 +96,9 @@ class Spool(_File):
         return data
 
     def check(self) -> None:
-        """Check that all that was written was read: a refused read looks like an end.
+        """Check that everything written was read: a failed read looks like the end.
 
-        @raise OutputError: where it is not.
+        @raise OutputError: if it was not.
         """
         with output_errors(self._place):
             if self._error is not None:
@@ -108,33 +108,33 @@ class Spool(_File):
 
 
 class AtomicFile(_File):
-    """A file that takes its name only when it is finished and whole; an old one stays until then.
+    """A file that gets its name only when finished and whole; an old file stays until then.
 
-    @raise OSError: where it cannot be made.
+    @raise OSError: if it cannot be created.
     """
 
     def __init__(self, path: str, location: Location, note: Callable[[str], object]) -> None:
-        """@param path: what errors call it.
+        """@param path: the name of the file in errors.
 
-        @param location: is closed in the end.
-        @param note: is told, in one line, what cannot be kept of an old file.
+        @param location: is closed by `close`.
+        @param note: is called with what cannot be kept of an old file, in one line.
         """
         self._note = note
         self._location = location
         self._part: str | None = location.beside(f".poetry-{token_hex(6)}.part")
         old = self._old_access()
-        mode = 0o666 if old is None else old.mode_to_begin_with
+        mode = 0o666 if old is None else old.initial_mode
         descriptor = location.open(self._part, os.O_WRONLY | os.O_CREAT | os.O_EXCL, mode)
         super().__init__(os.fdopen(descriptor, "wb"), path)
 
     def _old_access(self) -> Access | None:
-        """Read the access of the file that has the name now; None: there is none."""
+        """Read the access of the file that has the name now; None: no regular file has it."""
         status = self._location.status()
         if status is None or not stat.S_ISREG(status.st_mode):
             return None
         try:
             descriptor = self._location.open(self._location.name, os.O_RDONLY | NOT_BLOCKING)
-        except OSError:  # it may not be read, but replaced
+        except OSError:  # not readable, but it can be replaced
             return Access(status, None)
         try:
             return Access.of(descriptor)
@@ -149,13 +149,13 @@ class AtomicFile(_File):
         self.size += spool.size
 
     async def finish(self, *, whole: bool) -> None:
-        """Give the file its name, if it is whole: only when the disk has it."""
+        """Rename a `whole` file to its name, once its bytes are on disk."""
         if not whole:
             return
         with output_errors(self._place):
             self.file.flush()
             old = self._old_access()
-            if old is not None and (lost := old.give_to(self.file.fileno())):
+            if old is not None and (lost := old.apply_to(self.file.fileno())):
                 self._note(f"{self._place}: {lost}")
             self._sync()
             self.file.close()
@@ -167,7 +167,7 @@ class AtomicFile(_File):
         try:
             os.fsync(self.file.fileno())
         except OSError as error:
-            if error.errno not in NOT_SYNCED:
+            if error.errno not in NO_FSYNC:
                 raise
 
     def close(self) -> None:

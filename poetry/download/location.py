@@ -9,7 +9,7 @@ import stat
 from contextlib import suppress
 
 MOST_LINKS = 40
-"""Symbolic links that are followed for one name: as many as Linux does (path_resolution(7))."""
+"""Most symbolic links followed for one name, as in Linux (path_resolution(7))."""
 
 _DESCRIPTOR = re.compile(
     r"/dev/(?:(?P<name>stdin|stdout|stderr)|fd/(?P<fd>\d+))"
@@ -19,7 +19,7 @@ _STANDARD = {"stdin": 0, "stdout": 1, "stderr": 2}
 
 
 def descriptor_of(path: str) -> int | None:
-    """Give the descriptor that a path such as /dev/fd/3 names; None: it is a file."""
+    """Return the descriptor that a path such as /dev/fd/3 names; None: the path names a file."""
     named = _DESCRIPTOR.fullmatch(path)
     if named is None or named["process"] not in (None, str(os.getpid())):
         return None
@@ -29,13 +29,13 @@ def descriptor_of(path: str) -> int | None:
 class Location:
     """A name in a directory that is held open, for openat(2).
 
-    Whatever is renamed or linked meanwhile, all that is done there is done in that directory, and
-    the last part of the path is looked up once.
+    Whatever is renamed or linked meanwhile, every operation is in that directory, and the path is
+    looked up once.
 
-    @ivar directory: a descriptor, or None where the system has no openat(2), as Windows.
-    @ivar name: the name there, or else the whole path.
-    @ivar found: what has the name, when it was looked up.
-    @ivar descriptor: the descriptor of this process that the path leads to, if it does.
+    @ivar directory: a descriptor; None: the system has no openat(2), as Windows.
+    @ivar name: the name in the directory; the whole path if that is None.
+    @ivar found: the status of what had the name when it was looked up; None: nothing had.
+    @ivar descriptor: the descriptor of this process that the path names; None: it names a file.
     """
 
     directory: int | None = None
@@ -43,9 +43,9 @@ class Location:
     descriptor: int | None = None
 
     def __init__(self, path: str) -> None:
-        """Follow symbolic links.
+        """Look up a path, following symbolic links.
 
-        @raise OSError: where there is no such directory, or where a link is not to be trusted.
+        @raise OSError: if there is no such directory, or a link is not to be trusted.
         """
         if os.open not in os.supports_dir_fd:
             self.name = os.path.realpath(path)
@@ -63,16 +63,19 @@ class Location:
             raise
 
     def _look_up(self, path: str) -> str | None:
-        """Go to a path, relative to here; give the target if that is a symbolic link."""
+        """Open the directory of a path, which is relative to the one that is open.
+
+        @return: the target, if the path is a symbolic link.
+        """
         self.descriptor = descriptor_of(path)
         parent, self.name = os.path.split(path)
         if self.descriptor is not None:
             return None
         if self.name in ("", ".", ".."):  # `name/` is not `name`
             raise IsADirectoryError(errno.EISDIR, os.strerror(errno.EISDIR))
-        # O_PATH (Linux) asks for no permission to list it.
-        only_to_go_there = getattr(os, "O_PATH", os.O_RDONLY) | os.O_DIRECTORY
-        parent_directory = os.open(parent or ".", only_to_go_there, dir_fd=self.directory)
+        # O_PATH (Linux) needs no permission to list it.
+        flags = getattr(os, "O_PATH", os.O_RDONLY) | os.O_DIRECTORY
+        parent_directory = os.open(parent or ".", flags, dir_fd=self.directory)
         self.close()
         self.directory = parent_directory
         self.found = self.status()
@@ -82,7 +85,7 @@ class Location:
         return os.readlink(self.name, dir_fd=self.directory)
 
     def _check_link(self, link: os.stat_result) -> None:
-        """Refuse a link that another user may have made, to have a file elsewhere overwritten.
+        """Refuse a link that another user may have made to get a file elsewhere overwritten.
 
         Linux does so itself for sticky directories, where fs.protected_symlinks is set (proc(5)).
         """
@@ -94,14 +97,14 @@ class Location:
             raise PermissionError(errno.EACCES, why)
 
     def status(self) -> os.stat_result | None:
-        """Give the status of what has the name now, links not followed; None: nothing has it."""
+        """Return the status of what has the name now, without following links; None: nothing."""
         try:
             return os.stat(self.name, dir_fd=self.directory, follow_symlinks=False)
         except FileNotFoundError:
             return None
 
     def beside(self, name: str) -> str:
-        """Give the path of another name in the directory."""
+        """Return the path of another name in the directory."""
         return os.path.join(os.path.dirname(self.name), name)  # noqa: PTH118, PTH120
 
     def open(self, name: str, flags: int, mode: int = 0o666) -> int:

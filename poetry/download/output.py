@@ -1,4 +1,4 @@
-"""Where a poem is written: a file, or an output that takes it as it comes."""
+"""Outputs of a download: a file that appears when whole, or a stream such as a pipe."""
 
 from __future__ import annotations
 
@@ -28,14 +28,14 @@ from poetry.system.streams import reopened
 STANDARD_OUTPUT = "standard output"
 
 MOMENT = 1.0
-"""Seconds that what came in time has to be written, where it had to wait for what did not."""
+"""Seconds after the deadline in which what arrived in time may still be written."""
 
 
 class Sink(Protocol):
-    """What a poem is written to. Each of its errors is an `OutputError`.
+    """An output of a download. Each of its errors is an `OutputError`.
 
     @ivar size: bytes written since the start, or the last restart.
-    @ivar consumer: what holds the sender back, where anything does.
+    @ivar consumer: what holds the sender back while it is full; None: the sink is never full.
     """
 
     @property
@@ -47,34 +47,34 @@ class Sink(Protocol):
         """See above."""
 
     def write(self, data: bytes) -> object:
-        """Take some more."""
+        """Write a chunk."""
 
     def restart(self) -> bool:
-        """Take back what was written; give whether that is possible."""
+        """Discard what was written, for a new attempt; return whether that is possible."""
 
     def finish(self, *, whole: bool) -> Awaitable[None]:
-        """Complete the output; a file that is not `whole` is given up."""
+        """Complete the output; a file appears only if it is `whole`."""
 
     def close(self) -> None:
-        """Give up what is not finished, and keep nothing open."""
+        """Discard what is not finished, and close what is open."""
 
 
 class Destination(Sink, Protocol):
-    """A sink that spooled poems end up in."""
+    """A sink to which whole spools can be copied."""
 
     def copy(self, spool: Spool) -> Awaitable[None]:
         """Copy a whole spool."""
 
 
 def is_standard_output(path: str) -> bool:
-    """Tell whether a path is standard output, by any of its names."""
+    """Check whether a path is standard output, by any of its names."""
     return path == "-" or _is_open_as(path, sys.__stdout__)
 
 
 def _is_open_as(path: str, stream: TextIO | None) -> bool:
     try:
         return stream is not None and os.path.samestat(Path(path).stat(), os.fstat(stream.fileno()))
-    except OSError:  # there is no such file, or the stream has none
+    except OSError:  # no such file, or a stream without a descriptor
         return False
 
 
@@ -88,30 +88,30 @@ def open_sink(
 ) -> Destination:
     """Open standard output (None), a file that appears when it is whole, or a special file.
 
-    @param note: is told, in one line, what cannot be kept of an old file.
-    @param max_time: seconds after which what is not taken is given up; None: any. A regular file
-        takes all at once.
-    @param terminal: control characters are made visible.
-    @raise OutputError: where it cannot be written.
+    @param note: is called with what cannot be kept of an old file, in one line.
+    @param max_time: seconds after which what is not written is discarded; None: any. A regular
+        file never waits.
+    @param terminal: make control characters visible.
+    @raise OutputError: if it cannot be opened.
     """
     if path is None:
         with output_errors(STANDARD_OUTPUT):
             out = sys.stdout
             controls = VisibleControls(out.encoding) if terminal else None
-            return output_to(reactor, out.fileno(), STANDARD_OUTPUT, max_time, controls)
+            return make_output(reactor, out.fileno(), STANDARD_OUTPUT, max_time, controls)
     with output_errors(path), ExitStack() as stack:
         if _is_open_as(path, sys.stderr):
-            return output_to(reactor, sys.stderr.fileno(), path, max_time)
+            return make_output(reactor, sys.stderr.fileno(), path, max_time)
         location = Location(path)
         stack.callback(location.close)
         if location.descriptor is not None:
-            return output_to(reactor, location.descriptor, path, max_time)
+            return make_output(reactor, location.descriptor, path, max_time)
         found = location.found
         if found is None or stat.S_ISREG(found.st_mode):
             file = AtomicFile(path, location, note)
             stack.pop_all()
             return file
-        # Not blocking: nobody may ever read a FIFO.
+        # Not blocking: a FIFO may have no reader.
         descriptor = location.open(location.name, os.O_WRONLY | NOT_BLOCKING)
         kind = ThreadedOutput if ONLY_SOCKETS else Output
         output = kind(reactor, descriptor, path, max_time)
@@ -121,16 +121,16 @@ def open_sink(
         return output
 
 
-def output_to(
+def make_output(
     reactor: Any,
     descriptor: int,
     place: str,
     max_time: float | None = None,
     controls: VisibleControls | None = None,
 ) -> Output:
-    """Make an output of a descriptor, which other processes may share.
+    """Make an output for a descriptor, which other processes may share.
 
-    @raise OSError: where the descriptor is not open.
+    @raise OSError: if the descriptor is not open.
     """
     own = reopened(descriptor)
     regular = stat.S_ISREG(os.fstat(descriptor).st_mode)
@@ -139,19 +139,18 @@ def output_to(
 
 
 class Output(FileDescriptor):
-    """A sink for a pipe, a terminal, a device or an open file, which take a poem as it comes.
+    """A sink for a pipe, a terminal, a device or an open file, to which a poem goes as it comes.
 
-    No write blocks: the description is our own, and the reactor tells when there is room; or it is
-    of a regular file.
+    No write blocks: the description is our own and does not block, or it is of a regular file.
 
-    @ivar size: bytes given to it.
-    @ivar closed: fires with None when all is written and `loseConnection` was called, or fails with
-        `OutputError`, for a BrokenPipeError where the reader went away.
+    @ivar size: bytes passed to `write`.
+    @ivar closed: fires with None when everything is written after `loseConnection`; fails with
+        `OutputError`, whose reason is a BrokenPipeError if the reader went away.
     """
 
     connected = 1
     size = 0
-    _waits = False
+    _write_pending = False
 
     def __init__(
         self,
@@ -163,9 +162,9 @@ class Output(FileDescriptor):
     ) -> None:
         """@param descriptor: is closed in the end.
 
-        @param place: what errors call it.
-        @param max_time: seconds after which it is given up if it is stuck; None: any.
-        @param controls: makes control characters visible.
+        @param place: the name of the output in errors.
+        @param max_time: seconds after which what is not written is discarded; None: any.
+        @param controls: makes control characters visible; None: they stay as they are.
         """
         super().__init__(reactor)
         self.closed: Deferred[None] = Deferred()
@@ -177,11 +176,11 @@ class Output(FileDescriptor):
         self._timer: Any = None
         if max_time is not None:
             late = f"timed out: not all was taken within {max_time:g} s"
-            self._timer = reactor.callLater(max_time, self._look, TimeoutError(late))
+            self._timer = reactor.callLater(max_time, self._deadline_passed, TimeoutError(late))
 
     @property
     def consumer(self) -> IConsumer:
-        """Itself: it pauses its producer while its buffer is full."""
+        """This output: it pauses its producer while its buffer is full."""
         return self
 
     def fileno(self) -> int:
@@ -189,25 +188,25 @@ class Output(FileDescriptor):
         return self._descriptor
 
     def write(self, data: bytes) -> None:
-        """Take some more: IConsumer.
+        """Write a chunk (IConsumer).
 
-        @raise OutputError: where the reactor cannot wait for room.
+        @raise OutputError: if the reactor cannot wait for room.
         """
         self.size += len(data)
-        self._write(data if self._controls is None else self._controls.part(data))
+        self._write(data if self._controls is None else self._controls.convert(data))
 
     def _write(self, data: bytes) -> None:
         with output_errors(self._place):
             super().write(data)
 
     def startWriting(self) -> None:
-        """Wait for room."""
+        """Wait for room in the output."""
         super().startWriting()  # type: ignore[no-untyped-call]
-        self._waits = True
+        self._write_pending = True
 
     def stopWriting(self) -> None:
-        """Wait no longer. Where that is refused the reactor has lost track: end without it."""
-        self._waits = False
+        """Stop waiting for room. If the reactor refuses, it has lost track: end without it."""
+        self._write_pending = False
         try:
             super().stopWriting()  # type: ignore[no-untyped-call]
         except Exception as refused:
@@ -219,7 +218,7 @@ class Output(FileDescriptor):
             self.connectionLost(Failure(CONNECTION_LOST))
 
     def writeSomeData(self, data: bytes) -> int | BaseException:
-        """Write what there is room for."""
+        """Write as much as there is room for."""
         try:
             return os.write(self._descriptor, data)
         except BlockingIOError:
@@ -234,29 +233,29 @@ class Output(FileDescriptor):
             await FileSender().beginFileTransfer(spool, self)
         except (CancelledError, OutputError):
             raise
-        except Exception:  # all that a FileSender says is that the output is gone
+        except Exception:  # a FileSender reports only that the output is gone
             await self.closed
-        self._end_of_poem()
+        self._flush_controls()
 
-    def _end_of_poem(self) -> None:
+    def _flush_controls(self) -> None:
         if self._controls is not None:
-            self._write(self._controls.part(b"", last=True))
+            self._write(self._controls.convert(b"", last=True))
 
     def restart(self) -> bool:
-        """Take nothing back: what is written is out."""
+        """Return whether nothing is written yet: what is written cannot be discarded."""
         return not self.size
 
     async def finish(self, *, whole: bool) -> None:  # noqa: ARG002
-        """Wait until everything is written, also of a poem that is not whole."""
-        self._end_of_poem()
+        """Wait until everything is written, also if the poem is not whole."""
+        self._flush_controls()
         self.unregisterProducer()  # of a connection that the reactor could not let go
         with output_errors(self._place):
             self.loseConnection()
         await self.closed
 
-    def _look(self, late: TimeoutError) -> None:
-        """End at the deadline: at once if nobody reads, else with a moment for the rest."""
-        if self._waits and not _has_room(self._descriptor):
+    def _deadline_passed(self, late: TimeoutError) -> None:
+        """Abort at once if the reader does not read, else after a moment for the rest."""
+        if self._write_pending and not _wait_for_room(self._descriptor, 0):
             self._give_up(late)
         else:
             self._timer = self._clock.callLater(MOMENT, self._give_up, late)
@@ -266,13 +265,13 @@ class Output(FileDescriptor):
         self.connectionLost(Failure(CONNECTION_LOST))
 
     def close(self) -> None:
-        """Give up what is not written."""
+        """Discard what is not written, and close the descriptor."""
         if not self.closed.called:
             self.closed.addErrback(lambda _: None)
             self.connectionLost(Failure(CONNECTION_DONE))
 
     def connectionLost(self, reason: Failure) -> None:
-        """Close the descriptor, and fire `closed`, whatever fails meanwhile."""
+        """Close the descriptor, and fire `closed`."""
         if self._timer is not None and self._timer.active():
             self._timer.cancel()
         if isinstance(reason.value, OutputError):  # of a write by a producer that had to go on
@@ -289,59 +288,60 @@ class Output(FileDescriptor):
     def _close_descriptor(self) -> None:
         try:
             os.close(self._descriptor)
-        except OSError as refused:  # what was written, as for a quota (close(2))
+        except OSError as refused:  # an error of an earlier write, as for a quota (close(2))
             self._error = self._error or refused
 
 
 class ThreadedOutput(Output):
-    """An output whose writes may block: a thread does each of them.
+    """An output whose writes may block: each is done in a thread.
 
-    To keep it from blocking would keep it from blocking for them as well. So it is for a socket, a
-    pipe or terminal of another user, and for whatever a reactor cannot wait for (Windows).
+    It is for what other processes share and cannot be reopened (a socket, a pipe or terminal of
+    another user), as O_NONBLOCK would be set for them as well; and for what a reactor cannot wait
+    for (Windows).
     """
 
     _busy = False
     _result: int | BaseException | None = None
 
     def startWriting(self) -> None:
-        """Begin in the reactor's next turn, unless it has begun."""
+        """Begin to write in the next iteration of the reactor, unless that has begun."""
         if not self._busy:
             self._busy = True
-            self._clock.callLater(0, self._turn)
+            self._clock.callLater(0, self._write_next)
 
     def stopWriting(self) -> None:
-        """Do nothing: no write is waited for."""
+        """Do nothing: the reactor does not watch this output."""
 
     def writeSomeData(self, data: bytes) -> int | BaseException:
-        """Give the result of the write that a thread has done; else begin one, and give 0."""
+        """Return the result of the write that a thread has done; else begin one, and return 0."""
         result, self._result = self._result, None
         if result is not None:
             return result
-        self._busy = self._waits = True
+        self._busy = self._write_pending = True
         try:
             self._clock.callInThread(self._writeInThread, data)
         except RuntimeError as error:  # no thread can be started
-            self._waits = False
+            self._write_pending = False
             self._error = OSError(errno.EAGAIN, str(error))
             return CONNECTION_LOST
         return 0
 
     def _writeInThread(self, data: bytes) -> None:
         result = super().writeSomeData(data)
-        if result == 0:  # others who share it have made it not block
+        if result == 0:  # another process that shares it has set O_NONBLOCK
             _wait_for_room(self._descriptor)
         self._clock.callFromThread(self._written, result)
 
     def _written(self, result: int | BaseException) -> None:
-        self._waits = False
+        self._write_pending = False
         if self.connected:
             self._result = result
-            self._turn()
+            self._write_next()
         else:
             self._close_descriptor()
 
-    def _turn(self) -> None:
-        """Write some more, if there is more."""
+    def _write_next(self) -> None:
+        """Write the next chunk, if there is one."""
         self._busy = False
         if not self.connected:
             return
@@ -352,21 +352,15 @@ class ThreadedOutput(Output):
             self.startWriting()
 
     def _close_descriptor(self) -> None:
-        if not self._waits:  # else the number could become another file's meanwhile
+        if not self._write_pending:  # else the thread might write to another file of that number
             super()._close_descriptor()
 
 
-def _has_room(descriptor: int) -> bool:
-    """Tell whether the next write takes something; yes, where the system cannot tell."""
-    return _poll(descriptor, 0)
+def _wait_for_room(descriptor: int, milliseconds: int | None = None) -> bool:
+    """Wait until there is room to write, or for some milliseconds.
 
-
-def _wait_for_room(descriptor: int) -> None:
-    """Wait until the next write takes something."""
-    _poll(descriptor, None)
-
-
-def _poll(descriptor: int, milliseconds: int | None) -> bool:
+    @return: whether there is room; True if the system cannot tell.
+    """
     try:
         writable = select.poll()
         writable.register(descriptor, select.POLLOUT)

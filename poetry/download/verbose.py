@@ -9,21 +9,19 @@ from twisted.internet.interfaces import IHostnameResolver, IResolutionReceiver
 from twisted.python.components import proxyForInterface
 from zope.interface import directlyProvides, implementer, providedBy
 
-from poetry.download.fetch import explain
-
-Tell = Callable[[str], object]
-"""Takes one line of a report."""
+from poetry.download.fetch import explain_fetch_failure
 
 
 class VerboseReactor:
     """A reactor for client endpoints that reports name lookups and connection attempts.
 
-    All but its client connections and its resolver are the reactor's own.
+    Everything else is the reactor's own.
     """
 
-    def __init__(self, reactor: Any, tell: Tell) -> None:
+    def __init__(self, reactor: Any, report: Callable[[str], object]) -> None:
+        """@param report: is called with each event, in one line."""
         self._reactor = reactor
-        self._tell = tell
+        self._report = report
         directlyProvides(self, providedBy(reactor))
 
     def __getattr__(self, name: str) -> Any:
@@ -31,62 +29,64 @@ class VerboseReactor:
 
     @property
     def nameResolver(self) -> IHostnameResolver:
-        """For IReactorPluggableNameResolver."""
-        return _VerboseResolver(self._reactor.nameResolver, self._tell)
+        """The resolver, reporting (IReactorPluggableNameResolver)."""
+        return _VerboseResolver(self._reactor.nameResolver, self._report)
 
     def connectTCP(self, host: str, port: int, factory: Any, *rest: Any, **options: Any) -> Any:
-        """For IReactorTCP."""
-        told = self._told(f"[{host}]:{port}" if ":" in host else f"{host}:{port}", factory)
-        return self._reactor.connectTCP(host, port, told, *rest, **options)
+        """Connect by TCP, and report that (IReactorTCP)."""
+        verbose = self._verbose(f"[{host}]:{port}" if ":" in host else f"{host}:{port}", factory)
+        return self._reactor.connectTCP(host, port, verbose, *rest, **options)
 
     def connectSSL(self, host: str, port: int, factory: Any, *rest: Any, **options: Any) -> Any:
-        """For IReactorSSL."""
-        told = self._told(f"{host}:{port}", factory)
-        return self._reactor.connectSSL(host, port, told, *rest, **options)
+        """Connect by TLS, and report that (IReactorSSL)."""
+        verbose = self._verbose(f"{host}:{port}", factory)
+        return self._reactor.connectSSL(host, port, verbose, *rest, **options)
 
     def connectUNIX(self, address: str, factory: Any, *rest: Any, **options: Any) -> Any:
-        """For IReactorUNIX."""
-        return self._reactor.connectUNIX(address, self._told(address, factory), *rest, **options)
+        """Connect to a Unix socket, and report that (IReactorUNIX)."""
+        verbose = self._verbose(address, factory)
+        return self._reactor.connectUNIX(address, verbose, *rest, **options)
 
-    def _told(self, where: str, factory: Any) -> Any:
-        self._tell(f"connecting to {where}")
-        return _VerboseFactory(factory, where, self._tell)
+    def _verbose(self, address: str, factory: Any) -> Any:
+        self._report(f"connecting to {address}")
+        return _VerboseFactory(factory, address, self._report)
 
 
 class _VerboseFactory:
     """A client factory that reports a failed attempt."""
 
-    def __init__(self, factory: Any, where: str, tell: Tell) -> None:
+    def __init__(self, factory: Any, address: str, report: Callable[[str], object]) -> None:
         self._factory = factory
-        self._where = where
-        self._tell = tell
+        self._address = address
+        self._report = report
 
     def __getattr__(self, name: str) -> Any:
         return getattr(self._factory, name)
 
     def clientConnectionFailed(self, connector: Any, reason: Any) -> None:
-        """Report the reason."""
-        self._tell(f"{self._where}: {explain(reason.value)}")
+        """Report the reason, and pass it on."""
+        self._report(f"{self._address}: {explain_fetch_failure(reason.value)}")
         self._factory.clientConnectionFailed(connector, reason)
 
 
 @implementer(IHostnameResolver)
 class _VerboseResolver:
-    def __init__(self, resolver: IHostnameResolver, tell: Tell) -> None:
+    def __init__(self, resolver: IHostnameResolver, report: Callable[[str], object]) -> None:
         self._resolver = resolver
-        self._tell = tell
+        self._report = report
 
     def resolveHostName(
         self, resolutionReceiver: IResolutionReceiver, hostName: str, *rest: Any, **options: Any
     ) -> Any:
-        self._tell(f"looking up {hostName}")
+        self._report(f"looking up {hostName}")
         receiver = _VerboseReceiver(resolutionReceiver)
-        receiver.told = (hostName, self._tell)
+        receiver.name, receiver.report = hostName, self._report
         return self._resolver.resolveHostName(receiver, hostName, *rest, **options)
 
 
 class _VerboseReceiver(proxyForInterface(IResolutionReceiver)):  # type: ignore[misc]
-    told: tuple[str, Tell]
+    name: str
+    report: Callable[[str], object]
 
     def __init__(self, original: IResolutionReceiver) -> None:
         super().__init__(original)
@@ -97,6 +97,5 @@ class _VerboseReceiver(proxyForInterface(IResolutionReceiver)):  # type: ignore[
         self.original.addressResolved(address)
 
     def resolutionComplete(self) -> None:
-        name, tell = self.told
-        tell(f"{name} is {', '.join(self._hosts) or 'unknown'}")
+        self.report(f"{self.name} is {', '.join(self._hosts) or 'unknown'}")
         self.original.resolutionComplete()

@@ -7,18 +7,18 @@ from codecs import getincrementaldecoder
 
 _CONTROLS = re.compile(r"\r(?!\n)|[\x00-\x08\x0b\x0c\x0e-\x1f\x7f-\x9f\udc80-\udcff]")
 """All control characters (C0, DEL, C1) but newline, tab, and a carriage return before a newline;
-and bytes that are no text, as the error handler `surrogateescape` gives them."""
+and bytes that are no text, as the error handler `surrogateescape` decodes them."""
 
 _CONTROL_KEY = 0x40
-"""What a control character differs in from the key that is pressed with Ctrl for it."""
+"""The bit between a control character and the key that is pressed with Ctrl for it."""
 
 
 def visible(text: str) -> str:
-    """Show control characters as less(1) and git do: `^[` for ESC, `<U+009B>` for CSI."""
-    return _CONTROLS.sub(_shown, text)
+    """Replace control characters as less(1) and git do: `^[` for ESC, `<U+009B>` for CSI."""
+    return _CONTROLS.sub(_replacement, text)
 
 
-def _shown(control: re.Match[str]) -> str:
+def _replacement(control: re.Match[str]) -> str:
     code = ord(control[0])
     if code < 0x80:
         return f"^{chr(code ^ _CONTROL_KEY)}"
@@ -26,20 +26,20 @@ def _shown(control: re.Match[str]) -> str:
 
 
 class VisibleControls:
-    """Make the control characters of a text visible, which comes in chunks.
+    """Makes control characters visible in a text that arrives in chunks.
 
     A terminal obeys them: they set its title, write its clipboard, or overwrite what it shows. Part
     of a character, or a carriage return, at the end of a chunk is kept until the next chunk.
     """
 
     def __init__(self, encoding: str) -> None:
-        """@param encoding: the terminal's."""
+        """@param encoding: of the terminal."""
         self._encoding = encoding
         self._decoder = getincrementaldecoder(encoding)("surrogateescape")
         self._kept = ""
 
-    def part(self, data: bytes, *, last: bool = False) -> bytes:
-        """Give what to show for a chunk; the `last` one keeps nothing back."""
+    def convert(self, data: bytes, *, last: bool = False) -> bytes:
+        """Return what to show for a chunk; after the `last` one nothing is kept."""
         text = self._kept + self._decoder.decode(data, last)
         self._kept = "\r" if text.endswith("\r") and not last else ""
         return visible(text.removesuffix(self._kept)).encode(self._encoding)

@@ -10,7 +10,7 @@ _log = Logger()
 
 
 class Pausable(Protocol):
-    """What accepts connections."""
+    """A listener that can stop accepting for a time."""
 
     def pause(self) -> None: ...
     def resume(self) -> None: ...
@@ -19,11 +19,11 @@ class Pausable(Protocol):
 class ConnectionLimiter:
     """Counts connections from their accept to their close; at the limit all listeners pause.
 
-    Refusing would be lying: a connection that is accepted and closed reads as an empty poem. So
-    the kernel's queues hold new readers.
+    None is refused, as one that is accepted and closed looks like an empty poem: new readers wait
+    in the kernel's queues.
 
     @ivar limit: most connections at once.
-    @ivar count: connections that are open.
+    @ivar count: open connections.
     @ivar full: whether the limit is reached, so that the listeners are paused.
     """
 
@@ -32,24 +32,24 @@ class ConnectionLimiter:
         self.count = 0
         self.full = False
         self._listeners: set[Pausable] = set()
-        self._told = False
+        self._logged = False
 
     def add(self, listener: Pausable) -> None:
-        """Pause this listener too whenever the limit is reached."""
+        """Add a listener, to pause it whenever the limit is reached."""
         self._listeners.add(listener)
 
     def remove(self, listener: Pausable) -> None:
-        """Forget a listener: it is closed."""
+        """Remove a listener that is closed."""
         self._listeners.discard(listener)
 
     @property
     def room(self) -> int:
-        """How many connections may still be accepted."""
+        """Number of connections that may still be accepted."""
         return self.limit - self.count
 
     @property
     def accepting(self) -> bool:
-        """Whether a connection can still be accepted by any listener, now or later."""
+        """Whether any listener is open, so that it accepts now or later."""
         return bool(self._listeners)
 
     def enter(self) -> None:
@@ -57,7 +57,7 @@ class ConnectionLimiter:
         self.count += 1
 
     def leave(self) -> None:
-        """Count a connection no longer: it is closed."""
+        """Uncount a connection that is closed; resume the listeners if there is room again."""
         self.count -= 1
         if self.full and self.room > 0:
             self.full = False
@@ -65,14 +65,14 @@ class ConnectionLimiter:
                 listener.resume()
 
     def pause_if_full(self) -> None:
-        """Pause all listeners at the limit."""
+        """Pause all listeners if the limit is reached."""
         if self.room > 0:
             return
         self.full = True
         for listener in list(self._listeners):
             listener.pause()
-        if not self._told:
-            self._told = True
+        if not self._logged:
+            self._logged = True
             _log.warn(
                 "{limit} connections are open, the most there may be: new readers wait",
                 event="limit_reached",
@@ -80,7 +80,7 @@ class ConnectionLimiter:
             )
 
     def report(self) -> None:
-        """Log that the limit is left, if it is: a busy server leaves it for a moment only."""
-        if self._told and not self.full and self.room > 0:
-            self._told = False
+        """Log if there is room again; called seldom, as a busy server has room for moments."""
+        if self._logged and not self.full and self.room > 0:
+            self._logged = False
             _log.warn("below {limit} connections again", event="limit_left", limit=self.limit)

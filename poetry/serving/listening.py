@@ -1,4 +1,4 @@
-"""All listeners of one start of a service: all of them listen, or none does."""
+"""The listeners of one start of a service: all of them listen, or none."""
 
 from __future__ import annotations
 
@@ -18,15 +18,15 @@ _log = Logger()
 class Listening:
     """The listeners of one start.
 
-    An endpoint need not listen at once: its Deferred may fire at any time, or never. Endpoints are
-    never cancelled, as Twisted's would leak a port that opens later; such a port is closed.
+    The Deferred of an endpoint may fire at any time, or never. It is never cancelled, as Twisted's
+    endpoints would leak a port that opens later; such a port is closed.
 
-    @ivar failure: why they do not listen, where one of them cannot.
+    @ivar failure: the CannotListenError of the first that cannot; None: there is none so far.
     """
 
     def __init__(self, opened: Callable[[int, IListeningPort], IListeningPort]) -> None:
-        """@param opened: called with the place and the port of each that listens; returns what is
-        to be closed.
+        """@param opened: is called with the index and the port of each endpoint that listens, and
+        returns the port to close in the end.
         """
         self.failure: Failure | None = None
         self._opened = opened
@@ -35,18 +35,25 @@ class Listening:
         self._missing = 0
         self._closed = False
 
-    def listen(self, wanted: Sequence[tuple[IStreamServerEndpoint, Factory]]) -> None:
-        """Begin to listen everywhere, and give all up for the first that fails."""
-        self._missing = len(wanted)
-        for index, (endpoint, factory) in enumerate(wanted):
+    def listen(self, endpoints: Sequence[tuple[IStreamServerEndpoint, Factory]]) -> None:
+        """Begin to listen on all endpoints; if one fails, close all.
+
+        @param endpoints: each with its factory.
+        """
+        self._missing = len(endpoints)
+        for index, (endpoint, factory) in enumerate(endpoints):
             if self.failure is not None:
                 return
             listening = maybeDeferred(endpoint.listen, factory)
-            listening.addCallback(self._listens, index)
-            listening.addErrback(self._fails, getattr(factory, "address", ""))
+            listening.addCallback(self._port_opened, index)
+            listening.addErrback(self._port_failed, getattr(factory, "address", ""))
 
     def whenListening(self) -> Deferred[None]:
-        """@return: fires with None once all listen, or fails with CannotListenError."""
+        """Wait until all listen.
+
+        @return: fires with None once all listen; fails with CannotListenError, or with
+            CancelledError at `close`.
+        """
         caller: Deferred[None] = Deferred()
         if self.failure is not None:
             caller.errback(self.failure)
@@ -57,19 +64,19 @@ class Listening:
         return caller
 
     def close(self) -> Deferred[Any]:
-        """Close what listens, and later what does not yet.
+        """Close the ports that are open, and those that open later.
 
-        @return: fires when all that listened is closed, or could not be, which is logged.
+        @return: fires when those that were open are closed; one that cannot be is logged.
         """
         self._closed = True
         closing = [maybeDeferred(port.stopListening) for port in self._ports]
         for each in closing:
             each.addErrback(_log_unclosed)
-        self._conclude(Failure(CancelledError()))
+        self._fire(Failure(CancelledError()))
         return gatherResults(closing)
 
-    def _listens(self, port: IListeningPort, index: int) -> Any:
-        if self._closed:  # it has come too late
+    def _port_opened(self, port: IListeningPort, index: int) -> Any:
+        if self._closed:  # it opened after `close`
             return port.stopListening()
         try:
             self._ports.append(self._opened(index, port))
@@ -78,19 +85,19 @@ class Listening:
             raise
         self._missing -= 1
         if not self._missing:
-            self._conclude(None)
+            self._fire(None)
         return None
 
-    def _fails(self, failure: Failure, address: str) -> None:
+    def _port_failed(self, failure: Failure, address: str) -> None:
         if self._closed:
             return
         if not failure.check(CannotListenError):
             failure = Failure(CannotListenError("", address, failure.value))
         self.failure = failure
-        self._conclude(failure)
+        self._fire(failure)
         self.close()
 
-    def _conclude(self, failure: Failure | None) -> None:
+    def _fire(self, failure: Failure | None) -> None:
         callers, self._callers = self._callers, []
         for each in callers:
             each.callback(None) if failure is None else each.errback(failure)

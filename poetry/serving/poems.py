@@ -1,4 +1,4 @@
-"""Poems that come from files: read at the start, and again on a reload."""
+"""Poems from files: read at the start, and again on a reload."""
 
 from __future__ import annotations
 
@@ -23,13 +23,13 @@ from poetry.system.features import NOT_BLOCKING
 from poetry.wire.poem import Poem
 
 ENDLESS = 256 * 1024 * 1024
-"""Bytes after which what has no size (a pipe, a device) is taken to have no end either."""
+"""Most bytes read from what has no size (a pipe, a device), as it may be endless."""
 
 _log = Logger()
 
 
-class Text(NamedTuple):
-    """A poem as it was read, its name, and the file to read it from again, where it has one."""
+class NamedPoem(NamedTuple):
+    """A poem that was read, its name, and its file for a reload (None: it has none)."""
 
     poem: bytes
     name: str
@@ -37,12 +37,12 @@ class Text(NamedTuple):
 
 
 class PoemFactory(PoetryServerFactory):
-    """Sends a poem that has a name, and that a reload can replace.
+    """A factory of protocols that send a poem with a name; a reload can replace the poem.
 
-    @ivar name: what logs and metrics call the poem.
+    @ivar name: of the poem, in logs and metrics.
     @ivar path: the file to read again on a reload; None: there is none.
-    @ivar address: where to serve it, as text.
-    @ivar listener: where it is served, once it is.
+    @ivar address: the address to serve it on, as text.
+    @ivar listener: the address on which it is served; "" until it is.
     """
 
     listener = ""
@@ -58,46 +58,46 @@ class PoemFactory(PoetryServerFactory):
         """Make a factory for the poem in a file, which `PoetryService.reload` reads again.
 
         @param path: of a file with at least one byte.
-        @raise EmptyPoem: where it is empty.
-        @raise OSError: where it cannot be read.
+        @raise EmptyPoem: if it is empty.
+        @raise OSError: if it cannot be read.
         """
         return cls(*_read_file(Path(path)))
 
 
-def read_at_start(word: str | None) -> Text:
-    """Read the poem that a word of the command line names: `-` is standard input, None the sample.
+def read_at_start(argument: str | None) -> NamedPoem:
+    """Read the poem of a POEM argument: a file, `-` (standard input), or None (the sample).
 
-    @raise EmptyPoem: where it is empty.
-    @raise MemoryError: where it does not fit into memory.
-    @raise OSError: where it cannot be read.
+    @raise EmptyPoem: if it is empty.
+    @raise MemoryError: if it does not fit into memory.
+    @raise OSError: if it cannot be read.
     """
-    if word is None:
-        return Text((files("poetry") / "sample.txt").read_bytes(), "sample.txt")
-    if word == "-":
+    if argument is None:
+        return NamedPoem((files("poetry") / "sample.txt").read_bytes(), "sample.txt")
+    if argument == "-":
         if sys.stdin is None:
             raise OSError(errno.EBADF, "standard input is closed")
-        return Text(_read_all(sys.stdin.buffer), "-")
-    return _read_file(Path(word))
+        return NamedPoem(_read_all(sys.stdin.buffer), "-")
+    return _read_file(Path(argument))
 
 
-def _read_file(path: Path) -> Text:
+def _read_file(path: Path) -> NamedPoem:
     with path.open("rb") as file:
-        return Text(_read_all(file), printable(path.name), path.absolute())
+        return NamedPoem(_read_all(file), printable(path.name), path.absolute())
 
 
 def printable(name: str) -> str:
-    """A file's name as text that can be written anywhere: bytes that are not UTF-8 are escaped."""
+    """Return a file's name as text that can be encoded; bytes that are not UTF-8 are escaped."""
     return os.fsencode(name).decode("utf-8", "backslashreplace")
 
 
 class Reloads:
     """Reads the files of poems again, in a thread, one reload at a time.
 
-    Nothing tells for sure that a file has not changed: a copy may keep size, time and inode, and
-    files of /proc have neither size nor time. So each is read, and what was read is compared.
+    Each file is read, and its bytes are compared: neither size, time nor inode prove that a file
+    has not changed (a copy may keep them, and files of /proc have none).
 
-    @ivar at: when the poems were last read, in seconds since the epoch.
-    @ivar well: whether all of them could be read.
+    @ivar at: time of the last reload, in seconds since the epoch.
+    @ivar well: whether it could read all files.
     """
 
     def __init__(self, factories: Iterable[PoetryServerFactory]) -> None:
@@ -110,7 +110,7 @@ class Reloads:
                 self._served.setdefault(factory.path, []).append(factory)
 
     def reload(self) -> Deferred[None]:
-        """Replace each poem whose file has changed; keep those that cannot be read, and log it.
+        """Replace each poem whose file has changed; log a file that cannot be read.
 
         @return: fires with None when all are read. It never fails.
         """
@@ -123,13 +123,13 @@ class Reloads:
             old = factories[0].poem
             try:
                 new = await in_daemon_thread(lambda: _read_again(path, old, shares))  # noqa: B023
-            except Exception as error:  # RuntimeError: there is no room for a thread
+            except Exception as error:  # RuntimeError: no thread can be started
                 well = False
                 _log.error(
                     "kept the old {poem}: {reason}",
                     event="reload_failed",
                     poem=printable(str(path)),
-                    reason=describe(error),
+                    reason=explain_read_failure(error),
                 )
                 continue
             if new is not None:
@@ -141,13 +141,12 @@ class Reloads:
 
 
 def in_daemon_thread(work: Callable[[], Any]) -> Deferred[Any]:
-    """Call `work` in a thread that the end of the process does not wait for.
+    """Call `work` in a thread that the process does not wait for when it ends.
 
-    The reactor's own threads are waited for: a file system that does not answer would hold a stop
-    up for as long.
+    It would wait for a thread of the reactor's pool, however long a file system does not answer.
 
-    @return: fires with what `work` gives, or fails with what it raises.
-    @raise RuntimeError: where no thread can be started.
+    @return: fires with the result of `work`, or fails with what it raises.
+    @raise RuntimeError: if no thread can be started.
     """
     from twisted.internet import reactor
 
@@ -165,8 +164,12 @@ def in_daemon_thread(work: Callable[[], Any]) -> Deferred[Any]:
 
 
 def _read_again(path: Path, old: bytes | None, shares: bool) -> Poem | None:
-    """Read the poem in a regular file, ready to be sent; None: it is the old one."""
-    # Not blocking: it may have become a FIFO.
+    """Read the poem in a regular file again, off the reactor's thread.
+
+    @param shares: make the file in memory that connections share, too.
+    @return: None: the poem is the `old` one.
+    """
+    # Not blocking: the path may be a FIFO by now.
     with open(path, "rb", opener=lambda name, flags: os.open(name, flags | NOT_BLOCKING)) as file:
         if not stat.S_ISREG(os.fstat(file.fileno()).st_mode):
             raise OSError(errno.EINVAL, "it is no regular file")
@@ -180,10 +183,14 @@ def _read_again(path: Path, old: bytes | None, shares: bool) -> Poem | None:
 
 
 def _read_all(file: IO[bytes]) -> bytes:
-    """Read all of a file, or of what has no size (a pipe, a device) if it ends at all."""
+    """Read all of a file.
+
+    @raise EmptyPoem: if it has no bytes.
+    @raise OSError: if it cannot be read, or has no size and more than `ENDLESS` bytes.
+    """
     try:
         has_size = stat.S_ISREG(os.fstat(file.fileno()).st_mode)
-    except OSError:  # an object in memory has no descriptor
+    except OSError:  # an object in memory, without a descriptor
         has_size = False
     poem = file.read(-1 if has_size else ENDLESS + 1)
     if not poem:
@@ -194,8 +201,8 @@ def _read_all(file: IO[bytes]) -> bytes:
     return poem
 
 
-def describe(error: Exception) -> str:
-    """Say what was wrong with a poem's file, in a few words without its name."""
+def explain_read_failure(error: Exception) -> str:
+    """Describe an error of a poem's file in a few words, without the file's name."""
     if isinstance(error, OSError):
         return error.strerror or type(error).__name__
     if isinstance(error, MemoryError):

@@ -1,4 +1,4 @@
-"""The graceful stop: connections in flight may finish within the grace."""
+"""The graceful stop: connections in flight may finish within the grace time."""
 
 from __future__ import annotations
 
@@ -14,14 +14,17 @@ _log = Logger()
 
 
 class Stopping:
-    """The connections in flight at a stop.
+    """One graceful stop of a service: waits for its connections, and ends them after the grace.
 
-    @ivar connections: those that have not finished.
+    @ivar connections: those still in flight.
     @ivar done: fires with None when none is left.
     """
 
     def __init__(self, connections: Iterable[PoetryProtocol], grace: float, clock: Any) -> None:
-        """@param grace: in seconds of `clock`, an IReactorTime."""
+        """@param grace: in seconds.
+
+        @param clock: an IReactorTime.
+        """
         self.connections = set(connections)
         self.done: Deferred[None] = Deferred()
         if not self.connections:
@@ -33,24 +36,24 @@ class Stopping:
             count=len(self.connections),
             grace=grace,
         )
-        self._late = clock.callLater(grace, stop_all, self.connections)
+        self._deadline = clock.callLater(grace, stop_all, self.connections)
 
     def left(self, connection: PoetryProtocol) -> None:
-        """Wait for a connection no longer: it has ended."""
+        """Stop waiting for a connection: it has ended."""
         self.connections.discard(connection)
         if not self.connections and not self.done.called:
-            if self._late.active():
-                self._late.cancel()
+            if self._deadline.active():
+                self._deadline.cancel()
             self.done.callback(None)
 
 
 def stop_all(connections: Iterable[PoetryProtocol]) -> None:
-    """End connections now: gracefully where the kernel has the poem, else with a reset."""
+    """End connections now: gracefully if the kernel has the whole poem, else with a reset."""
     reset = 0
     for connection in list(connections):
         try:
             connection.stop()
-        except Exception:  # the others are to be stopped all the same
+        except Exception:  # go on with the others
             _log.failure("a connection could not be ended", event="connection_failed")
         reset += connection.outcome != "sent"
     if reset:

@@ -1,1 +1,1 @@
-"""What the operating system gives, and does without where it has less."""
+"""Interfaces to the operating system, and substitutes on systems that lack some."""

@@ -12,29 +12,31 @@ from poetry.system.features import UNIX
 
 
 class WrongSocket(ValueError):
-    """What was passed in cannot be listened on; the message says why, in one line."""
+    """The passed-in descriptor cannot be listened on; the message is one line with the reason."""
 
 
-def checked(reactor: Any, endpoint: AdoptedStreamServerEndpoint) -> AdoptedStreamServerEndpoint:
-    """Check the socket of an endpoint that was passed in, and take its family from it.
+def check_adopted(
+    reactor: Any, endpoint: AdoptedStreamServerEndpoint
+) -> AdoptedStreamServerEndpoint:
+    """Check that the socket of an endpoint, which was passed in, is a stream socket that listens.
 
-    A socket that is connected already (systemd's `Accept=yes`) or takes datagrams would be a
-    traceback for each turn of the reactor. An IPv6 one that is called INET would have nonsense for
-    peers: of the two the socket knows.
+    A socket that is connected already (systemd's `Accept=yes`) or is for datagrams would be a
+    traceback in each iteration of the reactor. Peers of an IPv6 socket that is described as INET
+    would have wrong addresses, so the family is the socket's own.
 
-    @return: an endpoint with the family that the socket has.
-    @raise WrongSocket: where it is no stream socket that listens, or is a Unix socket by its text
-        alone or in fact alone.
+    @return: an endpoint with the family of the socket.
+    @raise WrongSocket: if it is no stream socket that listens, or if it is a Unix socket and
+        described as another, or the other way round.
     """
     try:
-        with socket.socket(fileno=os.dup(endpoint.fileno)) as given:
-            if given.type != socket.SOCK_STREAM:
+        with socket.socket(fileno=os.dup(endpoint.fileno)) as adopted:
+            if adopted.type != socket.SOCK_STREAM:
                 raise WrongSocket("the socket that was passed in has no streams (ListenStream=)")
-            if not given.getsockopt(socket.SOL_SOCKET, socket.SO_ACCEPTCONN):
+            if not adopted.getsockopt(socket.SOL_SOCKET, socket.SO_ACCEPTCONN):
                 raise WrongSocket(
                     "the socket that was passed in does not listen (systemd's Accept= has to be no)"
                 )
-            family = given.family
+            family = adopted.family
     except OSError as error:
         raise WrongSocket(f"what was passed in is no socket: {error.strerror}") from error
     if (family == UNIX) != (endpoint.addressFamily == UNIX):

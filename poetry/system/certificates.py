@@ -19,76 +19,77 @@ from zope.interface import implementer
 
 
 class BadCertificate(ValueError):
-    """A key or a certificate cannot be used; the message says why, in one line."""
+    """A key or a certificate cannot be used; the message is one line with the reason."""
 
 
 @implementer(IStreamServerEndpoint, IOpenSSLContextFactory)
 class TLSEndpoint:
-    """Listens as a description of Twisted's says (`ssl:PORT:privateKey=...`).
+    """A TLS server endpoint, from a description of Twisted's (`ssl:PORT:privateKey=...`).
 
-    Its files are read when it is made, and again by `renew`: connections that are made from then on
-    get what they hold then. It is itself the context factory that Twisted asks at each connection.
+    Its key and certificate are read when it is made, and again by `renew`, for connections from
+    then on. It is its own context factory, which Twisted calls for each connection.
     """
 
     def __init__(self, reactor: Any, description: str) -> None:
-        """@raise BadCertificate: where OpenSSL refuses a file, or a key is encrypted.
+        """@raise BadCertificate: if OpenSSL refuses a file, or a key is encrypted.
 
-        @raise Exception: what Twisted raises where the description makes no sense.
+        @raise Exception: what Twisted raises for a malformed description.
         """
         self._description = description
-        wanted = _read(description)
-        self._context = wanted.context
+        recorded = _read(description)
+        self._context = recorded.context
         self._endpoint = SSL4ServerEndpoint(
-            reactor, wanted.port, self, wanted.backlog, wanted.interface
+            reactor, recorded.port, self, recorded.backlog, recorded.interface
         )
 
     def listen(self, factory: Factory) -> Deferred[IListeningPort]:  # type: ignore[override]
-        """Listen, as Twisted's endpoint does."""
+        """Listen on the port (IStreamServerEndpoint)."""
         listening: Deferred[IListeningPort] = self._endpoint.listen(factory)
         return listening
 
     def getContext(self) -> Any:
-        """The OpenSSL context of the next connection."""
+        """Return the OpenSSL context for a new connection (IOpenSSLContextFactory)."""
         return self._context
 
     def renew(self) -> None:
-        """Read the files again. Where that fails, what was read before stays.
+        """Read the files again. If that fails, what was read before stays.
 
-        @raise Exception: as at the start.
+        @raise Exception: as `__init__` does.
         """
         self._context = _read(self._description).context
 
 
-class _Wanted:
-    """A reactor (IReactorSSL) that only remembers how it was to listen, and makes the context."""
+class _ListenRecorder:
+    """A reactor (IReactorSSL) that records the arguments of `listenSSL` instead of listening."""
 
     def listenSSL(
         self, port: int, _: Any, contextFactory: Any, backlog: int = 50, interface: str = ""
     ) -> None:
-        """Make the context: what OpenSSL refuses would be refused at each handshake otherwise."""
+        """Record the arguments; make the context now, or OpenSSL would refuse each handshake."""
         self.port, self.backlog, self.interface = port, backlog, interface
         self.context = contextFactory.getContext()
 
 
-def _read(description: str) -> _Wanted:
+def _read(description: str) -> _ListenRecorder:
+    """Parse a description, and read its key and certificate."""
     from OpenSSL import SSL, crypto
 
-    wanted = _Wanted()
+    recorder = _ListenRecorder()
     _check_keys(description)
     results: list[Any] = []
     try:
-        endpoint = serverFromString(wanted, description)
+        endpoint = serverFromString(recorder, description)
         endpoint.listen(Factory()).addErrback(results.append)
         for failure in results:
             failure.raiseException()
     except (SSL.Error, crypto.Error) as error:  # with a queue of (library, function, reason)
         reasons = ", ".join(reason for *_, reason in error.args[0] if reason)
         raise BadCertificate(f"OpenSSL refuses its key or certificate: {reasons}") from error
-    return wanted
+    return recorder
 
 
 def _check_keys(description: str) -> None:
-    """Refuse a key that is encrypted, for which OpenSSL would ask at the terminal, deaf to TERM."""
+    """Refuse an encrypted key: OpenSSL would ask for its password at the terminal, deaf to TERM."""
     for part in re.split(r"(?<!\\):", description):
         path = Path(re.sub(r"\\(.)", r"\1", part.partition("=")[2] or part))
         with suppress(OSError):

@@ -1,4 +1,4 @@
-"""Time that runs on steadily."""
+"""Monotonic time for the reactor."""
 
 from __future__ import annotations
 
@@ -7,11 +7,11 @@ from typing import Any
 
 
 def use_monotonic_time(reactor: Any) -> None:
-    """Let the reactor's time run on steadily from now, however the clock of the machine is set.
+    """Make the reactor's time monotonic from now on.
 
-    Twisted takes `reactor.seconds` from the wall clock: set back by an hour, it holds each timer up
-    for an hour. It stays the seconds since the epoch, which twisted.web takes it for, and timers
-    that are already set keep their times.
+    Twisted's `reactor.seconds` is the wall clock: if that is set back by an hour, each timer is an
+    hour late. The time still begins at the epoch, as twisted.web expects, and timers that are
+    already set keep their times.
     """
     epoch = time.time() - time.monotonic()
     reactor.seconds = lambda: epoch + time.monotonic()

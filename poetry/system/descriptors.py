@@ -5,18 +5,18 @@ from __future__ import annotations
 from poetry.system.features import SELECTABLE, resource
 
 RESERVED = 48
-"""Descriptors kept back from readers: standard streams, the reactor's, files, metrics."""
+"""Descriptors reserved for standard streams, the reactor, files and metrics."""
 
 LEAST = 24
-"""Descriptors without which hardly anything works: 16 are open while one poem is read."""
+"""Fewest descriptors to serve with: 16 are open while one poem is read."""
 
 
 def raise_limit() -> int:
-    """Raise the soft limit of open files (RLIMIT_NOFILE) to its hard value, or to what the reactor
-    can wait for.
+    """Raise the soft limit of open files (RLIMIT_NOFILE) to its hard value, or to as many as the
+    reactor can wait for.
 
-    @return: the limit: where it may not be raised, what it is.
-    @raise OSError: where the system does not tell.
+    @return: the limit, also if it cannot be raised.
+    @raise OSError: if the limit cannot be read.
     """
     if resource is None:
         return SELECTABLE
@@ -25,19 +25,21 @@ def raise_limit() -> int:
     if _usable(soft) < most:
         try:
             resource.setrlimit(resource.RLIMIT_NOFILE, (most, hard))
-        except (OSError, ValueError):  # ValueError: macOS has a lower one, which it does not tell
+        except (OSError, ValueError):  # ValueError: macOS has a lower one that it does not report
             return _usable(soft)
     return most
 
 
 def _usable(limit: int) -> int:
-    """Bound a limit, which may be infinite, by what a reactor can wait for."""
+    """Bound a limit, which may be infinite, by as many as a reactor can wait for."""
     return SELECTABLE if limit == resource.RLIM_INFINITY else min(limit, SELECTABLE)
 
 
 def most_connections(listeners: int = 1) -> int:
-    """Raise the limit of open files; give the connections that it allows beside the listeners.
+    """Raise the limit of open files; return how many connections it allows beside the listeners.
 
     Out of descriptors, Twisted accepts and closes at once, which reads as an empty poem.
     """
-    return max(1, raise_limit() - RESERVED - 4 * listeners)  # its socket twice, epoll, and poem
+    return max(
+        1, raise_limit() - RESERVED - 4 * listeners
+    )  # each: its socket twice, epoll, and poem

@@ -1,6 +1,6 @@
-"""What systems other than Linux lack, where more than a line depends on it.
+"""Features that systems other than Linux lack, if more than one line depends on them.
 
-Tests take it away; only Linux runs them.
+Tests run on Linux alone, and remove features to test their absence.
 """
 
 from __future__ import annotations
@@ -24,29 +24,30 @@ __all__ = ["EPOLL", "HANGUP", "NOT_BLOCKING", "ONLY_SOCKETS", "SELECTABLE", "UNI
 __all__ += ["fcntl", "resource", "termios"]
 
 EPOLL = hasattr(select, "epoll")
-"""Whether one descriptor can stand for many others: only on Linux."""
+"""Whether the system has epoll, one descriptor to wait for many: only on Linux."""
 
 HANGUP: int | None = getattr(signal, "SIGHUP", None)
-"""The signal of a terminal that is closed, and of a reload; not on Windows."""
+"""SIGHUP, for a closed terminal and for a reload; None on Windows."""
 
 NOT_BLOCKING: int = getattr(os, "O_NONBLOCK", 0)
-"""The flag of open(2) that it must not block; not on Windows."""
+"""The flag of open(2) for files that never block; 0 on Windows."""
 
 UNIX: int | None = getattr(socket, "AF_UNIX", None)
-"""The family of Unix sockets; Python has none on Windows."""
+"""The family of Unix sockets; None on Windows, where Python has none."""
 
 ONLY_SOCKETS = sys.platform.startswith("win")
-"""Whether a reactor can wait for sockets alone: neither for pipes nor for a console."""
+"""Whether a reactor can wait for sockets only, and not for pipes or a console."""
 
 SELECTABLE = {"darwin": 1024, "win32": 512}.get(sys.platform, sys.maxsize)
-"""Descriptors that the reactor can wait for: Twisted's default there is select, whose FD_SETSIZE
-macOS and Python for Windows set so."""
+"""Most descriptors that the reactor can wait for. On macOS and Windows Twisted's default is
+select(2), and this is its FD_SETSIZE there."""
 
 
 @cache
 def c_library() -> Any:
-    """Load the C library, for calls that Python has no other way to; None where it cannot be
-    loaded: Python may lack ctypes, or be linked statically.
+    """Load the C library, for calls that Python does not offer.
+
+    @return: None if it cannot be loaded: Python may lack ctypes, or be linked statically.
     """
     try:
         import ctypes  # it takes 10 ms to load, and is seldom needed

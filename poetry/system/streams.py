@@ -1,4 +1,4 @@
-"""Standard streams that perhaps nobody reads: writing to them never waits."""
+"""Writes to standard streams that never block, even if the stream is not read."""
 
 from __future__ import annotations
 
@@ -11,18 +11,18 @@ from contextlib import suppress
 from poetry.system.features import NOT_BLOCKING
 
 PIECE = getattr(select, "PIPE_BUF", 4096)
-"""Bytes at a time: what a pipe that polls as writable takes at once (pipe(7)); on Windows any."""
+"""Bytes per write(2): a writable pipe has room for as many (pipe(7)); any number on Windows."""
 
 
 def reopened(descriptor: int) -> int | None:
-    """Open a pipe, a terminal or a device once more, as a description that never blocks.
+    """Open a pipe, a terminal or a device again, as a description of our own that never blocks.
 
-    The flag that keeps writes from blocking belongs to the open file description, which other
-    processes share: to set it there would be an error of theirs.
+    O_NONBLOCK belongs to the open file description. Other processes share this one, and do not
+    expect EAGAIN from it.
 
-    @return: a descriptor; None: there is none to be had. A regular file is shared for its position;
-        a socket, and a pipe or terminal of another user, cannot be opened again; nor can anything
-        where there is no /dev/fd.
+    @return: a descriptor; None: it cannot be opened again, as a socket, a pipe or terminal of
+        another user, and anything on a system without /dev/fd; or it must not be, as a regular
+        file, whose position is shared.
     """
     mode = os.fstat(descriptor).st_mode
     if stat.S_ISFIFO(mode) or stat.S_ISCHR(mode):
@@ -32,10 +32,10 @@ def reopened(descriptor: int) -> int | None:
 
 
 class LossyStream:
-    """A stream that never waits: a write that there is no room for is dropped whole.
+    """A stream that never blocks: a write for which there is no room is dropped whole.
 
-    @ivar dropped: how many writes were, and nobody was told of yet.
-    @ivar error: what the last write failed with; None: there was no room, or nothing is wrong.
+    @ivar dropped: writes that were dropped; callers reset it when they have reported them.
+    @ivar error: the error of the last write that failed; None: there was only no room, if anything.
     """
 
     error: OSError | None = None
@@ -43,7 +43,7 @@ class LossyStream:
     def __init__(self, descriptor: int) -> None:
         """@param descriptor: of a file, a pipe, a terminal or a socket; others may share it.
 
-        @raise OSError: where it is not open.
+        @raise OSError: if it is not open.
         """
         self.dropped = 0
         own = reopened(descriptor)
@@ -57,7 +57,7 @@ class LossyStream:
             self._poll.register(self._descriptor, select.POLLOUT)
 
     def write(self, text: str) -> None:
-        """Write a text, now or as soon as there is room, or drop it."""
+        """Write a text or drop it; what is left of a text that is begun is written later."""
         if self.flush():
             self._rest = text.encode("utf-8", "backslashreplace")
             before = len(self._rest)
@@ -68,7 +68,7 @@ class LossyStream:
         self.dropped += 1
 
     def flush(self) -> bool:
-        """Write the rest of the last write; give whether all of it is out."""
+        """Write the rest of the last text; return whether nothing is left of it."""
         while self._rest:
             try:
                 if self._poll is not None and not self._poll.poll(0):
@@ -76,7 +76,7 @@ class LossyStream:
                 written = os.write(self._descriptor, self._rest[: self._piece])
             except BlockingIOError:
                 return False
-            except OSError as error:  # nobody will ever read it
+            except OSError as error:  # it will never be read
                 self.error = error
                 return False
             self._rest = self._rest[written:]
@@ -87,10 +87,10 @@ class LossyStream:
         os.close(self._descriptor)
 
 
-def say(descriptor: int, text: str) -> None:
-    """Write some text now, all of it.
+def write_now(descriptor: int, text: str) -> None:
+    """Write a text to a descriptor without blocking.
 
-    @raise OSError: where it cannot be written: EAGAIN where there is no room.
+    @raise OSError: if it cannot be written: EAGAIN if there is no room.
     """
     stream = LossyStream(descriptor)
     try:

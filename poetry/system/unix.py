@@ -1,4 +1,4 @@
-"""Unix sockets: paths that are none, and sockets that a server left behind."""
+"""Unix sockets: checks of their paths, and removal of sockets that a server left behind."""
 
 from __future__ import annotations
 
@@ -23,20 +23,20 @@ LONGEST = 107 if sys.platform == "linux" else 103
 """Bytes of a socket's path: `sun_path` less its NUL (unix(7), and unix(4) of BSD and macOS)."""
 
 
-def path_in(text: str) -> str:
-    """Read the path in the endpoint string of a Unix socket, such as `unix:/run/poem:mode=660`.
+def path_in_text(text: str) -> str:
+    """Return the path in the endpoint string of a Unix socket, such as `unix:/run/poem:mode=660`.
 
-    @param text: one that Twisted takes.
+    @param text: one that Twisted accepts.
     """
     words = re.findall(r"(?:[^:\\]|\\.)+", text)[1:]
     path = next((word for word in words if re.match("(address|path)=", word)), words[0])
     return re.sub(r"\\(.)", r"\1", path.removeprefix("address=").removeprefix("path="))
 
 
-def path_of(endpoint: Any) -> str | None:
+def path_of_endpoint(endpoint: Any) -> str | None:
     """Return the path that a Unix client endpoint connects to; None: it is another endpoint.
 
-    `_path` is a private name of Twisted's, as nothing public tells it.
+    `_path` is private in Twisted, and there is no public name for it.
     """
     return os.fsdecode(endpoint._path) if isinstance(endpoint, UNIXClientEndpoint) else None
 
@@ -44,7 +44,7 @@ def path_of(endpoint: Any) -> str | None:
 def check_path(path: str) -> None:
     """Refuse a path that no Unix socket can have: Twisted's client would wait for ever.
 
-    @raise ValueError: where the path is too long.
+    @raise ValueError: if the path is too long.
     """
     size = len(os.fsencode(path))
     if size > LONGEST:
@@ -52,27 +52,27 @@ def check_path(path: str) -> None:
 
 
 @implementer(IStreamServerEndpoint)
-class TakingOver:
-    """Listens on a Unix socket, and takes over one on which nobody answers any more.
+class UnixEndpoint:
+    """A Unix server endpoint that replaces a stale socket, one on which no server answers.
 
-    Twisted's lock names the process that has the socket. After a crash any other process may have
-    that number, our own included: in a container it is 1 again.
+    Twisted does so too, unless the process that its lock names is alive. But after a crash another
+    process may have that number, our own included: in a container it is 1 again.
     """
 
     def __init__(self, endpoint: IStreamServerEndpoint, path: str) -> None:
-        """@param path: where the endpoint's socket is."""
+        """@param path: of the endpoint's socket."""
         self._endpoint = endpoint
         self._path = path
 
     def listen(self, factory: Factory) -> Deferred[IListeningPort]:  # type: ignore[override]
-        """Listen.
+        """Listen on the socket (IStreamServerEndpoint).
 
-        @return: fails with CannotListenError where somebody answers there.
+        @return: fails with CannotListenError if a server answers on it.
         """
 
         def listen() -> Any:
             try:
-                take_over(self._path)
+                remove_stale(self._path)
             except OSError as error:
                 raise CannotListenError(None, self._path, error) from error
             return self._endpoint.listen(factory)
@@ -80,10 +80,10 @@ class TakingOver:
         return maybeDeferred(listen)
 
 
-def take_over(path: str) -> None:
-    """Remove a socket on which nobody answers, and its lock.
+def remove_stale(path: str) -> None:
+    """Remove a socket on which no server answers, and its lock.
 
-    @raise OSError: where somebody does, nobody can tell, or it is no socket.
+    @raise OSError: if a server answers, that cannot be checked, or it is no socket.
     """
     with suppress(FileNotFoundError):
         if not stat.S_ISSOCK(Path(path).stat().st_mode):

@@ -12,7 +12,7 @@ from pathlib import Path
 import pytest
 from twisted.internet.error import CannotListenError
 
-from poetry.commands.serve import cannot_listen
+from poetry.commands.serve import explain_listen_failure
 from poetry.system.descriptors import LEAST
 from tests.certificates import Certificates
 from tests.commands.tools import LONG, QUICK, SHORT, Run, error_of, port_of
@@ -241,7 +241,7 @@ def test_served_unix_socket_is_left_alone(tmp_path: Path) -> None:
 )
 def test_error_of_listening_says_what_to_do(error: Exception, message: str) -> None:
     """Where the reason is known, the error says what to do about it."""
-    assert cannot_listen(error) == message
+    assert explain_listen_failure(error) == message
 
 
 def test_too_few_descriptors_say_the_least(

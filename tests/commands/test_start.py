@@ -17,7 +17,7 @@ from typing import Any
 import pytest
 from twisted.internet.error import CannotListenError
 
-from poetry.commands.serve import why_not
+from poetry.commands.serve import explain_start_failure
 from tests.conftest import PoemFile
 from tests.processes import PATIENCE, POETRY, need, poetry, run, running
 
@@ -102,14 +102,16 @@ def test_overlapping_addresses_are_named(words: tuple[str, str]) -> None:
 )
 def test_error_of_a_start_says_the_reason(error: Exception, message: str) -> None:
     """A missing file is named, and a port that is not one of ours is just taken."""
-    assert why_not(error, ["unix:/run/poem", "8"]) == message
+    assert explain_start_failure(error, ["unix:/run/poem", "8"]) == message
 
 
 def test_unexpected_error_is_one_line() -> None:
     """An error of another kind is one line with its place in the code."""
     with pytest.raises(RuntimeError) as caught:
         raise RuntimeError
-    assert why_not(caught.value, []) == "cannot start: RuntimeError (raise RuntimeError)"
+    assert (
+        explain_start_failure(caught.value, []) == "cannot start: RuntimeError (raise RuntimeError)"
+    )
 
 
 TERMINATING = "import os, signal; os.kill(os.getpid(), signal.SIGTERM); raise SystemExit(7)"

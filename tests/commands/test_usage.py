@@ -11,7 +11,7 @@ import pytest
 from click.testing import CliRunner
 
 from poetry.cli import cli
-from poetry.commands.console import cannot_print
+from poetry.commands.console import complain_of_stdout
 from tests.commands.tools import (
     NO_PATH,
     Run,
@@ -171,5 +171,5 @@ def test_version() -> None:
 
 def test_lack_of_descriptors_is_named(capsys: pytest.CaptureFixture[str]) -> None:
     """A lack of descriptors is not blamed on standard output."""
-    assert cannot_print(OSError(errno.EMFILE, "Too many open files")) == 1
+    assert complain_of_stdout(OSError(errno.EMFILE, "Too many open files")) == 1
     assert capsys.readouterr().err == "Error: Too many open files: raise the limit (ulimit -n)\n"

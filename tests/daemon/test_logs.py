@@ -31,7 +31,7 @@ from poetry.daemon.logs import (
     FLOOD_LINES,
     FLOOD_SECONDS,
     FORMATS,
-    ROOM_SECONDS,
+    LOST_LINES_SECONDS,
     LogWriter,
     Threshold,
     TransferLog,
@@ -224,11 +224,11 @@ def test_nothing_suppressed_is_no_summary(log: Log) -> None:
     observer = Threshold(Log(), "info", clock)
     for _ in range(FLOOD_LINES + 1):
         observer(event_of(LogLevel.warn, event="trouble"))
-    observer.tell_all()
+    observer.log_all_dropped()
     assert [event["count"] for event in log] == [1]
     for _ in range(FLOOD_LINES):
         observer(event_of(LogLevel.warn, event="trouble"))
-    observer.tell_all()
+    observer.log_all_dropped()
     assert len(log) == 1
 
 
@@ -252,12 +252,12 @@ def test_lost_lines_are_counted(
     monkeypatch.setattr(logs, "_log", Logger("poetry.daemon.logs", observer=writer))
     for number in range(2000):
         writer(event_of(what=f"number {number} " + 500 * "x"))
-    clock.advance(ROOM_SECONDS)
-    clock.advance(ROOM_SECONDS)
+    clock.advance(LOST_LINES_SECONDS)
+    clock.advance(LOST_LINES_SECONDS)
     lines = read(reading).splitlines()
     written = len(lines)
     assert 0 < written < 2000
-    clock.advance(ROOM_SECONDS)
+    clock.advance(LOST_LINES_SECONDS)
     lines += read(reading).splitlines()
     numbers = [line for line in lines if "number" in line]
     assert all("x" * 500 in line for line in numbers)
@@ -286,8 +286,8 @@ def test_log_goes_to_the_stream(
     assert len(lines) == FLOOD_LINES
     assert "but this" in lines[0]
     assert lines[0].startswith("{") is (log_format == "json")
-    [(tell_all, _, _)] = reactor.triggers["after"]["shutdown"]
-    tell_all()
+    [(log_all_dropped, _, _)] = reactor.triggers["after"]["shutdown"]
+    log_all_dropped()
     assert [event["event"] for event in log] == ["suppressed"]
 
 

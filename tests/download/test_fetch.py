@@ -16,7 +16,7 @@ from twisted.internet.defer import CancelledError, Deferred
 from twisted.internet.testing import MemoryReactorClock, StringTransport
 from twisted.python.failure import Failure
 
-from poetry.download.fetch import Fetcher, Source, Wanted, explain
+from poetry.download.fetch import DownloadOptions, Fetcher, Source, explain_fetch_failure
 from poetry.errors import PoemTooLong
 
 CLEAN, RESET = error.ConnectionDone(), error.ConnectionLost()
@@ -56,21 +56,21 @@ class Never:
 class Fetching:
     """A `Fetcher` on a clock, with its notes and complaints."""
 
-    def __init__(self, retries: int = 0, **wanted: Any) -> None:
+    def __init__(self, retries: int = 0, **options: Any) -> None:
         self.clock = MemoryReactorClock()
         self.advanced: list[int] = []
         self.notes: list[str] = []
         self.complaints: list[str] = []
         self.fetcher = Fetcher(
             self.clock,
-            Wanted(
+            DownloadOptions(
                 **{
                     "timeout": 30.0,
                     "max_time": None,
                     "max_bytes": None,
                     "sha256": None,
-                    "text": False,
-                    **wanted,
+                    "text_only": False,
+                    **options,
                 },
                 retries=retries,
             ),
@@ -295,12 +295,14 @@ def test_blame_follows_the_failing_side(path: Path) -> None:
 )
 def test_explain_is_a_few_words(reason: Exception, words: str) -> None:
     """Each reason is a few words."""
-    assert explain(reason) == words
+    assert explain_fetch_failure(reason) == words
 
 
 def test_explain_unwraps_errors_of_tls() -> None:
     """TLS's reasons are taken out of their lists; an error without a reason is named."""
     ssl = pytest.importorskip("OpenSSL.SSL", reason="needs twisted[tls]")
     failed = ssl.Error([("SSL routines", "", "certificate verify failed"), ("", "", "and more")])
-    assert explain(failed) == "refused: TLS failed: certificate verify failed; and more"
-    assert explain(ssl.ZeroReturnError()) == "refused: TLS failed: ZeroReturnError"
+    assert (
+        explain_fetch_failure(failed) == "refused: TLS failed: certificate verify failed; and more"
+    )
+    assert explain_fetch_failure(ssl.ZeroReturnError()) == "refused: TLS failed: ZeroReturnError"

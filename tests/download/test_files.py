@@ -264,7 +264,7 @@ def test_extended_attributes_are_kept(
     assert save(old) == []
     assert os.getxattr(old, attribute) == b"Schiller"
     assert save(old) == []
-    monkeypatch.setattr("poetry.download.access.CONTENT", {attribute})
+    monkeypatch.setattr("poetry.download.access.CONTENT_ATTRIBUTES", {attribute})
     assert save(old) == []
     assert attribute not in os.listxattr(old)
 

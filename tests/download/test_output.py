@@ -21,8 +21,8 @@ from poetry.download.output import (
     STANDARD_OUTPUT,
     Output,
     is_standard_output,
+    make_output,
     open_sink,
-    output_to,
 )
 from tests.calls import failing
 from tests.download.test_files import save, spooled
@@ -33,7 +33,7 @@ LONG = bytes(range(256)) * 4_000
 
 def open_output(descriptor: int) -> Output:
     """An output to an open descriptor."""
-    return output_to(reactor, descriptor, "the place")
+    return make_output(reactor, descriptor, "the place")
 
 
 def reason_of(error: BaseException) -> Exception:
@@ -297,7 +297,7 @@ def test_stuck_output_without_poll_times_out(
     """Without poll(2) an output that is stuck has a moment more, and is given up then."""
     monkeypatch.delattr(select, "poll")
     monkeypatch.setattr("poetry.download.output.MOMENT", 0.01)
-    output = output_to(reactor, pipe[1], "the place", 0.01)
+    output = make_output(reactor, pipe[1], "the place", 0.01)
     output.write(LONG)
     assert isinstance(reason_of(wait_error(output.closed)), TimeoutError)
 

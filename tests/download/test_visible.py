@@ -23,7 +23,7 @@ PAIRS = [
 @pytest.mark.parametrize(("given", "shown"), PAIRS)
 def test_control_characters_are_visible(given: bytes, shown: bytes) -> None:
     """All but newlines, tabs and the ends of lines are shown as less and git do."""
-    assert VisibleControls("utf-8").part(given, last=True) == shown
+    assert VisibleControls("utf-8").convert(given, last=True) == shown
 
 
 @pytest.mark.parametrize(("given", "shown"), PAIRS)
@@ -32,21 +32,21 @@ def test_cuts_make_no_difference(given: bytes, shown: bytes) -> None:
     for size in range(1, len(given)):
         controls = VisibleControls("utf-8")
         parts = [given[at : at + size] for at in range(0, len(given), size)]
-        seen = b"".join(map(controls.part, parts)) + controls.part(b"", last=True)
+        seen = b"".join(map(controls.convert, parts)) + controls.convert(b"", last=True)
         assert seen == shown
 
 
 def test_unfinished_end_of_a_poem_stays_with_it() -> None:
     """The unfinished end of one poem is no part of the next one."""
     controls = VisibleControls("utf-8")
-    seen = [controls.part("é".encode()[:1], last=True), controls.part(b"\xa9!", last=True)]
+    seen = [controls.convert("é".encode()[:1], last=True), controls.convert(b"\xa9!", last=True)]
     assert seen == [b"<C3>", b"<A9>!"]
 
 
 def test_encoding_of_the_terminal_counts() -> None:
     """On a terminal of Latin-1 its letters are letters, and C1 controls are controls."""
     controls = VisibleControls("latin-1")
-    assert controls.part(b"caf\xe9 \x9b2J", last=True) == b"caf\xe9 <U+009B>2J"
+    assert controls.convert(b"caf\xe9 \x9b2J", last=True) == b"caf\xe9 <U+009B>2J"
 
 
 def test_control_characters_of_a_text_are_visible() -> None:

@@ -70,6 +70,16 @@ def test_get_names_the_failure() -> None:
     assert re.fullmatch(rf"127\.0\.0\.1:{port}: .+\n", done.stderr.decode())
 
 
+@pytest.mark.parametrize("name", ["get.py", "push.py"])
+@pytest.mark.parametrize("host", ["127.0.0.1", "nosuch.invalid"])
+def test_missing_server_is_one_line(name: str, host: str, file: Path) -> None:
+    """A missing server or host is one line on standard error, and exit code 1."""
+    poem = [file] if name == "push.py" else []
+    done = run(command(name, host, "1", *poem))
+    assert (done.returncode, done.stdout) == (1, b"")
+    assert re.fullmatch(rf"{host}:1: .+\n", done.stderr.decode())
+
+
 def test_push_into_an_inbox(file: Path, tmp_path: Path) -> None:
     """A client brings a poem, which then is in a file; one that is too long leaves no file."""
     box = tmp_path / "box"

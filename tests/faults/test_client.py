@@ -24,7 +24,7 @@ from twisted.internet.endpoints import TCP4ClientEndpoint, clientFromString
 
 from poetry import get_poem
 from poetry.download import fetch
-from poetry.download.fetch import Fetcher, Wanted
+from poetry.download.fetch import DownloadOptions, Fetcher
 from tests.certificates import Certificates
 from tests.faults.bad import Handler, alerts, black_hole, closed_port, reset, serving, stall, whole
 from tests.faults.conftest import NAIVE
@@ -280,8 +280,10 @@ def test_paused_output_does_not_time_the_server_out(
     os.mkfifo(fifo)
     reader = os.open(fifo, os.O_RDONLY | os.O_NONBLOCK)
     complaints: list[str] = []
-    wanted = Wanted(timeout=5, max_time=None, max_bytes=None, retries=0, sha256=None, text=False)
-    fetcher = Fetcher(reactor, wanted, str, str, complaints.append)
+    options = DownloadOptions(
+        timeout=5, max_time=None, max_bytes=None, retries=0, sha256=None, text_only=False
+    )
+    fetcher = Fetcher(reactor, options, str, str, complaints.append)
     received = bytearray()
 
     def read() -> bool:

@@ -13,7 +13,13 @@ import pytest
 
 from poetry.errors import EmptyPoem
 from poetry.serving import poems
-from poetry.serving.poems import PoemFactory, Reloads, Text, describe, read_at_start
+from poetry.serving.poems import (
+    NamedPoem,
+    PoemFactory,
+    Reloads,
+    explain_read_failure,
+    read_at_start,
+)
 from poetry.wire.poem import SHARED
 from tests.loop import poem_files, reactor, until, wait
 from tests.processes import SAMPLE
@@ -30,9 +36,9 @@ def test_start_reads_a_file_standard_input_or_the_sample(
     path = tmp_path / "poem.txt"
     path.write_bytes(b"a poem")
     monkeypatch.setattr("sys.stdin", SimpleNamespace(buffer=io.BytesIO(b"given")))
-    assert read_at_start(None) == Text(SAMPLE, "sample.txt")
-    assert read_at_start("-") == Text(b"given", "-")
-    assert read_at_start("poem.txt") == Text(b"a poem", "poem.txt", path)
+    assert read_at_start(None) == NamedPoem(SAMPLE, "sample.txt")
+    assert read_at_start("-") == NamedPoem(b"given", "-")
+    assert read_at_start("poem.txt") == NamedPoem(b"a poem", "poem.txt", path)
 
 
 def test_file_name_that_is_not_utf_8_is_escaped(tmp_path: Path) -> None:
@@ -243,10 +249,10 @@ def test_file_of_several_listeners_is_read_once(served: Served) -> None:
     assert served.factory.sending is other.sending
 
 
-def test_describe_leaves_out_the_name() -> None:
+def test_read_failure_is_explained_without_the_name() -> None:
     """An error is described without the name of the file."""
-    assert describe(EmptyPoem()) == "it is empty, and there is no empty poem"
-    assert describe(OSError("no more")) == "OSError"
+    assert explain_read_failure(EmptyPoem()) == "it is empty, and there is no empty poem"
+    assert explain_read_failure(OSError("no more")) == "OSError"
 
 
 def test_factory_from_a_file_reloads(tmp_path: Path) -> None:

@@ -10,7 +10,7 @@ from pathlib import Path
 
 import pytest
 
-from poetry.system.streams import LossyStream, reopened, say
+from poetry.system.streams import LossyStream, reopened, write_now
 
 
 @pytest.mark.parametrize("polls", [True, False])
@@ -81,12 +81,12 @@ def test_files_and_sockets_are_not_reopened(pipe: tuple[int, int]) -> None:
 def test_say_writes_now_or_raises(pipe: tuple[int, int]) -> None:
     """A line is written at once, or an error names the reason."""
     reading, writing = pipe
-    say(writing, "hello")
+    write_now(writing, "hello")
     assert os.read(reading, 100) == b"hello"
     own = LossyStream(writing)
     own.write("x" * 1_000_000)
     with pytest.raises(BlockingIOError, match="nobody reads it"):
-        say(writing, "hello")
+        write_now(writing, "hello")
     own.close()
 
 
@@ -95,5 +95,5 @@ def test_say_to_a_closed_pipe_raises() -> None:
     reading, writing = os.pipe()
     os.close(reading)
     with pytest.raises(BrokenPipeError):
-        say(writing, "hello")
+        write_now(writing, "hello")
     os.close(writing)

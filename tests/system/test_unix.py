@@ -12,7 +12,7 @@ from twisted.internet.error import CannotListenError
 
 from poetry import PoetryServerFactory
 from poetry.addresses import server_endpoint
-from poetry.system.unix import path_in, take_over
+from poetry.system.unix import path_in_text, remove_stale
 from tests.loop import reactor, wait, wait_error
 
 
@@ -75,7 +75,7 @@ def test_socket_that_cannot_be_probed_is_left_alone(tmp_path: Path) -> None:
     with socket.socket(socket.AF_UNIX, socket.SOCK_DGRAM) as other:
         other.bind(str(path))
         with pytest.raises(OSError, match="wrong type") as caught:
-            take_over(str(path))
+            remove_stale(str(path))
     assert caught.value.errno == errno.EPROTOTYPE
     assert path.exists()
 
@@ -93,4 +93,4 @@ def test_socket_that_cannot_be_probed_is_left_alone(tmp_path: Path) -> None:
 )
 def test_path_in_an_address_is_parsed_as_by_twisted(text: str, path: str) -> None:
     """A path is read as Twisted reads it, quoted or named."""
-    assert path_in(text) == path
+    assert path_in_text(text) == path
