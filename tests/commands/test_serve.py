@@ -190,6 +190,7 @@ def test_without_metrics(poems: Path) -> None:
         ("{empty}", "it is empty, and there is no empty poem"),
         ("-", "it is empty, and there is no empty poem"),
         ("10000", "No such file or directory; to listen on that port: -p 10000"),
+        ("[::1]:80", "No such file or directory; to listen there: -l [::1]:80"),
     ],
 )
 def test_a_poem_that_cannot_be_served(poems: Path, word: str, message: str) -> None:

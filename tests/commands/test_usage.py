@@ -114,6 +114,7 @@ def test_an_option_of_other_servers(in_process: Run, words: str, hint: str) -> N
     error = error_of(in_process(*words.split()), 2)
     assert error.startswith("No such option")
     assert all(line in error for line in [hint])
+    assert not (hint and "Did you mean" in error)
     assert ("ADDR" in error, "HUP" in error) == ("ADDR" in hint, "HUP" in hint)
 
 
