@@ -32,7 +32,7 @@ def main() -> None:
         code = cli.main(standalone_mode=False)
     except click.UsageError as error:
         called = error.ctx.command_path if error.ctx else "poetry"
-        code = complain(f"{error.format_message()}{hint(error)} (see '{called} --help')", USAGE)
+        code = complain(f"{hint(error) or error.format_message()} (see '{called} --help')", USAGE)
     except click.ClickException as error:
         code = complain(error.format_message(), error.exit_code)
     except OSError as error:  # of what click prints itself, such as help
@@ -41,11 +41,13 @@ def main() -> None:
 
 
 def hint(error: click.UsageError) -> str:
-    """Return what `serve` has instead of an unknown option that other servers have, or ""."""
+    """Return what `serve` has instead of an unknown option that other servers have, or ""; click
+    would guess one with a similar name.
+    """
     if not isinstance(error, click.NoSuchOption) or error.option_name not in INSTEAD:
         return ""
     serving = error.ctx is not None and error.ctx.command is serve
-    return f" {INSTEAD[error.option_name]}" if serving else ""
+    return f"{error.message} {INSTEAD[error.option_name]}" if serving else ""
 
 
 class Commands(click.Group):

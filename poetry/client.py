@@ -21,6 +21,7 @@ from zope.interface import implementer
 
 from poetry.addresses import peer_address
 from poetry.errors import PoemTimedOut
+from poetry.limits import check_count, check_seconds
 from poetry.protocol import PoetryClientFactory, PoetryProtocol
 from poetry.serving.idle import sweep
 from poetry.system.unix import check_path, path_of_endpoint
@@ -54,8 +55,8 @@ def get_poem(
         resets the connection.
     """
     _check_arguments(endpoint, timeout, max_time)
-    if max_bytes is not None and max_bytes < 1:
-        raise ValueError(f"max_bytes has to be at least 1, not {max_bytes}")
+    if max_bytes is not None:
+        check_count("max_bytes", max_bytes)
     if clock is None:
         from twisted.internet import reactor as clock
     poem = bytearray()
@@ -127,13 +128,9 @@ def send_poem(
 def _check_arguments(endpoint: object, timeout: float, max_time: float | None) -> None:
     if not hasattr(endpoint, "connect"):
         raise TypeError(f"{endpoint!r} is no endpoint: make one with clientFromString")
-    for name, seconds in (("timeout", timeout), ("max_time", max_time)):
-        if seconds is None and name == "max_time":
-            continue
-        if not isinstance(seconds, int | float):
-            raise TypeError(f"{name} has to be a number of seconds, not {seconds!r}")
-        if not seconds > 0:
-            raise ValueError(f"{name} has to be more than 0 s, not {seconds:g}")
+    check_seconds("timeout", timeout)
+    if max_time is not None:
+        check_seconds("max_time", max_time)
 
 
 def with_deadline(

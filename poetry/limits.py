@@ -19,16 +19,41 @@ class Limits(NamedTuple):
     grace: float = 30.0
 
     def check(self) -> None:
-        """Check the range of each limit.
+        """Check the type and the range of each limit.
 
+        @raise TypeError: if one is no number; the message names it.
         @raise ValueError: if one is out of range; the message names it.
         """
-        if self.max_connections is not None and self.max_connections < 1:
-            raise ValueError(f"max_connections has to be at least 1, not {self.max_connections}")
-        if not self.idle_timeout > 0:
-            raise ValueError(f"idle_timeout has to be more than 0 s, not {self.idle_timeout:g}")
-        if not self.grace >= 0:
-            raise ValueError(f"grace has to be at least 0 s, not {self.grace:g}")
+        if self.max_connections is not None:
+            check_count("max_connections", self.max_connections)
+        check_seconds("idle_timeout", self.idle_timeout)
+        if self.grace != 0:
+            check_seconds("grace", self.grace, least="at least")
 
 
 DEFAULTS = Limits()
+
+
+def check_count(name: str, count: int) -> None:
+    """Check the argument `name`, which counts connections or bytes.
+
+    @raise TypeError: if it is no whole number.
+    @raise ValueError: if it is less than 1.
+    """
+    if not isinstance(count, int):
+        raise TypeError(f"{name} has to be a whole number, not {count!r}")
+    if count < 1:
+        raise ValueError(f"{name} has to be at least 1, not {count}")
+
+
+def check_seconds(name: str, seconds: float, *, least: str = "more than") -> None:
+    """Check the argument `name`, a time in seconds of more than 0.
+
+    @param least: what the message says of 0 s.
+    @raise TypeError: if it is no number.
+    @raise ValueError: if it is 0, less, or no number (nan).
+    """
+    if not isinstance(seconds, int | float):
+        raise TypeError(f"{name} has to be a number of seconds, not {seconds!r}")
+    if not seconds > 0:
+        raise ValueError(f"{name} has to be {least} 0 s, not {seconds:g}")

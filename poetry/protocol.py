@@ -258,6 +258,8 @@ class PoetryProtocol(Protocol):
         _tell(self.factory.poemFailed, reason)
 
     def __repr__(self) -> str:
+        if not self.started:
+            return f"<{type(self).__name__} not connected>"
         doing = "receives" if self.outgoing is None else "sends"
         return f"<{type(self).__name__} {doing}: {self.size:,} bytes, {self.outcome or 'going on'}>"
 

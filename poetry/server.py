@@ -63,9 +63,12 @@ class PoetryService(Service):
         @param idle_timeout: seconds without progress after which a peer is reset.
         @param grace: seconds that a stop waits for readers in flight.
         @param clock: an IReactorTime; None: the global reactor.
-        @raise ValueError: where a limit makes no sense, or a factory is another service's.
+        @raise TypeError: if an argument is of another type than it should be.
+        @raise ValueError: if a limit is out of range, or a factory is in another service.
         """
         Limits(max_connections, idle_timeout, grace).check()
+        for endpoint, factory in listeners:
+            _check_listener(endpoint, factory)
         self.max_connections = max_connections
         self.idle_timeout = idle_timeout
         self.grace = grace
@@ -87,8 +90,6 @@ class PoetryService(Service):
         factories = {factory for _, factory in self.listeners}
         self._reloads = Reloads(factories)
         for factory in factories:
-            if factory.service is not None:
-                raise ValueError(f"{factory!r} is in another service already")
             factory.service = self
             factory.connections = self.connections
 
@@ -255,6 +256,15 @@ class PoetryService(Service):
         return self._reloads.well
 
 
+def _check_listener(endpoint: object, factory: object) -> None:
+    if not hasattr(endpoint, "listen"):
+        raise TypeError(f"{endpoint!r} is no endpoint: make one with serverFromString")
+    if not isinstance(factory, PoetryServerFactory):
+        raise TypeError(f"{factory!r} is no PoetryServerFactory")
+    if factory.service is not None:
+        raise ValueError(f"{factory!r} is in another service already")
+
+
 def serve_poem(
     endpoint: IStreamServerEndpoint,
     poem: bytes | None,
@@ -275,8 +285,6 @@ def serve_poem(
     @raise EmptyPoem: for `b""`.
     @see: `PoetryService` for a graceful stop and a reload.
     """
-    if not hasattr(endpoint, "listen"):
-        raise TypeError(f"{endpoint!r} is no endpoint: make one with serverFromString")
     factory = PoetryServerFactory(poem)
     service = PoetryService(
         [(endpoint, factory)], max_connections=max_connections, idle_timeout=idle_timeout

@@ -23,8 +23,8 @@ from twisted.python.failure import Failure
 from poetry.addresses import authorities, client_endpoint
 from poetry.client import ConsumerGone, download, get_poem, send_poem
 from poetry.errors import EmptyPoem, PoemTimedOut, PoemTooLong, PoemTruncated
-from poetry.protocol import PoetryServerFactory
-from poetry.server import serve_poem
+from poetry.protocol import PoetryClientFactory, PoetryServerFactory
+from poetry.server import PoetryService, serve_poem
 from poetry.wire.layers import innermost
 from tests.certificates import Certificates
 from tests.ends import LONG, Server, listening
@@ -423,6 +423,7 @@ def test_default_clock_of_send_poem_is_the_global_reactor(silent: socket.socket)
 
 
 HERE: Any = TCP4ClientEndpoint(reactor, "127.0.0.1", 1)
+THERE: Any = TCP4ServerEndpoint(reactor, 0, interface="127.0.0.1")
 
 
 @pytest.mark.parametrize(
@@ -439,13 +440,20 @@ HERE: Any = TCP4ClientEndpoint(reactor, "127.0.0.1", 1)
         (get_poem, [HERE], {"max_bytes": 0}, ValueError),
         (serve_poem, ["tcp:0", b"poem"], {}, TypeError),
         (serve_poem, [HERE, b"poem"], {}, TypeError),
+        (serve_poem, [THERE, b"poem"], {"idle_timeout": None}, TypeError),
+        (serve_poem, [THERE, b"poem"], {"idle_timeout": 0}, ValueError),
+        (serve_poem, [THERE, b"poem"], {"max_connections": "9"}, TypeError),
+        (PoetryService, [[]], {"grace": None}, TypeError),
+        (PoetryService, [[("tcp:0", PoetryServerFactory(b"poem"))]], {}, TypeError),
+        (PoetryService, [[(THERE, b"poem")]], {}, TypeError),
+        (PoetryService, [[(THERE, PoetryClientFactory(b"poem"))]], {}, TypeError),
     ],
 )
 def test_wrong_arguments_are_refused(
     call: Any, words: list[Any], options: dict[str, Any], mistake: type[Exception]
 ) -> None:
     """A wrong argument raises where the function is called, and the error names the mistake."""
-    with pytest.raises(mistake, match=r"endpoint|seconds|bytes|byte|0 s|at least"):
+    with pytest.raises(mistake, match=r"endpoint|seconds|bytes|byte|0 s|number|at least|Factory"):
         call(*words, **options)
 
 

@@ -364,6 +364,7 @@ def test_reprs_name_the_state() -> None:
     factory = PoetryServerFactory(b"poem")
     protocol = factory.buildProtocol(None)
     assert protocol is not None
+    assert repr(protocol) == "<PoetryProtocol not connected>"
     protocol.makeConnection(StringTransport())
     assert repr(protocol) == "<PoetryProtocol sends: 4 bytes, going on>"
     assert repr(factory) == "<PoetryServerFactory sends poem, 4 bytes>"

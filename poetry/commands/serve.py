@@ -153,13 +153,19 @@ def run(
             reactor, poems, addresses, limits=limits, log_level=log_level, **options
         )
     except BadPoem as error:
-        name = str(error).partition(":")[0]
-        hint = f"; to listen on that port: -p {name}" if name.isdecimal() else ""
-        return fail(f"{error}{hint}", USAGE)
+        return fail(f"{error}{hint_of_address(str(error))}", USAGE)
     except UsageError as error:
         raise click.UsageError(str(error)) from error
     service.startService()
     return ServiceRunner(reactor, service, log_format).run()
+
+
+def hint_of_address(error: str) -> str:
+    """Return a hint if a poem that cannot be read looks like an address, or ""."""
+    poem = error.partition(": ")[0]
+    if poem.isdecimal():
+        return f"; to listen on that port: -p {poem}"
+    return f"; to listen there: -l {poem}" if re.fullmatch(r"[^\s/]+:\d+", poem) else ""
 
 
 def complain_in_json(message: str, code: int) -> int:

@@ -163,7 +163,7 @@ class Fetcher:
 
                 delay = backoffPolicy()(attempt)
                 self._note(
-                    f"{source.address}: {explain_fetch_failure(error)};"
+                    f"{source.address}: {explain_fetch_failure(error).rstrip('.')};"
                     f" retry {attempt} of {retries} in {delay:.1f} s"
                 )
                 await deferLater(self._reactor, delay)
@@ -243,7 +243,7 @@ def explain_fetch_failure(error: Exception) -> str:
     if isinstance(error, ConnectError):
         return f"no connection: {_no_connection(error)}"
     if isinstance(error, OSError):
-        return error.strerror or str(error)
+        return f"{error.strerror or error}{_hint_of_limit(error.errno)}"
     if type(error).__name__ == "VerificationError":
         return "refused: the server's certificate is for another name"
     if type(error).__module__ == "OpenSSL.SSL":
@@ -254,8 +254,11 @@ def explain_fetch_failure(error: Exception) -> str:
 def _no_connection(error: ConnectError) -> str:
     if isinstance(error.args[0], Failure):  # all that Twisted passes on of a hang-up
         return error.args[0].getErrorMessage()
-    limit = "; raise the limit (ulimit -n)" if error.osError in (errno.EMFILE, errno.ENFILE) else ""
-    return f"{error.args[0] or error}{limit}"
+    return f"{error.args[0] or error}{_hint_of_limit(error.osError)}"
+
+
+def _hint_of_limit(number: int | None) -> str:
+    return "; raise the limit (ulimit -n)" if number in (errno.EMFILE, errno.ENFILE) else ""
 
 
 def _tls_error(error: Exception) -> str:

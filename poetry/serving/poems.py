@@ -194,7 +194,7 @@ def _read_all(file: IO[bytes]) -> bytes:
         has_size = False
     poem = file.read(-1 if has_size else ENDLESS + 1)
     if not poem:
-        raise EmptyPoem
+        raise EmptyPoem("the file is empty, and there is no empty poem")
     if not has_size and len(poem) > ENDLESS:
         size = ENDLESS >> 20
         raise OSError(errno.EFBIG, f"it does not end: more than {size} MiB, and no regular file")

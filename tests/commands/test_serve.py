@@ -169,6 +169,7 @@ def test_metrics_without_prometheus_client_say_what_to_install(poems: Path) -> N
         ("{empty}", "it is empty, and there is no empty poem"),
         ("-", "it is empty, and there is no empty poem"),
         ("10000", "No such file or directory; to listen on that port: -p 10000"),
+        ("[::1]:80", "No such file or directory; to listen there: -l [::1]:80"),
     ],
 )
 def test_unusable_poem_is_one_line(poems: Path, word: str, message: str) -> None:

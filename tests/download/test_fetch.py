@@ -289,6 +289,7 @@ def test_blame_follows_the_failing_side(path: Path) -> None:
         ),
         (error.ConnectError(), "no connection: An error occurred while connecting."),
         (OSError(28, "No space left on device"), "No space left on device"),
+        (OSError(24, "Too many open files"), "Too many open files; raise the limit (ulimit -n)"),
         (OSError("odd"), "odd"),
         (PoemTooLong(1_000_000), "too long: more than 1,000,000 bytes"),
     ],

@@ -266,3 +266,6 @@ def test_factory_from_a_file_reloads(tmp_path: Path) -> None:
     assert factory.poem == b"second"
     with pytest.raises(FileNotFoundError):
         PoemFactory.from_file(str(tmp_path / "none"))
+    path.write_bytes(b"")
+    with pytest.raises(EmptyPoem, match="file is empty"):
+        PoemFactory.from_file(path)
