@@ -91,8 +91,10 @@ class Accepted:
         """
         try:
             self._protocol.dataReceived(data)
-        except Exception as error:  # left to the reactor, it would end the stream of a receiver
-            _log.failure("a protocol failed on what its peer said", event="hook_failed")
+        except Exception as failed:  # left to the reactor, it would end the stream of a receiver
+            error = handshake_error(failed) or failed
+            if error is failed:
+                _log.failure("a protocol failed on what its peer said", event="hook_failed")
             if self._conversation is None:
                 abort(self.transport)
             elif not self._conversation.survives(error):
@@ -123,6 +125,18 @@ class Accepted:
             _log.failure("connectionLost failed", event="hook_failed")
         finally:
             self._limiter.leave()
+
+
+def handshake_error(failed: Exception) -> Exception | None:
+    """Give the reason where Twisted's TLS failed on what OpenSSL said, which is the peer's fault.
+
+    It is so of a close_notify during the handshake, for which OpenSSL lists no error.
+    """
+    if type(failed.__context__).__module__ != "OpenSSL.SSL":
+        return None
+    from poetry.wire.tls import HandshakeError
+
+    return HandshakeError("the peer ended TLS before it was up")
 
 
 def conversation_of(protocol: Any) -> PoetryProtocol | None:

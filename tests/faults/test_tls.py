@@ -236,7 +236,20 @@ def hang_up(port: int) -> None:
     socket.create_connection(("127.0.0.1", port), PATIENCE).close()
 
 
-@pytest.mark.parametrize("disturb", [plain_bytes, distrust, hang_up])
+def end_tls(port: int) -> None:
+    """Send a close_notify in the middle of the handshake."""
+    outgoing = ssl.MemoryBIO()
+    tls = ssl.create_default_context().wrap_bio(ssl.MemoryBIO(), outgoing, server_hostname="a.test")
+    with pytest.raises(ssl.SSLWantReadError):
+        tls.do_handshake()
+    with socket.create_connection(("127.0.0.1", port), PATIENCE) as sock:
+        sock.sendall(outgoing.read() + b"\x15\x03\x03\x00\x02\x01\x00")
+        with contextlib.suppress(ConnectionResetError):
+            while sock.recv(65536):
+                pass
+
+
+@pytest.mark.parametrize("disturb", [plain_bytes, distrust, hang_up, end_tls])
 def test_failed_handshake_is_a_log_line(
     poem_file: PoemFile, certificates: Certificates, disturb: Callable[[int], None]
 ) -> None:
