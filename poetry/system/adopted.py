@@ -10,6 +10,8 @@ from twisted.internet.endpoints import AdoptedStreamServerEndpoint
 
 from poetry.system.features import UNIX
 
+_KINDS = {socket.AF_INET: "IP", socket.AF_INET6: "IP", UNIX: "Unix"}
+
 
 class WrongSocket(ValueError):
     """The passed-in descriptor cannot be listened on; the message is one line with the reason."""
@@ -25,8 +27,8 @@ def check_adopted(
     would have wrong addresses, so the family is the socket's own.
 
     @return: an endpoint with the family of the socket.
-    @raise WrongSocket: if it is no stream socket that listens, or if it is a Unix socket and
-        described as another, or the other way round.
+    @raise WrongSocket: if it is no stream socket that listens, if it is a Unix socket and described
+        as another or the other way round, or if its family is neither IP nor Unix, as vsock(7).
     """
     try:
         with socket.socket(fileno=os.dup(endpoint.fileno)) as adopted:
@@ -39,7 +41,10 @@ def check_adopted(
             family = adopted.family
     except OSError as error:
         raise WrongSocket(f"what was passed in is no socket: {error.strerror}") from error
-    if (family == UNIX) != (endpoint.addressFamily == UNIX):
+    kind = _KINDS.get(family)
+    if kind is None:
+        raise WrongSocket("the socket that was passed in is neither IP nor Unix")
+    if kind != _KINDS.get(endpoint.addressFamily):
         raise WrongSocket(
             f"the socket that was passed in is {family.name}: write domain={family.name[3:]}"
         )

@@ -51,6 +51,17 @@ def unix(stack: ExitStack, directory: Path) -> socket.socket:
     return sock
 
 
+def of_a_host(stack: ExitStack, _: Path) -> socket.socket:
+    """One of a virtual machine and its host (vsock(7)), which is of neither family."""
+    try:
+        sock = stack.enter_context(socket.socket(socket.AF_VSOCK))
+        sock.bind((socket.VMADDR_CID_ANY, socket.VMADDR_PORT_ANY))
+    except OSError:
+        pytest.skip("needs vsock(7)")
+    sock.listen()
+    return sock
+
+
 def ipv6(stack: ExitStack, _: Path) -> socket.socket:
     try:
         return stack.enter_context(socket.create_server(("::1", 0), family=socket.AF_INET6))
@@ -72,6 +83,8 @@ def checked_as(family: int, descriptor: int) -> AdoptedStreamServerEndpoint:
         (packets, socket.AF_UNIX, "the socket that was passed in has no streams"),
         (unix, socket.AF_INET, "the socket that was passed in is AF_UNIX: write domain=UNIX"),
         (listening, socket.AF_UNIX, "the socket that was passed in is AF_INET: write domain=INET"),
+        (of_a_host, socket.AF_INET, "the socket that was passed in is neither IP nor Unix"),
+        (of_a_host, socket.AF_UNIX, "the socket that was passed in is neither IP nor Unix"),
     ],
 )
 def test_wrong_sockets_are_refused_at_the_start(
