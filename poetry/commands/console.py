@@ -8,6 +8,7 @@ import os
 import sys
 from contextlib import suppress
 from pathlib import Path
+from traceback import extract_tb
 from typing import Any
 
 import click
@@ -29,6 +30,36 @@ def complain_of_stdout(error: OSError) -> int:
     with Path(os.devnull).open("wb") as nowhere:
         os.dup2(nowhere.fileno(), sys.stdout.fileno())
     return complain(f"standard output: {error.strerror}", FAILED)
+
+
+def explain_start_failure(error: Exception) -> str:
+    """Describe what the system refused to a command, with what to do about it if that is known."""
+    first = system_error(error)
+    if getattr(first, "errno", None) in (errno.EMFILE, errno.ENFILE):
+        return f"{message_of(first)}: raise the limit (ulimit -n)"
+    # The exception does not name the system call; the line of source that made it does.
+    call = extract_tb(first.__traceback__)[-1].line
+    return f"cannot start: {message_of(first) or type(first).__name__} ({call})"
+
+
+def system_error(error: BaseException) -> BaseException:
+    """Return the OSError that led to an error; without one, return the error itself.
+
+    After epoll refuses a descriptor Twisted tries another way, which fails without a reactor.
+    """
+    cause: BaseException | None = error
+    while cause is not None:
+        if isinstance(cause, OSError):
+            return cause
+        cause = cause.__context__
+    return error
+
+
+def message_of(error: Any) -> str:
+    """Return the message of an exception, without its number and with its file."""
+    message = getattr(error, "strerror", None) or str(error)
+    file = getattr(error, "filename", None)
+    return f"{message}: {file}" if file and not error.filename2 else message
 
 
 class Seconds(click.ParamType):  # type: ignore[type-arg]  # it has none in click 8.1

@@ -12,7 +12,7 @@ from typing import TYPE_CHECKING, Any
 
 import click
 
-from poetry.commands.console import Count, Seconds
+from poetry.commands.console import Count, Seconds, explain_start_failure
 from poetry.commands.progress import is_terminal, progress_bar
 
 if TYPE_CHECKING:
@@ -127,7 +127,10 @@ def get(
     digest = read_digest(sha256)
     paths = [] if directory is None else output_paths(directory, addresses)
 
-    from twisted.internet import reactor
+    try:
+        from twisted.internet import reactor
+    except Exception as error:
+        raise click.ClickException(explain_start_failure(error)) from error
     from twisted.logger import globalLogBeginner
 
     from poetry.commands.run import run_to_end

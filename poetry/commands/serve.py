@@ -8,12 +8,20 @@ import re
 import sys
 from collections.abc import Sequence
 from contextlib import suppress
-from traceback import extract_tb
 from typing import Any
 
 import click
 
-from poetry.commands.console import FAILED, USAGE, Count, Seconds, complain
+from poetry.commands.console import (
+    FAILED,
+    USAGE,
+    Count,
+    Seconds,
+    complain,
+    explain_start_failure,
+    message_of,
+    system_error,
+)
 from poetry.limits import DEFAULTS, Limits
 
 
@@ -116,7 +124,7 @@ def serve(
             raise  # its line also names --help
         return fail(error.format_message(), USAGE)
     except Exception as error:
-        return fail(explain_start_failure(error, addresses), FAILED)
+        return fail(explain_failure(error, addresses), FAILED)
 
 
 def run(
@@ -132,7 +140,7 @@ def run(
 ) -> int:
     """Serve until a signal comes; return the exit code.
 
-    @raise Exception: whatever keeps it from serving; see `explain_start_failure`.
+    @raise Exception: whatever keeps it from serving; see `explain_failure`.
     """
     from poetry.system.descriptors import LEAST, raise_limit
 
@@ -213,39 +221,14 @@ def bracketed(host: str) -> str:
     return f"[{host}]" if ":" in host else host
 
 
-def explain_start_failure(error: Exception, addresses: Sequence[str]) -> str:
+def explain_failure(error: Exception, addresses: Sequence[str]) -> str:
     """Describe why the server cannot start, with what to do about it if that is known.
 
     @param addresses: those it was to listen on.
     """
     if hasattr(error, "socketError"):  # Twisted's CannotListenError
         return explain_listen_failure(error, addresses)
-    first = system_error(error)
-    if getattr(first, "errno", None) in (errno.EMFILE, errno.ENFILE):
-        return f"{message_of(first)}: raise the limit (ulimit -n)"
-    # The exception does not name the system call; the line of source that made it does.
-    call = extract_tb(first.__traceback__)[-1].line
-    return f"cannot start: {message_of(first) or type(first).__name__} ({call})"
-
-
-def system_error(error: BaseException) -> BaseException:
-    """Return the OSError that led to an error; without one, return the error itself.
-
-    After epoll refuses a descriptor Twisted tries another way, which fails without a reactor.
-    """
-    cause: BaseException | None = error
-    while cause is not None:
-        if isinstance(cause, OSError):
-            return cause
-        cause = cause.__context__
-    return error
-
-
-def message_of(error: Any) -> str:
-    """Return the message of an exception, without its number and with its file."""
-    message = getattr(error, "strerror", None) or str(error)
-    file = getattr(error, "filename", None)
-    return f"{message}: {file}" if file and not error.filename2 else message
+    return explain_start_failure(error)
 
 
 def explain_listen_failure(error: Any, addresses: Sequence[str] = ()) -> str:
@@ -257,6 +240,7 @@ def explain_listen_failure(error: Any, addresses: Sequence[str] = ()) -> str:
     reason = error.socketError
     if isinstance(reason, str):  # Twisted could not lock a Unix socket
         reason = OSError(errno.EADDRINUSE, reason)
+    reason = system_error(reason)
     number = getattr(reason, "errno", None)  # an endpoint has errors of its own
     host, port = error.interface, error.port
     if isinstance(port, bytes):
@@ -275,11 +259,17 @@ def explain_listen_failure(error: Any, addresses: Sequence[str] = ()) -> str:
 
 
 def address_with_port(port: object, host: str, addresses: Sequence[str]) -> str:
-    """Return the first of the addresses with the port; "" if there is none, or it has the host."""
+    """Return the first of several addresses with the port; "" if it has the host too, or is the
+    only one.
+    """
     from poetry.addresses import split
 
-    for text in addresses:
-        plain = split(text)
-        if plain is not None and plain.port == port:
-            return "" if plain.host == host else text
-    return ""
+    string = re.compile(rf"(tcp6?|ssl):(port=)?{port}(?!\d)")
+    plain = {text: split(text) for text in addresses}
+    found = [
+        text
+        for text, address in plain.items()
+        if (address.port == port if address else string.match(text))
+    ]
+    first = plain[found[0]] if len(found) > 1 else None
+    return "" if len(found) < 2 or (first and first.host == host) else found[0]

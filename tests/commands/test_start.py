@@ -17,28 +17,38 @@ from typing import Any
 import pytest
 from twisted.internet.error import CannotListenError
 
-from poetry.commands.serve import explain_start_failure
+from poetry.commands.serve import explain_failure
 from tests.conftest import PoemFile
 from tests.processes import PATIENCE, POETRY, need, poetry, run, running
 
 JSON = ("--log-format", "json")
 
+SERVE, GET = ("serve",), ("get", "1")
+
 
 @pytest.mark.parametrize(
-    ("refused", "said"),
+    ("command", "refused", "said"),
     [
-        ("prlimit64:error=EPERM", "Operation not permitted (soft, hard = resource.getrlimit("),
-        ("epoll_create1:error=ENOSYS", "Function not implemented (self._poller = epoll("),
-        ("epoll_ctl:error=ENOMEM", "Cannot allocate memory (self._poller.register("),
-        ("epoll_ctl:error=EPERM", "Operation not permitted (self._poller.register("),
-        ("pipe2:error=EPERM", "Operation not permitted (self.i, self.o = os.pipe()"),
+        (
+            SERVE,
+            "prlimit64:error=EPERM",
+            "Operation not permitted (soft, hard = resource.getrlimit(",
+        ),
+        (SERVE, "epoll_create1:error=ENOSYS", "Function not implemented (self._poller = epoll("),
+        (GET, "epoll_create1:error=ENOSYS", "Function not implemented (self._poller = epoll("),
+        (SERVE, "epoll_ctl:error=ENOMEM", "Cannot allocate memory (self._poller.register("),
+        (GET, "epoll_ctl:error=ENOMEM", "Cannot allocate memory (self._poller.register("),
+        (SERVE, "epoll_ctl:error=EPERM", "Operation not permitted (self._poller.register("),
+        (GET, "epoll_ctl:error=EPERM", "Operation not permitted (self._poller.register("),
+        (SERVE, "pipe2:error=EPERM", "Operation not permitted (self.i, self.o = os.pipe()"),
+        (GET, "pipe2:error=EPERM", "Operation not permitted (self.i, self.o = os.pipe()"),
     ],
 )
-def test_refused_system_call_is_named(refused: str, said: str) -> None:
+def test_refused_system_call_is_named(command: tuple[str, ...], refused: str, said: str) -> None:
     """A system call that is refused is named in one line, and is not blamed on standard output."""
     strace = need("strace")
     inject = ["-f", "-o", os.devnull, "-e", f"trace={refused.split(':')[0]}", "-e"]
-    done = run([strace, *inject, f"inject={refused}", *POETRY, "serve"])
+    done = run([strace, *inject, f"inject={refused}", *POETRY, *command])
     assert (done.returncode, done.stdout) == (1, b"")
     assert done.stderr.decode().startswith(f"Error: cannot start: {said}")
     assert done.stderr.count(b"\n") == 1
@@ -66,7 +76,15 @@ def test_refused_setrlimit_lowers_the_limit(poem_file: PoemFile) -> None:
         assert (lowered["event"], lowered["limit"]) == ("limit_lowered", 500 - 48 - 4)
 
 
-@pytest.mark.parametrize("words", [("[::]:{}", "0.0.0.0:{}"), ("0.0.0.0:{}", "[::]:{}")])
+@pytest.mark.parametrize(
+    "words",
+    [
+        ("[::]:{}", "0.0.0.0:{}"),
+        ("0.0.0.0:{}", "[::]:{}"),
+        ("tcp:{}:interface=0.0.0.0", "[::]:{}"),
+        ("tcp6:port={}", "tcp:{}:interface=0.0.0.0"),
+    ],
+)
 def test_overlapping_addresses_are_named(words: tuple[str, str]) -> None:
     """The error names both addresses, rather than advise a free port."""
     if not socket.has_dualstack_ipv6():
@@ -74,12 +92,19 @@ def test_overlapping_addresses_are_named(words: tuple[str, str]) -> None:
     with socket.create_server(("127.0.0.1", 0)) as free:
         port = free.getsockname()[1]
     first, second = (word.format(port) for word in words)
+    where = f"[::]:{port}" if "::" in second else f"0.0.0.0:{port}"
     done = poetry("serve", "-l", first, "-l", second)
     assert (done.returncode, done.stdout) == (1, b"")
     assert done.stderr.decode() == (
-        f"Error: cannot listen on {second}: Address already in use, perhaps by {first}:"
+        f"Error: cannot listen on {where}: Address already in use, perhaps by {first}:"
         " [::] takes IPv4 too, 0.0.0.0 each address; leave one out\n"
     )
+
+
+def caused(error: Exception, cause: Exception) -> Exception:
+    """Give an error that came up while another one was handled."""
+    error.__context__ = cause
+    return error
 
 
 @pytest.mark.parametrize(
@@ -97,21 +122,23 @@ def test_overlapping_addresses_are_named(words: tuple[str, str]) -> None:
             CannotListenError("::", 9, OSError(errno.EADDRINUSE, "taken")),
             "cannot listen on [::]:9: taken; choose another, or port 0 for any free one",
         ),
+        (
+            CannotListenError("", 9, caused(KeyError(8), OSError(errno.ENOSPC, "No space left"))),
+            "cannot listen on 9: No space left",
+        ),
         (OSError(errno.EMFILE, "Too many"), "Too many: raise the limit (ulimit -n)"),
     ],
 )
 def test_error_of_a_start_says_the_reason(error: Exception, message: str) -> None:
     """A missing file is named, and a port that is not one of ours is just taken."""
-    assert explain_start_failure(error, ["unix:/run/poem", "8"]) == message
+    assert explain_failure(error, ["unix:/run/poem", "8"]) == message
 
 
 def test_unexpected_error_is_one_line() -> None:
     """An error of another kind is one line with its place in the code."""
     with pytest.raises(RuntimeError) as caught:
         raise RuntimeError
-    assert (
-        explain_start_failure(caught.value, []) == "cannot start: RuntimeError (raise RuntimeError)"
-    )
+    assert explain_failure(caught.value, []) == "cannot start: RuntimeError (raise RuntimeError)"
 
 
 TERMINATING = "import os, signal; os.kill(os.getpid(), signal.SIGTERM); raise SystemExit(7)"
