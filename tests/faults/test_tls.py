@@ -16,6 +16,7 @@ from OpenSSL import SSL
 
 from tests.certificates import Certificates
 from tests.conftest import PoemFile
+from tests.faults.key_updates import key_updates, shake
 from tests.faults.readers import (
     PAUSES,
     PLAIN,
@@ -210,6 +211,30 @@ def test_early_end_of_the_reader_is_no_clean_end(
     ends = Counter(end_early(address, version, end, poem(size)) for _ in range(READERS))
     print(dict(ends))
     assert set(ends) <= {"whole", "reset"}
+
+
+@pytest.mark.machine
+def test_flood_of_key_updates_costs_no_memory(
+    poem_file: PoemFile, certificates: Certificates
+) -> None:
+    """A reader that has each of its KeyUpdates answered, and takes no answer, is read no further:
+    it costs the server no more memory, and others are served.
+    """
+    context = certificates.context()
+    with running([*SERVE, "-l", certificates.listen("good"), poem_file(LONG)]) as server:
+        read_all(server.addresses[0], poem(LONG), context=context)
+        before = server.resident()
+        with socket.create_connection(("127.0.0.1", server.port), PATIENCE) as sock:
+            updates = key_updates(shake(sock, certificates.context()), 150_000)  # of 27 bytes each
+            sock.setblocking(False)
+            for _ in range(20):
+                with contextlib.suppress(BlockingIOError):
+                    updates = updates[sock.send(updates) :]
+                ends = read_all(server.addresses[0], poem(LONG), context=context)
+                assert ends == {"whole": 1}
+            each = server.resident() - before
+
+            assert each <= 2_000_000
 
 
 def plain_bytes(port: int) -> None:
