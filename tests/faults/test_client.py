@@ -28,6 +28,7 @@ from poetry.download.fetch import DownloadOptions, Fetcher
 from tests.certificates import Certificates
 from tests.faults.bad import Handler, alerts, black_hole, closed_port, reset, serving, stall, whole
 from tests.faults.conftest import NAIVE
+from tests.faults.key_updates import key_updates, shake
 from tests.faults.readers import poem
 from tests.loop import reactor, until, wait, wait_error
 from tests.processes import PATIENCE, POETRY, Command, eventually, need, poetry, run
@@ -373,6 +374,35 @@ def test_download_to_a_file_is_linear_with_flat_memory(tmp_path: Path) -> None:
     print(f"0.1 GB: {tenth_seconds:.2f} s, {(tenth_peak - start) / 1e6:.1f} MB")
     assert peak - start <= 32 * MEGABYTE
     assert seconds <= 15 * tenth_seconds
+
+
+def wants_new_keys(sock: socket.socket, context: ssl.SSLContext, updates: int) -> None:
+    """Send so many KeyUpdates and no poem, and read no answer until the client goes."""
+    with contextlib.suppress(ConnectionResetError):
+        sock.sendall(key_updates(shake(sock, context), updates))
+    gone = select.poll()
+    gone.register(sock, select.POLLRDHUP)
+    gone.poll(PATIENCE * 1000)
+
+
+@pytest.mark.machine
+def test_flood_of_key_updates_costs_no_memory(certificates: Certificates, tmp_path: Path) -> None:
+    """A server that has each of its KeyUpdates answered, and takes no answer, costs no memory, and
+    only the time of a server that is silent.
+    """
+    peaks = []
+    for updates in (1, 150_000):  # of 27 bytes each
+        handler = partial(wants_new_keys, context=certificates.server_context("good"))
+        report = tmp_path / f"{updates}.json"
+        with serving(partial(handler, updates=updates)) as port:
+            done = run(
+                [*CENSUS, "get", "--timeout", "5", certificates.trusting(port)],
+                env={"CENSUS": str(report)},
+            )
+        assert (done.returncode, done.stdout) == (1, b"")
+        assert b"timed out: nothing for 5 s after 0 bytes" in done.stderr
+        peaks.append(figures(report)[0])
+    assert peaks[1] - peaks[0] <= MEGABYTE
 
 
 @pytest.mark.machine
