@@ -25,10 +25,6 @@ from poetry.limits import check_count, check_seconds
 from poetry.protocol import PoetryClientFactory, PoetryProtocol
 from poetry.serving.idle import sweep
 from poetry.system.unix import check_path, path_of_endpoint
-from poetry.wire.layers import read_at_most
-
-TLS_READ = 32 * 1024
-"""Bytes a read under TLS: of the answers to more, Twisted would leave some in OpenSSL for ever."""
 
 _T = TypeVar("_T")
 
@@ -268,11 +264,10 @@ class _DownloadProtocol(PoetryProtocol):
     def connectionMade(self) -> None:
         factory = self.factory
         factory.report(f"connected to {peer_address(self.transport)}")
-        self._held_back: set[object] = set()
         self._idle = _IdleTimeout(factory.clock, factory.timeout, self._timedOut)
         super().connectionMade()
         if factory.consumer is not None:
-            factory.consumer.registerProducer(_Throttle(self), True)
+            factory.consumer.registerProducer(_ConsumerThrottle(self), True)
 
     def handshakeCompleted(self) -> None:
         # Twisted compares names, but only logs a certificate that has none, or malformed ones.
@@ -290,10 +285,6 @@ class _DownloadProtocol(PoetryProtocol):
         version = self.transport.getHandle().get_protocol_version_name()
         named = ", ".join(str(name.value) for name in names)
         self.factory.report(f"{version}; the certificate is for {named}")
-        # TLS answers by itself, as to each KeyUpdate. From a server that does not read the answers,
-        # read no more: they would fill the memory.
-        read_at_most(TLS_READ, self.transport)
-        self.transport.registerProducer(_TLSThrottle(self), True)
 
     def chunkReceived(self, data: bytes) -> None:
         self._idle.restart()
@@ -304,27 +295,17 @@ class _DownloadProtocol(PoetryProtocol):
         except Exception as unwritten:
             self.fail(unwritten)
 
-    def pause(self, throttle: _Throttle) -> None:
-        """Stop reading for a throttle: the kernel holds the sender back."""
-        if throttle.excuses_silence:
-            self._idle.stop()
-        self._held_back.add(throttle)
-        self._call_transport(self.transport.pauseProducing)
+    def pause(self) -> None:
+        """Stop reading for the consumer, whose delay is not the sender's silence."""
+        assert self.throttle is not None
+        self._idle.stop()
+        self.throttle.pause(self)
 
-    def resume(self, throttle: _Throttle) -> None:
-        """Read on, unless another throttle holds the sender back."""
-        if throttle.excuses_silence:
-            self._idle.restart()
-        self._held_back.discard(throttle)
-        if not self._held_back:
-            self._call_transport(self.transport.resumeProducing)
-
-    def _call_transport(self, method: Callable[[], object]) -> None:
-        """Call a method of the transport; if it raises, fail here and not in the consumer."""
-        try:
-            method()
-        except Exception as refused:
-            self.fail(refused)
+    def resume(self) -> None:
+        """Read on."""
+        assert self.throttle is not None
+        self._idle.restart()
+        self.throttle.resume(self)
 
     def _timedOut(self) -> None:
         self.fail(PoemTimedOut(self.factory.timeout, self.size))
@@ -361,31 +342,17 @@ class _DownloadFactory(PoetryClientFactory):
 
 
 @implementer(IPushProducer)
-class _Throttle:
-    """The download as the producer of its consumer.
-
-    @cvar excuses_silence: whether the idle timeout stops while the sender is held back.
-    """
-
-    excuses_silence = True
+class _ConsumerThrottle:
+    """The download as the producer of its consumer."""
 
     def __init__(self, download: _DownloadProtocol) -> None:
         self._download = download
 
     def pauseProducing(self) -> None:
-        self._download.pause(self)
+        self._download.pause()
 
     def resumeProducing(self) -> None:
-        self._download.resume(self)
+        self._download.resume()
 
     def stopProducing(self) -> None:
         self._download.fail(ConsumerGone())
-
-
-class _TLSThrottle(_Throttle):
-    """The download as the producer of TLS, which buffers its own answers."""
-
-    excuses_silence = False
-
-    def stopProducing(self) -> None:
-        """Do nothing: the connection is lost, and its protocol is told."""

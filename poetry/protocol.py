@@ -35,13 +35,11 @@ from zope.interface import alsoProvides, classImplements, implementer
 
 from poetry.errors import EmptyPoem, PoemError, PoemStopped, PoemTooLong, PoemTruncated
 from poetry.wire import ended_cleanly, kind_of
-from poetry.wire.layers import abort, close, discard_input, read_at_most
+from poetry.wire.layers import abort, close, discard_input
 from poetry.wire.outgoing import Outgoing, Pace
 from poetry.wire.poem import Poem
+from poetry.wire.receiving import Throttle, start_receiving
 from poetry.wire.sealed import Sealed, WriteRefused
-
-RECEIVE_BUFFER = 1024 * 1024
-"""Bytes a read: 100 MB took 0.15 s with 1 MiB and 0.23 s with Twisted's 64 KiB (measured)."""
 
 _log = Logger()
 
@@ -60,6 +58,7 @@ class PoetryProtocol(Protocol):
         either:     `outcome` is a `PoemError.outcome`, and the connection is reset
 
     @ivar outgoing: the poem that it sends, and how far it is; None: it receives one.
+    @ivar throttle: pauses a protocol that receives; None: it sends.
     @ivar taken: bytes of its poem that the kernel took before `makeConnection`.
     @ivar started: when the connection was made, in seconds of `time.monotonic`.
     @ivar outcome: None while it lasts, then "sent", "received", a `PoemError.outcome`, or
@@ -73,6 +72,7 @@ class PoetryProtocol(Protocol):
     transport: Any  # an ITransport, and whatever else the reactor's transports provide
 
     outgoing: Outgoing | None = None
+    throttle: Throttle | None = None
     taken = 0
     started = 0.0
     outcome: str | None = None
@@ -136,7 +136,7 @@ class PoetryProtocol(Protocol):
         """Start to send the poem, or to receive one if there is none."""
         self._made = True
         if self.outgoing is None:
-            read_at_most(RECEIVE_BUFFER, self._wire)
+            self.throttle = start_receiving(self._wire, self.fail)
         else:
             self._start(self.outgoing)
 

@@ -301,7 +301,7 @@ def test_tls_that_owes_answers_is_not_read(certificates: Certificates) -> None:
         trust = authorities(str(certificates.authority))
         endpoint = client_endpoint(reactor, f"tls:127.0.0.1:{port}", 30, trust)
         done = downloading(Watching(endpoint, connected), output.write, output, clock)
-        until(lambda: connected and innermost(connected[0].transport).producer)
+        until(lambda: connected and connected[0].transport.getPeerCertificate())
         transport = innermost(connected[0].transport)
         producer: Any = output.producer
 

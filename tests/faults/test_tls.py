@@ -233,7 +233,6 @@ def test_flood_of_key_updates_costs_no_memory(
                 ends = read_all(server.addresses[0], poem(LONG), context=context)
                 assert ends == {"whole": 1}
             each = server.resident() - before
-
             assert each <= 2_000_000
 
 

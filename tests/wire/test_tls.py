@@ -6,6 +6,7 @@ import socket
 import ssl
 from collections.abc import Callable, Iterator
 from contextlib import contextmanager, suppress
+from threading import Event, Thread
 from typing import Any
 
 import pytest
@@ -26,7 +27,9 @@ from tests.ends import (
     queued,
     reader,
 )
+from tests.faults.key_updates import key_updates, shake
 from tests.loop import reactor, until, wait, wait_error
+from tests.processes import PATIENCE
 
 
 @contextmanager
@@ -49,6 +52,31 @@ def test_poem_arrives_over_tls(poem: bytes, certificates: Certificates) -> None:
         assert wait(client.received) == poem
         until(lambda: server.results)
     assert (server.results, server.outcomes) == (["sent"], ["sent"])
+
+
+def test_sender_that_takes_no_answers_is_not_read(certificates: Certificates) -> None:
+    """While a sender takes none of the answers to its KeyUpdates, its input waits."""
+    server, stopped = Server(), Event()
+
+    def flood(port: int) -> None:
+        with reader(port) as connection, suppress(ConnectionError):
+            connection.setsockopt(socket.SOL_SOCKET, socket.SO_RCVBUF, 4096)
+            connection.sendall(key_updates(shake(connection, certificates.context()), 20_000))
+            stopped.wait(PATIENCE)
+
+    with listening_tls(server, certificates) as port:
+        thread = Thread(target=flood, args=[port])
+        thread.start()
+        until(lambda: server.connections)
+        (protocol,) = server.connections
+        below = innermost(protocol.transport)
+        below.socket.setsockopt(socket.SOL_SOCKET, socket.SO_SNDBUF, 4096)
+        until(lambda: below not in reactor.getReaders())
+        protocol.stop()
+        stopped.set()
+        until(lambda: server.results)
+        thread.join()
+    assert server.outcomes == ["stopped"]
 
 
 def test_early_close_notify_is_truncated(certificates: Certificates) -> None:
