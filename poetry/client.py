@@ -20,11 +20,12 @@ from twisted.python.failure import Failure
 from zope.interface import implementer
 
 from poetry.addresses import peer_address
-from poetry.errors import PoemTimedOut
+from poetry.errors import PoemTimedOut, text_of
 from poetry.limits import check_count, check_seconds
 from poetry.protocol import PoetryClientFactory, PoetryProtocol
 from poetry.serving.idle import sweep
 from poetry.system.unix import check_path, path_of_endpoint
+from poetry.wire.layers import failed_in_tls
 
 _T = TypeVar("_T")
 
@@ -311,14 +312,14 @@ class _DownloadProtocol(PoetryProtocol):
         self.fail(PoemTimedOut(self.factory.timeout, self.size))
 
     def connectionLost(self, reason: Failure = connectionDone) -> None:
-        if reason.check(IndexError):  # raised by Twisted at a close_notify during the handshake
+        if failed_in_tls(reason.value):
             reason = Failure(error.SSLError(string="the server ended TLS before it was up"))
         self._idle.stop()
         if self.factory.consumer is not None:
             self.factory.consumer.unregisterProducer()
         self.factory.report(
             f"ended after {self.size:,} bytes and {monotonic() - self.started:.3f} s:"
-            f" {reason.getErrorMessage()}"
+            f" {text_of(reason.value)}"
         )
         super().connectionLost(reason)
 

@@ -2,7 +2,20 @@
 
 from __future__ import annotations
 
+from typing import Any
+
 from twisted.python.failure import Failure
+
+
+def text_of(error: Any) -> str:
+    """Return the message of an error; of one of OpenSSL, which lists (library, function, reason),
+    its reasons; without a message, the name of its type.
+    """
+    if type(error).__module__ == "OpenSSL.SSL":
+        text = "; ".join(str(each[-1]) for reasons in error.args for each in reasons)
+    else:
+        text = str(error)
+    return text or type(error).__name__
 
 
 class PoemError(Exception):
@@ -26,7 +39,7 @@ class PoemTruncated(PoemError):
         self.reason = reason
 
     def __str__(self) -> str:
-        return f"truncated after {self.received:,} bytes: {self.reason.getErrorMessage()}"
+        return f"truncated after {self.received:,} bytes: {text_of(self.reason.value)}"
 
 
 class EmptyPoem(PoemError, ValueError):

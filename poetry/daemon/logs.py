@@ -21,6 +21,7 @@ from twisted.python.failure import Failure
 from zope.interface import implementer
 
 from poetry.addresses import peer_address
+from poetry.errors import text_of
 from poetry.protocol import PoetryProtocol
 from poetry.system.streams import LossyStream
 
@@ -52,7 +53,11 @@ class TransferLog:
         """Log how a transfer ended, as one of a factory's `observers`."""
         level, text, reason = LogLevel.info, _SUCCESS, {}
         if protocol.outcome not in _SUCCESSES:
-            level, text, reason = LogLevel.warn, _FAILURE, {"reason": one_line(protocol.error)}
+            level, text, reason = (
+                LogLevel.warn,
+                _FAILURE,
+                {"reason": one_line(text_of(protocol.error))},
+            )
         elif not self._successes:
             return
         factory = protocol.factory

@@ -19,7 +19,7 @@ from twisted.python.failure import Failure
 from poetry.client import ConsumerGone, download, with_deadline
 from poetry.download.files import OutputError, Spool
 from poetry.download.output import STANDARD_OUTPUT, Destination, Sink, open_sink
-from poetry.errors import EmptyPoem, PoemMismatch, PoemTimedOut, PoemTruncated
+from poetry.errors import EmptyPoem, PoemMismatch, PoemTimedOut, PoemTruncated, text_of
 
 TRANSIENT = (PoemTruncated, EmptyPoem, PoemTimedOut, ConnectError, DNSLookupError)
 """Errors after which another attempt may succeed."""
@@ -247,8 +247,8 @@ def explain_fetch_failure(error: Exception) -> str:
     if type(error).__name__ == "VerificationError":
         return "refused: the server's certificate is for another name"
     if type(error).__module__ == "OpenSSL.SSL":
-        return f"refused: TLS failed: {_tls_error(error)}"
-    return str(error) or type(error).__name__
+        return f"refused: TLS failed: {text_of(error)}"
+    return text_of(error)
 
 
 def _no_connection(error: ConnectError) -> str:
@@ -259,9 +259,3 @@ def _no_connection(error: ConnectError) -> str:
 
 def _hint_of_limit(number: int | None) -> str:
     return "; raise the limit (ulimit -n)" if number in (errno.EMFILE, errno.ENFILE) else ""
-
-
-def _tls_error(error: Exception) -> str:
-    """Return the reasons in an error of OpenSSL, which lists (library, function, reason)."""
-    reasons = [str(each[-1]) for each in (error.args or [()])[0]]
-    return "; ".join(reasons) or type(error).__name__

@@ -34,7 +34,13 @@ from poetry.wire.kernel import (
     make_close_graceful,
     named,
 )
-from poetry.wire.layers import abort, as_address
+from poetry.wire.layers import (
+    HandshakeError,
+    abort,
+    as_address,
+    failed_in_tls,
+    log_connection_failure,
+)
 
 AT_ONCE = 1 if ONLY_SOCKETS else 100
 """Most connections accepted in a reactor turn, as Twisted's own ports begin with (on Windows, stay
@@ -92,7 +98,11 @@ class Accepted:
         try:
             self._protocol.dataReceived(data)
         except Exception as failed:  # left to the reactor, it would end the stream of a receiver
-            error = handshake_error(failed) or failed
+            error = (
+                HandshakeError("the peer ended TLS before it was up")
+                if failed_in_tls(failed)
+                else failed
+            )
             if error is failed:
                 _log.failure("a protocol failed on what its peer said", event="hook_failed")
             if self._conversation is None:
@@ -125,18 +135,6 @@ class Accepted:
             _log.failure("connectionLost failed", event="hook_failed")
         finally:
             self._limiter.leave()
-
-
-def handshake_error(failed: Exception) -> Exception | None:
-    """Give the reason where Twisted's TLS failed on what OpenSSL said, which is the peer's fault.
-
-    It is so of a close_notify during the handshake, for which OpenSSL lists no error.
-    """
-    if type(failed.__context__).__module__ != "OpenSSL.SSL":
-        return None
-    from poetry.wire.tls import HandshakeError
-
-    return HandshakeError("the peer ended TLS before it was up")
 
 
 def conversation_of(protocol: Any) -> PoetryProtocol | None:
@@ -371,7 +369,7 @@ class Listener:
         except BaseException:
             make_close_abortive(handle)
             handle.close()
-            _log.failure("a connection could not be made", event="connection_failed")
+            log_connection_failure("made")
 
     def _begin(self, handle: socket.socket, peer: Any) -> None:
         """Send the fast way; with a transport of Twisted's what is left, or all."""

@@ -4,14 +4,10 @@ from __future__ import annotations
 
 from collections.abc import Iterable
 
-from twisted.logger import Logger
-
 from poetry.errors import PoemTimedOut
 from poetry.protocol import PoetryProtocol
 from poetry.wire.kernel import peer_has_ended, unacknowledged
-from poetry.wire.layers import handle_of
-
-_log = Logger()
+from poetry.wire.layers import handle_of, log_connection_failure
 
 
 def sweep(connections: Iterable[PoetryProtocol], now: float, idle: float, linger: float) -> None:
@@ -27,7 +23,7 @@ def sweep(connections: Iterable[PoetryProtocol], now: float, idle: float, linger
         try:
             _look(connection, now, idle, linger)
         except Exception:  # the others are not to suffer for it
-            _log.failure("a connection could not be ended", event="connection_failed")
+            log_connection_failure("ended")
 
 
 def _look(connection: PoetryProtocol, now: float, idle: float, linger: float) -> None:

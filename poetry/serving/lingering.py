@@ -17,11 +17,11 @@ from typing import Any, Protocol
 from twisted.internet.error import ConnectionLost
 from twisted.internet.interfaces import IReadDescriptor
 from twisted.internet.protocol import connectionDone
-from twisted.logger import Logger
 from twisted.python.failure import Failure
 from zope.interface import implementer
 
 from poetry.wire.kernel import DISCARDED, NOW
+from poetry.wire.layers import log_connection_failure
 
 INTERVAL = 0.005
 """Seconds between two looks. To wake up for each reader takes a fifth of a short poem's CPU, and to
@@ -30,8 +30,6 @@ watch each a twentieth (measured)."""
 ONCE = getattr(select, "EPOLLIN", 0) | getattr(select, "EPOLLONESHOT", 0)
 """One event for each socket, until it is armed again. A forked child may keep a socket open that we
 have closed: its events would come for ever, under a number that another has by now."""
-
-_log = Logger()
 
 
 class Lingerer(Protocol):
@@ -235,4 +233,4 @@ def _lose(connection: Lingerer, reason: Failure) -> None:
     try:
         connection.connectionLost(reason)
     except Exception:
-        _log.failure("a connection could not be ended", event="connection_failed")
+        log_connection_failure("ended")

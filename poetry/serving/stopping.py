@@ -9,6 +9,7 @@ from twisted.internet.defer import Deferred
 from twisted.logger import Logger
 
 from poetry.protocol import PoetryProtocol
+from poetry.wire.layers import log_connection_failure
 
 _log = Logger()
 
@@ -54,7 +55,7 @@ def stop_all(connections: Iterable[PoetryProtocol]) -> None:
         try:
             connection.stop()
         except Exception:  # go on with the others
-            _log.failure("a connection could not be ended", event="connection_failed")
+            log_connection_failure("ended")
         reset += connection.outcome != "sent"
     if reset:
         _log.warn("reset {count} readers in flight", event="grace_over", count=reset)

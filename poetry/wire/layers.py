@@ -4,11 +4,12 @@ from __future__ import annotations
 
 import os
 import socket
+import sys
 from contextlib import suppress
 from typing import Any
 
 from twisted.internet.address import IPv4Address, IPv6Address, UNIXAddress
-from twisted.internet.error import ConnectionAborted
+from twisted.internet.error import ConnectionAborted, SSLError
 from twisted.internet.protocol import connectionDone
 from twisted.logger import Logger
 from twisted.python.failure import Failure
@@ -16,6 +17,38 @@ from twisted.python.failure import Failure
 from poetry.wire import kernel
 
 _log = Logger()
+
+
+class HandshakeError(SSLError):
+    """The peer ended TLS during the handshake."""
+
+    outcome = "handshake"
+
+
+def failed_in_tls(error: Any) -> bool:
+    """Check whether Twisted's TLS failed on what OpenSSL reported, which is the peer's fault.
+
+    So it does at a close_notify during the handshake, for which OpenSSL lists no error.
+    """
+    return type(error.__context__).__module__ == "OpenSSL.SSL"
+
+
+def log_connection_failure(verb: str) -> None:
+    """Log the exception that is being handled: one connection could not be made, closed or ended.
+
+    @param verb: what failed. A refusal of the system is one line; any other error is a defect, and
+        has its traceback.
+    """
+    error = sys.exc_info()[1]
+    if isinstance(error, OSError):
+        _log.error(
+            "a connection could not be {verb}: {reason}",
+            event="connection_failed",
+            verb=verb,
+            reason=error.strerror or str(error),
+        )
+    else:
+        _log.failure("a connection could not be {verb}", event="connection_failed", verb=verb)
 
 
 def innermost(transport: Any) -> Any:
@@ -106,7 +139,7 @@ def _lose(below: Any, reason: Failure) -> None:
     try:
         below.connectionLost(reason)
     except Exception:
-        _log.failure("a connection could not be closed properly", event="connection_failed")
+        log_connection_failure("closed properly")
         if hasattr(below, "protocol"):  # else Twisted is done, and the protocol itself has failed
             _lose_again(below, reason)
 

@@ -5,7 +5,7 @@ from __future__ import annotations
 import errno
 from typing import Any
 
-from twisted.internet.error import ConnectionDone, ConnectionLost, SSLError
+from twisted.internet.error import ConnectionDone, ConnectionLost
 from twisted.protocols.tls import TLSMemoryBIOProtocol
 from twisted.python.failure import Failure
 
@@ -19,12 +19,6 @@ SENT_SHUTDOWN, RECEIVED_SHUTDOWN = 1, 2
 SMALL_READ = 4 * 1024
 """Bytes to read at a time from a reader, which has nothing to say: 64 KiB of KeyUpdates (RFC 8446,
 4.6.3) at a time let a plain reader of 10 MB wait 535 ms, 4 KiB let it wait 76 ms (measured)."""
-
-
-class HandshakeError(SSLError):
-    """The peer ended TLS during the handshake."""
-
-    outcome = "handshake"
 
 
 class Tls(Buffered):

@@ -17,7 +17,7 @@ from twisted.internet.testing import MemoryReactorClock, StringTransport
 from twisted.python.failure import Failure
 
 from poetry.download.fetch import DownloadOptions, Fetcher, Source, explain_fetch_failure
-from poetry.errors import PoemTooLong
+from poetry.errors import PoemTooLong, PoemTruncated
 
 CLEAN, RESET = error.ConnectionDone(), error.ConnectionLost()
 REFUSED = error.ConnectionRefusedError(111, "Connection refused")
@@ -303,6 +303,8 @@ def test_explain_unwraps_errors_of_tls() -> None:
     """TLS's reasons are taken out of their lists; an error without a reason is named."""
     ssl = pytest.importorskip("OpenSSL.SSL", reason="needs twisted[tls]")
     failed = ssl.Error([("SSL routines", "", "certificate verify failed"), ("", "", "and more")])
+    cut = PoemTruncated(4, Failure(failed))
+    assert str(cut) == "truncated after 4 bytes: certificate verify failed; and more"
     assert (
         explain_fetch_failure(failed) == "refused: TLS failed: certificate verify failed; and more"
     )
