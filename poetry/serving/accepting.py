@@ -98,12 +98,10 @@ class Accepted:
         try:
             self._protocol.dataReceived(data)
         except Exception as failed:  # left to the reactor, it would end the stream of a receiver
-            error = (
-                HandshakeError("the peer ended TLS before it was up")
-                if failed_in_tls(failed)
-                else failed
-            )
-            if error is failed:
+            error = failed
+            if failed_in_tls(failed):
+                error = HandshakeError("the peer ended TLS before it was up")
+            else:
                 _log.failure("a protocol failed on what its peer said", event="hook_failed")
             if self._conversation is None:
                 abort(self.transport)

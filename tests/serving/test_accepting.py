@@ -658,6 +658,23 @@ def test_key_update_flood_pauses_input(
         thread.join()
 
 
+def test_close_notify_during_the_handshake_is_no_defect(
+    certificates: Certificates, log: Log
+) -> None:
+    """A peer that ends TLS during the handshake is a failed handshake, and no traceback."""
+    server = Server(POEM)
+    hello = ssl.MemoryBIO()
+    tls = certificates.context().wrap_bio(ssl.MemoryBIO(), hello, server_hostname="a.test")
+    with pytest.raises(ssl.SSLWantReadError):
+        tls.do_handshake()
+    listen = certificates.listen("good")
+    with serving(server, listen=listen) as service, reader(port_of(service)) as connection:
+        connection.sendall(hello.read() + b"\x15\x03\x03\x00\x02\x01\x00")
+        until(lambda: server.results)
+    assert server.outcomes == ["handshake"]
+    assert "hook_failed" not in log.names
+
+
 def drain_tls(connection: Any) -> bytes:
     """Read TLS to its end in a thread, while the reactor turns."""
     parts: list[bytes] = []
