@@ -355,6 +355,18 @@ class Soak:
             self.happened.update(server.counts)
 
 
+def report(soak: Soak, rows: list[list[object]]) -> None:
+    """Print what the servers held, how the readers ended, and what happened to the servers."""
+    print(table(["minute", "readers", *HELD], rows), end="\n\n")
+    kinds = sorted({kind for kind, _ in soak.fates}, key=lambda kind: (kind in TRANSPORTS, kind))
+    print(
+        table(["", *FATES], ([kind, *(soak.fates[kind, f] for f in FATES)] for kind in kinds)),
+        end="\n\n",
+    )
+    happened = ", ".join(f"{count:,} {what}" for what, count in sorted(soak.happened.items()))
+    print(happened, end="\n\n", flush=True)
+
+
 def main() -> int:
     parser = argparse.ArgumentParser(prog="python -m benchmarks.soak", description=__doc__)
     parser.add_argument("--minutes", type=float, default=10.0)
@@ -374,14 +386,8 @@ def main() -> int:
         for process in lossy:
             stack.callback(process.terminate)
         rows = soak.run(options.minutes)
+        report(soak, rows)
         lossy_ends = [loss.ends_of(process) for process in lossy]
-    print(table(["minute", "readers", *HELD], rows), end="\n\n")
-    kinds = sorted({kind for kind, _ in soak.fates}, key=lambda kind: (kind in TRANSPORTS, kind))
-    print(
-        table(["", *FATES], ([kind, *(soak.fates[kind, f] for f in FATES)] for kind in kinds)),
-        end="\n\n",
-    )
-    print(", ".join(f"{count:,} {what}" for what, count in sorted(soak.happened.items())) + "\n")
     if why := loss.missing():
         print(f"Packet loss was not tried: {why}.\n")
     else:

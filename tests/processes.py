@@ -114,7 +114,7 @@ class Server:
         try:
             while len(self.addresses) < count:
                 line = self.process.stdout.readline()
-                assert line, f"ended before it served: {self.stderr}"
+                assert line, f"ended before it served ({self.process.poll()}): {self.stderr}"
                 self.lines.append(line.rstrip("\n"))
                 _, found, address = self.lines[-1].rpartition(" on ")
                 assert found, f"not an announcement: {line!r}"
