@@ -344,16 +344,22 @@ def row(name: str, result: Json) -> str:
                 continue
             values, of = value_of(work, runs[peer.name]), value_of(work, runs[kind.base])
             lost = f", {sum(runs[peer.name]['whole'])} whole" if unserved(runs[peer.name]) else ""
-            line.append(f"{number(statistics.median(values))} ({ranged(ratios(values, of))}){lost}")
+            limit = f" {LIMIT}" if work.rate and load_was_the_limit(runs[peer.name]) else ""
+            middle = number(statistics.median(values))
+            line.append(f"{middle} ({ranged(ratios(values, of))}){limit}{lost}")
         lines.append(line)
+    marked = f" {LIMIT}: the load was the limit, not the server." if works[-1].rate else ""
     return table([kind.title, *(work.title for work in works)], lines) + (
-        f"\n\nMedian, and in brackets to that of {kind.base}: median (least to greatest)."
+        f"\n\nMedian, and in brackets to that of {kind.base}: median (least to greatest).{marked}"
     )
 
 
-def better(result: Json) -> list[str]:
-    """The rows in which another peer is better than this server, by more than a twentieth."""
-    found = []
+def better(result: Json) -> dict[str, list[str]]:
+    """The rows in which another peer is better than this server, by more than a twentieth.
+
+    They are grouped by the table, by which of our servers it is, and by who is better.
+    """
+    found: dict[str, list[str]] = {}
     for name in ("library", "tls", "congestion", "rate"):
         for work in TABLES[name].works:
             runs = result["rows"][name].get(work.title, {})
@@ -368,8 +374,9 @@ def better(result: Json) -> list[str]:
                     if not peer.startswith(THIS) and (median > limit) == work.rate
                 ]
                 if beyond:
-                    way = ours.partition(", ")[2] or name
-                    found.append(f"{way}, {work.title} ({', '.join(beyond)})")
+                    kind = {"tls": "TLS", "library": "as a library"}.get(name, name)
+                    way = ", ".join(filter(None, [kind, ours.partition(", ")[2]]))
+                    found.setdefault(f"{way} ({', '.join(beyond)})", []).append(work.title)
     return found
 
 
@@ -394,8 +401,13 @@ def headline(result: Json) -> str:
     short, long = ratio(result, "short", THIS), ratio(result, "long", THIS)
     asked = sum(result["delivery"][one.name][THIS]["readers"] for one in SCENARIOS)
     lost, theirs = let_down(result, THIS), let_down(result, TUTORIAL)
-    rows = better(result) if "rows" in result else []
-    dearer = f" Rows in which a peer is better: {'; '.join(rows)}." if rows else ""
+    rows = better(result) if "rows" in result else {}
+    lines = "\n".join(f"- {group}: {'; '.join(titles)}" for group, titles in rows.items())
+    dearer = (
+        f"\n\nThe rows of its tables in which a peer is better than this server:\n\n{lines}"
+        if rows
+        else ""
+    )
     return (
         f"Of {asked:,} readers in {len(SCENARIOS)} scenarios this server let {lost:,} down, the "
         f"tutorial's {theirs:,}. A short poem costs {number(short)} times the tutorial's CPU, a "
