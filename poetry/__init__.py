@@ -51,7 +51,7 @@ else:  # a `__getattr__` that type checkers see hides every wrong name from them
         from importlib import import_module
 
         rooms = ("errors", "protocol", "client", "serving.poems", "server")  # from the lowest up
-        if name in rooms:  # mypy takes it as loaded
+        if name in rooms:  # `poetry.errors` without an import, as mypy allows
             return import_module(f"{__name__}.{name}")
         if name not in __all__:
             raise AttributeError(f"module {__name__!r} has no attribute {name!r}")

@@ -155,7 +155,7 @@ def _plain_client(
 ) -> IStreamClientEndpoint:
     if plain.port == 0:
         raise BadAddress(f"{text!r}: port 0 is not one to connect to (1 to {_HIGHEST_PORT})")
-    # A numeric address needs no resolver, nor the 0.3 s that HostnameEndpoint takes to give up.
+    # A numeric address needs no resolver, and HostnameEndpoint fails 0.3 s later.
     make: Any = HostnameEndpoint
     if isIPAddress(plain.host):
         make = TCP4ClientEndpoint

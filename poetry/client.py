@@ -157,8 +157,8 @@ class _DeadlinePassed(PoemTimedOut):
 class _IdleTimeout:
     """Calls `give_up` after so many seconds without `restart`.
 
-    What came in the last moment, or while this process was stopped, is still in the kernel: the
-    reactor runs one more iteration, which may read it and `restart`, before the call.
+    Data that came in the last moment, or while this process was stopped, is still in the kernel. So
+    the reactor runs one more iteration before the call, and may read it and `restart`.
     """
 
     def __init__(self, clock: Any, seconds: float, give_up: Callable[[], object]) -> None:

@@ -1,7 +1,8 @@
 """One protocol for both ends, and its two factories.
 
 The side that has the poem sends its bytes and ends the stream; the other side reads until the end
-(RFC 865's shape). Nothing else marks a poem as complete: `poetry.wire` keeps that end sacred.
+(RFC 865's shape). Nothing else marks a poem as complete, so `poetry.wire` ends a stream
+after the last byte and at no other time.
 """
 
 from __future__ import annotations
@@ -55,11 +56,11 @@ class PoetryProtocol(Protocol):
 
         sending:    `size` grows -> `outgoing.ended` -> `outcome` is "sent"
         receiving:  `size` grows -> `outcome` is "received"
-        either:     `outcome` is a `PoemError.outcome`, and the connection is reset
+        either:     `outcome` is a `PoemError.outcome`; the connection is reset, if it still stands
 
     @ivar outgoing: the poem that it sends, and how far it is; None: it receives one.
     @ivar throttle: pauses a protocol that receives; None: it sends.
-    @ivar taken: bytes of its poem that the kernel took before `makeConnection`.
+    @ivar taken: bytes of its poem that were sent before it had a transport (`serving.fast`).
     @ivar started: when the connection was made, in seconds of `time.monotonic`.
     @ivar outcome: None while it lasts, then "sent", "received", a `PoemError.outcome`, or
         "handshake" where TLS did not come up.
@@ -94,11 +95,11 @@ class PoetryProtocol(Protocol):
     def makeConnection(self, transport: Any) -> None:
         """Choose the poem, seal the transport of a protocol that sends, and call `connectionMade`.
 
-        The connection is reset where `connectionMade` raises, unless the poem survives that.
+        The connection is reset if `connectionMade` raises, unless the poem `survives`.
         """
-        self.begin(transport, Sealed(transport, self))
+        self.attach(transport, Sealed(transport, self))
         try:
-            poem = self.factory.poemFor(self)
+            poem = _poem_for(self)
             if poem is None:
                 self.transport = transport
             else:
@@ -121,15 +122,15 @@ class PoetryProtocol(Protocol):
         outgoing = self.outgoing
         return outgoing is not None and (outgoing.ended or isinstance(error, WriteRefused))
 
-    def begin(self, transport: Any, sealed: Any) -> None:
-        """Add this protocol to the live connections of its factory."""
+    def attach(self, transport: Any, sealed: Any) -> None:
+        """Attach to a transport, and join the live connections of the factory."""
         self.started = monotonic()
         self._wire, self.transport = transport, sealed
         self.factory.connections.add(self)
         if isinstance(transport, FileDescriptor):
             outer = getattr(transport, "protocol", self)
             if outer is not self and not IHalfCloseableProtocol.providedBy(outer):
-                # A client endpoint puts its own protocol around ours, and declares one interface.
+                # The wrapper of a client endpoint does not pass this interface on.
                 alsoProvides(outer, IHalfCloseableProtocol)
 
     def connectionMade(self) -> None:
@@ -264,6 +265,14 @@ class PoetryProtocol(Protocol):
         return f"<{type(self).__name__} {doing}: {self.size:,} bytes, {self.outcome or 'going on'}>"
 
 
+def _poem_for(protocol: PoetryProtocol) -> Poem | None:
+    """Return what `getPoem` chose, as a `Poem`: the shared one if it is the factory's `poem`."""
+    poem, sending = protocol.factory.getPoem(protocol), protocol.factory.sending
+    if sending is not None and poem is sending.data:
+        return sending
+    return None if poem is None else Poem(poem)
+
+
 def _tell(hook: Callable[[Any], object], what: object) -> None:
     """Call a hook or an observer, and log its errors, so that the others are called as well."""
     try:
@@ -337,13 +346,6 @@ class PoetryFactory(Factory):
         """
         return self.poem
 
-    def poemFor(self, protocol: PoetryProtocol) -> Poem | None:
-        """Return what `getPoem` chose, as a `Poem`: the shared one where it is `poem`."""
-        poem, sending = self.getPoem(protocol), self.sending
-        if sending is not None and poem is sending.data:
-            return sending
-        return None if poem is None else Poem(poem)
-
     def poemReceived(self, poem: bytes) -> object:
         """Handle a whole poem that was received. Override.
 
@@ -368,7 +370,7 @@ class PoetryFactory(Factory):
 class PoetryServerFactory(PoetryFactory, ServerFactory):
     """Builds the server's protocols: they send `poem`, or receive one if it is None."""
 
-    # Declared in both factories: mypy compares a subclass's with all above its direct base.
+    # In both factories: in their base mypy would compare it with Twisted's `Factory.protocol`.
     protocol: Callable[..., PoetryProtocol] = PoetryProtocol  # type: ignore[assignment]
 
     def acceptableProtocols(self) -> list[bytes]:
@@ -377,7 +379,7 @@ class PoetryServerFactory(PoetryFactory, ServerFactory):
 
 
 if tuple(map(int, version.split(".")[:2])) >= (26, 4):  # pragma: no branch (of one Twisted)
-    # From then on Twisted refuses TLS to who offers ALPN and gets none; before, it ignores it.
+    # Since 26.4 Twisted refuses a client whose offer of ALPN is not answered.
     classImplements(PoetryServerFactory, IProtocolNegotiationFactory)
 
 
@@ -386,7 +388,7 @@ class PoetryClientFactory(PoetryFactory, ClientFactory):
 
     @ivar received: a Deferred that fires once, with the poem (bytes; a poem of our own once its
         reader has it), or a Failure: a `PoemError`, or what kept `connectTCP` from connecting.
-        An endpoint tells that to its `connect` Deferred alone, as it does for every factory.
+        With an endpoint it is the Deferred of `connect` that fails if there is no connection.
     """
 
     protocol: Callable[..., PoetryProtocol] = PoetryProtocol  # type: ignore[assignment]

@@ -23,7 +23,7 @@ from poetry.serving.limiter import ConnectionLimiter
 from poetry.serving.listening import Listening
 from poetry.serving.poems import PoemFactory, Reloads
 from poetry.serving.stopping import Stopping, stop_all
-from poetry.system.descriptors import most_connections
+from poetry.system.descriptors import raise_connection_limit
 
 LINGER = 30.0
 """Seconds that a reader which has everything may keep the connection (nginx's lingering_time)."""
@@ -98,7 +98,7 @@ class PoetryService(Service):
         return f"<{type(self).__name__} {where}: {len(self.connections)} connections>"
 
     def _limit(self) -> int:
-        allowed = most_connections(len(self.listeners))
+        allowed = raise_connection_limit(len(self.listeners))
         if self.max_connections is None:
             return allowed
         if self.max_connections > allowed:

@@ -21,7 +21,7 @@ from poetry.server import (
     PoetryService,
     serve_poem,
 )
-from poetry.system.descriptors import most_connections
+from poetry.system.descriptors import raise_connection_limit
 from tests.ends import LONG, Server, port_of, queued, reader, serving
 from tests.loop import drain, poem_files, reactor, turn_until_still, until, wait, wait_error
 from tests.transfers import Log
@@ -138,7 +138,7 @@ def test_connections_never_exceed_the_limit(log: Log) -> None:
 
 def test_default_limit_is_the_descriptors(log: Log) -> None:
     """Without a number the limit is what the descriptors allow; a higher number is lowered."""
-    allowed = most_connections(0)
+    allowed = raise_connection_limit(0)
     assert PoetryService([], clock=reactor).limit == allowed
     assert PoetryService([], clock=reactor, max_connections=10).limit == 10
     assert not log.names

@@ -240,7 +240,7 @@ class LogWriter:
         self._report = None
         lost, self._stream.dropped = self._stream.dropped, 0
         _log.warn("{count} log lines were lost: nobody read them", event="lines_lost", count=lost)
-        if self._stream.dropped:  # this line too
+        if self._stream.dropped:  # and this line with them
             self._stream.dropped = lost
 
 

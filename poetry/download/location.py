@@ -71,7 +71,7 @@ class Location:
         parent, self.name = os.path.split(path)
         if self.descriptor is not None:
             return None
-        if self.name in ("", ".", ".."):  # `name/` is not `name`
+        if self.name in ("", ".", ".."):  # such as `name/`
             raise IsADirectoryError(errno.EISDIR, os.strerror(errno.EISDIR))
         # O_PATH (Linux) needs no permission to list it.
         flags = getattr(os, "O_PATH", os.O_RDONLY) | os.O_DIRECTORY

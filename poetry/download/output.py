@@ -205,7 +205,7 @@ class Output(FileDescriptor):
         self._write_pending = True
 
     def stopWriting(self) -> None:
-        """Stop waiting for room. If the reactor refuses, it has lost track: end without it."""
+        """Stop waiting for room; if the reactor refuses, close without it."""
         self._write_pending = False
         try:
             super().stopWriting()  # type: ignore[no-untyped-call]
@@ -248,7 +248,7 @@ class Output(FileDescriptor):
     async def finish(self, *, whole: bool) -> None:  # noqa: ARG002
         """Wait until everything is written, also if the poem is not whole."""
         self._flush_controls()
-        self.unregisterProducer()  # of a connection that the reactor could not let go
+        self.unregisterProducer()  # if its connection could not be closed
         with output_errors(self._place):
             self.loseConnection()
         await self.closed
@@ -274,7 +274,7 @@ class Output(FileDescriptor):
         """Close the descriptor, and fire `closed`."""
         if self._timer is not None and self._timer.active():
             self._timer.cancel()
-        if isinstance(reason.value, OutputError):  # of a write by a producer that had to go on
+        if isinstance(reason.value, OutputError):  # a write failed
             self._error = self._error or reason.value.reason
         if self._error is None and (not self.disconnecting or self.producer is not None):
             self._error = BrokenPipeError(errno.EPIPE, os.strerror(errno.EPIPE))

@@ -43,8 +43,7 @@ from poetry.wire.layers import (
 )
 
 AT_ONCE = 1 if ONLY_SOCKETS else 100
-"""Most connections accepted in a reactor turn, as Twisted's own ports begin with (on Windows, stay
-at)."""
+"""Most connections accepted in a reactor turn. Twisted's own ports begin with as many."""
 
 AGAIN = 0.1
 """Seconds until a listener tries again after accept(2) or epoll_ctl(2) failed for lack of room."""
@@ -146,8 +145,8 @@ def conversation_of(protocol: Any) -> PoetryProtocol | None:
 class Listener:
     """Accepts connections in the place of one of Twisted's ports.
 
-    It reads a duplicate of the port's socket: reactors know a reader by its descriptor, and the
-    port's own is the port's to stop. Twisted's transports are made as the port would make them.
+    It reads a duplicate of the port's socket: reactors know what they read by its descriptor, and
+    the port would unregister its own. Twisted's transports are made as the port would make them.
 
     Without descriptors or memory it pauses, says so once, and asks again: readers wait in the
     kernel's queue. Whatever goes wrong with one connection resets that one.
@@ -244,7 +243,7 @@ class Listener:
             raise
 
     def stopListening(self) -> Deferred[None]:
-        """Close, and accept first the connections that the kernel has made: it would reset them.
+        """Close, and accept first the connections that the kernel has made, which it would reset.
 
         All in one reactor turn, in which no more can come. Readers in flight are left alone.
 
@@ -370,7 +369,7 @@ class Listener:
             log_connection_failure("made")
 
     def _begin(self, handle: socket.socket, peer: Any) -> None:
-        """Send the fast way; with a transport of Twisted's what is left, or all."""
+        """Send the fast way; what is left, or all, goes through a transport of Twisted's."""
         if self._unarmed:
             self._unarmed -= 1
             make_close_abortive(handle)
@@ -409,8 +408,8 @@ class Listener:
 
 
 def duplicate(listening: socket.socket) -> socket.socket:
-    """Duplicate a listening socket, with the family that the kernel has of it: a passed-in one may
-    be called another.
+    """Duplicate a listening socket, with the family that the kernel knows: that of a passed-in one
+    may be given wrong.
     """
     own = socket.socket(fileno=os.dup(listening.fileno()))
     return ListeningSocket(own.family, own.type, own.proto, own.detach())

@@ -3,8 +3,8 @@
 Most of what a short poem costs in Python is Twisted's work for a connection that will never need
 it: log strings, a place in the reactor, dispatch, being dropped from there again. Here a socket
 gets its poem before anything is made for it, and then lingers together with all others: 0.74 times
-the CPU of 3 kB, 0.69 of 30 kB (measured). It is for exactly
-`PoetryProtocol`: a subclass could notice that its `connectionMade` is not called.
+the CPU of 3 kB, 0.69 of 30 kB (measured). It is for exactly `PoetryProtocol`, as the
+`connectionMade` of a subclass would not be called.
 """
 
 from __future__ import annotations
@@ -53,8 +53,8 @@ def poem_for_all(factory: PoetryServerFactory) -> Poem | None:
 def send_at_once(handle: socket.socket, poem: Poem) -> int:
     """Send a poem on a socket that was just accepted, as far as the kernel takes it.
 
-    @param handle: one that does not block by itself; closing it resets the connection.
-    @return: how many bytes the kernel took; 0 where it failed, which will show again.
+    @param handle: without a `timeout`, as `NOW` needs it; closing it resets the connection.
+    @return: how many bytes the kernel took; 0 if it failed, as the next attempt will too.
     """
     try:
         return handle.send(poem.data, NOW)
@@ -102,7 +102,7 @@ class Sent(ReadOnly, Outgoing):
         """Attach to a protocol, as its outgoing poem and its transport, and linger."""
         self._protocol = protocol
         protocol.outgoing = self
-        protocol.begin(self, self)
+        protocol.attach(self, self)
         self._lingering.add(self)
 
     def getHandle(self) -> Any:

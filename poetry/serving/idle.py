@@ -30,11 +30,11 @@ def _look(connection: PoetryProtocol, now: float, idle: float, linger: float) ->
     handle = handle_of(connection.transport)
     queued = 0 if handle is None else unacknowledged(handle)
     progress, outgoing = (connection.size, queued), connection.outgoing
-    # Where the next bytes are not due yet, it is we who keep the reader waiting.
+    # A reader is not idle while our own pace keeps it waiting.
     if progress != connection.progress or (outgoing and outgoing.pacing and not queued):
         connection.progress, connection.progressed = progress, now
     elif outgoing is not None and outgoing.ended and not queued:
-        # An end that is there since the last look is one that the reactor has lost.
+        # The reactor has missed an end that is still unread.
         forgotten = handle is not None and peer_has_ended(handle)
         if forgotten or now - connection.progressed >= linger:
             connection.release()

@@ -45,8 +45,13 @@ class LingeringClose:
     """Waits for any number of readers to end, and discards what they say.
 
     It looks at them by a timer while they come and go. Once a look finds nothing to do, the reactor
-    reads its epoll instead, and where there are no readers it rests. Without a descriptor or memory
-    for an epoll the timer goes on.
+    waits for its epoll instead, and without readers it rests. Without a descriptor or memory for an
+    epoll the timer goes on. A reader that stays goes through three stages::
+
+        new -- the next look --> due -- the look after it --> registered with the epoll
+
+    After a rest, new ones are due at the first look.
+
     An exception out of `doRead` makes the reactor drop all of them, so none gets that far.
     """
 
@@ -54,13 +59,9 @@ class LingeringClose:
         """@param reactor: an IReactorFDSet and IReactorTime."""
         self._reactor = reactor
         self._lingering: dict[int, Lingerer] = {}
-        # These are not in the epoll. A look makes the new ones due; due ones that have not ended by
-        # the next look are registered with the epoll: few.
         self._new: set[int] = set()
         self._due: set[int] = set()
-        self._rested = (
-            True  # whether there was no look for a while, so that new ones are due as well
-        )
+        self._rested = True
         self._epoll: select.epoll | None = None
         self._timer: Any = None
         self._at_shutdown: Any = None
@@ -176,7 +177,9 @@ class LingeringClose:
             ready, self._due, self._rested = ready | self._due, set(), False
         if self._epoll is not None:
             with suppress(OSError):
-                events = self._epoll.poll(0, max(1, len(self._lingering)))  # Python's own: 1,023
+                events = self._epoll.poll(
+                    0, max(1, len(self._lingering))
+                )  # by default 1,023 at most
                 ready.update(descriptor for descriptor, _ in events)
         return ready
 
@@ -188,7 +191,7 @@ class LingeringClose:
                 self._arm(descriptor)
             else:
                 _lose(connection, connectionDone)
-        except BlockingIOError:  # it stays, or the event was another's, which had this number
+        except BlockingIOError:  # it stays, or its number was another's
             self._arm(descriptor)
             return False
         except OSError:
@@ -223,7 +226,7 @@ class LingeringClose:
         self._stop()
 
     def _shut_down(self) -> None:
-        """Close all readers, as the reactor stops, which does not know of us while a timer runs."""
+        """Close all readers: the reactor stops, and does not read the epoll while a timer runs."""
         self._at_shutdown = None
         self.connectionLost(Failure(ConnectionLost()))
 

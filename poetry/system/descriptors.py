@@ -35,11 +35,10 @@ def _usable(limit: int) -> int:
     return SELECTABLE if limit == resource.RLIM_INFINITY else min(limit, SELECTABLE)
 
 
-def most_connections(listeners: int = 1) -> int:
+def raise_connection_limit(listeners: int = 1) -> int:
     """Raise the limit of open files; return how many connections it allows beside the listeners.
 
     Out of descriptors, Twisted accepts and closes at once, which reads as an empty poem.
     """
-    return max(
-        1, raise_limit() - RESERVED - 4 * listeners
-    )  # each: its socket twice, epoll, and poem
+    for_listeners = 4 * listeners  # each has its socket twice, an epoll, and the file of a poem
+    return max(1, raise_limit() - RESERVED - for_listeners)

@@ -3,7 +3,7 @@
 The end of a stream says that the poem is whole, so it is sent after the last byte and at no other
 time; whatever else ends a connection resets it. Two things make that hold on every transport:
 
-  - Abortive close: from the first byte that the kernel may not take at once, closing the socket
+  - Abortive close: until the kernel has the last byte, closing the socket
     resets the connection, whichever code closes it and why: even a SIGKILL. Once the kernel has the
     last byte, a close is graceful again.
   - Lingering close: then only the sending half is shut down, and input is discarded until the
@@ -51,7 +51,7 @@ def ended_cleanly(transport: Any, reason: Failure) -> bool:
     """Check whether the peer ended its stream cleanly, rather than by a reset or by our close."""
     kind = kind_of(transport)
     closing = is_closing(transport) or (
-        # Below TLS it is Twisted that closes, after a clean end too.
+        # Twisted closes the transport below TLS after a clean end too, so that says nothing.
         not ISSLTransport.providedBy(transport) and is_closing(innermost(transport))
     )
     return not closing and kind.ends_with(transport, reason)

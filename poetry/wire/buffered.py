@@ -15,7 +15,7 @@ class Buffered(Sender):
     It is the transport's producer until all is written, and then that of the reactor's own
     transport below, until its buffer is empty.
 
-    @cvar turn: what a stalled reader keeps in the process, or twice as much.
+    @cvar turn: a stalled reader keeps one or two of these in the process.
     """
 
     turn = 64 * 1024
@@ -40,7 +40,7 @@ class Buffered(Sender):
         self.unregister()
         handle = handle_of(self._transport)
         if handle is None or ISSLTransport.providedBy(self._transport):
-            # In memory there is no kernel; TLS under a wrapper ends by itself.
+            # There is no kernel in memory; TLS under a wrapper ends its stream when it is closed.
             if handle is not None:
                 make_close_graceful(handle)
             self._transport.loseConnection()
@@ -51,7 +51,7 @@ class Buffered(Sender):
     def _wait_for_kernel(self) -> None:
         """Become the producer of the reactor's transport, which asks once its buffer is empty."""
         below = innermost(self._transport)
-        below.registerProducer(self, False)  # this asks once at once, which is ignored
+        below.registerProducer(self, False)  # calls resumeProducing now, too early
         self._consumer = below
         below.startWriting()
 

@@ -49,8 +49,10 @@ class ListeningSocket(socket.socket):
 
 
 def call_failed(error: OSError) -> bool:
-    """Check whether the caller's own system call raised the error. A signal handler may have done
-    so just after the call: then the bytes are out, and must not be sent again.
+    """Check whether the caller's own system call raised the error: no frame is below its own.
+
+    A signal handler may raise just after the call: then the bytes are out, and must not be sent
+    again.
     """
     traceback = error.__traceback__
     return traceback is not None and traceback.tb_next is None
@@ -82,7 +84,7 @@ def end_stream(handle: socket.socket) -> None:
 def _set_linger(handle: socket.socket, value: bytes) -> None:
     try:
         handle.setsockopt(socket.SOL_SOCKET, socket.SO_LINGER, value)
-    except OSError:  # macOS: both ends are shut down, and all is said
+    except OSError:  # macOS: both ends are shut down already
         return
 
 

@@ -28,7 +28,7 @@ class HandshakeError(SSLError):
 def failed_in_tls(error: Any) -> bool:
     """Check whether Twisted's TLS failed on what OpenSSL reported, which is the peer's fault.
 
-    So it does at a close_notify during the handshake, for which OpenSSL lists no error.
+    A close_notify during the handshake is such a case: OpenSSL lists no error for it.
     """
     return type(error.__context__).__module__ == "OpenSSL.SSL"
 
@@ -140,15 +140,15 @@ def _lose(below: Any, reason: Failure) -> None:
         below.connectionLost(reason)
     except Exception:
         log_connection_failure("closed properly")
-        if hasattr(below, "protocol"):  # else Twisted is done, and the protocol itself has failed
+        if hasattr(below, "protocol"):  # else it is closed, and its protocol raised the error
             _lose_again(below, reason)
 
 
 def _lose_again(below: Any, reason: Failure) -> None:
     """Close a transport that the reactor could not unregister.
 
-    What epoll_ctl(2) refused to remove the reactor half remembers, and would take for the next
-    connection of that number. Registering it anew for reading and writing puts that right.
+    The reactor still half remembers a descriptor that epoll_ctl(2) refused to remove, and would
+    take it for the next connection with that number. To register it anew puts that right.
     """
     for step in (below.startReading, below.startWriting, below.stopReading, below.stopWriting):
         with suppress(Exception):

@@ -79,13 +79,13 @@ class Outgoing:
 
     @property
     def backed_up(self) -> bool:
-        """Whether no input may be read: the transport would answer it, and owes enough already."""
+        """Whether no input may be read: the transport would buffer answers, and is full."""
         return False
 
     def was_delivered(self, reason: Failure) -> bool:
         """Check whether the reader ended properly after our end of the stream.
 
-        @param reason: of the lost connection; an exception of our own code is no reset.
+        @param reason: of the lost connection. If our own code raised it, the reader did not reset.
         """
         value = reason.value
         return self.ended and (
@@ -99,7 +99,7 @@ class Sender(Outgoing, ABC):
 
     @cvar turn: most bytes to hand over at a time.
     @cvar pushes: whether it is an IPushProducer, which sends until its transport pauses it, rather
-        than an IPullProducer. One with a pace is.
+        than an IPullProducer. With a pace it always is.
     """
 
     turn: ClassVar[int]
@@ -197,7 +197,7 @@ class Sender(Outgoing, ABC):
             self.resumeProducing()
 
     def unregister(self) -> None:
-        """Unregister from the transport, if registered: in memory it would raise otherwise."""
+        """Unregister from the transport, if registered; otherwise those for tests would raise."""
         if self._consumer is not None:
             consumer, self._consumer = self._consumer, None
             consumer.unregisterProducer()

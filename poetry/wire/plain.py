@@ -23,7 +23,7 @@ class Plain(Sender):
             self.register()
 
     def resumeProducing(self) -> None:
-        """Send, and wait for room again: with an empty buffer the transport would stop to ask."""
+        """Send, and wait for room: with an empty buffer the transport would not call again."""
         if self._pace is not None:
             super().resumeProducing()
         elif self.send(self.turn):

@@ -25,8 +25,8 @@ class Poem:
     and a reader of 10 MB that stalls takes about 100 kB of the machine's memory where a copy in its
     send buffer takes 4.2 MB (measured). For that a long poem is in memory twice.
 
-    A Unix socket gets a copy: there it costs the same, its buffers are small, and its kernel tells
-    of a reader's progress in steps of what was sent at once.
+    A Unix socket gets a copy: it costs the same there, the buffers are small, and after a large
+    sendfile(2) the kernel would not show the progress of a slow reader.
 
     @ivar data: the poem.
     @ivar view: the same, to cut without a copy.
@@ -71,7 +71,8 @@ class Poem:
         """Return the file to send to a socket; None: send the bytes, as to the first reader."""
         if len(self.data) < SHARED or to.family == UNIX:
             return None
-        self._readers += not offset
+        if offset == 0:
+            self._readers += 1
         if self._readers > 1:
             self.share()
         return self._file
@@ -107,7 +108,7 @@ def _in_memory(data: bytes) -> int | None:
         collapse(descriptor, len(data))
         seals = fcntl.F_SEAL_SEAL | fcntl.F_SEAL_SHRINK | fcntl.F_SEAL_GROW | fcntl.F_SEAL_WRITE
         fcntl.fcntl(descriptor, fcntl.F_ADD_SEALS, seals)
-        # Try sendfile now: a failure in a transfer could not be told from a part that was sent.
+        # Try sendfile now, and not in the middle of a transfer.
         probe, other = socket.socketpair()
         with probe, other:
             os.sendfile(probe.fileno(), descriptor, 0, 1)

@@ -15,7 +15,7 @@ RECEIVE_BUFFER = 1024 * 1024
 """Bytes a read: 100 MB took 0.15 s with 1 MiB and 0.23 s with Twisted's 64 KiB (measured)."""
 
 TLS_RECEIVE_BUFFER = 32 * 1024
-"""Bytes a read under TLS: of the answers to more, Twisted would leave some in OpenSSL for ever."""
+"""Bytes a read under TLS. Twisted takes at most 32 KiB of OpenSSL's answers to a read."""
 
 
 class Throttle:
@@ -75,7 +75,7 @@ def start_receiving(transport: Any, fail: Callable[[BaseException], object]) -> 
     throttle = Throttle(transport, fail)
     if ISSLTransport.providedBy(transport):
         read_at_most(TLS_RECEIVE_BUFFER, transport)
-        # Not of TLS itself, which would not close while it has a producer.
+        # Register below TLS, which would not close while it had a producer.
         with suppress(RuntimeError):  # a wrapper has registered another
             innermost(transport).registerProducer(_Answers(throttle), True)
     else:

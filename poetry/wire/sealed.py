@@ -32,7 +32,7 @@ class ReadOnly:
 class Sealed(ReadOnly):
     """The transport of a protocol that sends: all that it provides, but for writing.
 
-    What is written beside a poem lands inside it wherever the kernel did not take the poem at once.
+    Anything else that is written would land inside a poem that the kernel did not take at once.
     """
 
     __slots__ = ("_protocol", "_sealed")

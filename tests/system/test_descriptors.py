@@ -9,7 +9,7 @@ from collections.abc import Iterator
 import pytest
 
 from poetry.system import descriptors
-from poetry.system.descriptors import RESERVED, most_connections, raise_limit
+from poetry.system.descriptors import RESERVED, raise_connection_limit, raise_limit
 
 
 @pytest.fixture
@@ -32,17 +32,17 @@ def test_soft_limit_is_raised_to_the_hard_one(limits: tuple[int, int]) -> None:
 def test_connections_take_what_the_hard_limit_leaves(limits: tuple[int, int]) -> None:
     """The number of connections is what the hard limit leaves, and at least one."""
     _, hard = limits
-    assert most_connections() == hard - RESERVED - 4
-    assert most_connections(hard) == 1
+    assert raise_connection_limit() == hard - RESERVED - 4
+    assert raise_connection_limit(hard) == 1
 
 
 def test_infinite_limit_allows_any_number(monkeypatch: pytest.MonkeyPatch) -> None:
     """Where the hard limit is infinite, or the system has none, any number is allowed."""
     infinite = (resource.RLIM_INFINITY, resource.RLIM_INFINITY)
     monkeypatch.setattr(resource, "getrlimit", lambda _: infinite)
-    assert (raise_limit(), most_connections()) == (sys.maxsize, sys.maxsize - RESERVED - 4)
+    assert (raise_limit(), raise_connection_limit()) == (sys.maxsize, sys.maxsize - RESERVED - 4)
     monkeypatch.setattr(descriptors, "resource", None)
-    assert (raise_limit(), most_connections()) == (sys.maxsize, sys.maxsize - RESERVED - 4)
+    assert (raise_limit(), raise_connection_limit()) == (sys.maxsize, sys.maxsize - RESERVED - 4)
 
 
 def test_limit_respects_select(monkeypatch: pytest.MonkeyPatch) -> None:
@@ -53,7 +53,7 @@ def test_limit_respects_select(monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setattr(resource, "setrlimit", lambda _, limits: raised.append(limits))
     assert raise_limit() == 1024
     assert raised == [(1024, resource.RLIM_INFINITY)]
-    assert most_connections() == 1024 - RESERVED - 4
+    assert raise_connection_limit() == 1024 - RESERVED - 4
 
 
 @pytest.mark.parametrize("error", [OSError(1, "Operation not permitted"), ValueError("too much")])
@@ -68,4 +68,4 @@ def test_refused_raise_leaves_the_soft_limit(
     monkeypatch.setattr(resource, "getrlimit", lambda _: (500, 1000))
     monkeypatch.setattr(resource, "setrlimit", refuse)
     assert raise_limit() == 500
-    assert most_connections() == 500 - RESERVED - 4
+    assert raise_connection_limit() == 500 - RESERVED - 4
