@@ -129,8 +129,9 @@ class PoetryProtocol(Protocol):
         self.factory.connections.add(self)
         if isinstance(transport, FileDescriptor):
             outer = getattr(transport, "protocol", self)
-            if outer is not self and not IHalfCloseableProtocol.providedBy(outer):
-                # The wrapper of a client endpoint does not pass this interface on.
+            passes_on = outer is not self and hasattr(outer, "readConnectionLost")
+            if passes_on and not IHalfCloseableProtocol.providedBy(outer):
+                # The wrapper of a client endpoint passes it on, and does not declare it.
                 alsoProvides(outer, IHalfCloseableProtocol)
 
     def connectionMade(self) -> None:

@@ -13,6 +13,7 @@ from twisted.internet import error
 from twisted.internet.endpoints import (
     UNIXClientEndpoint,
 )
+from twisted.internet.protocol import Factory, Protocol, connectionDone
 from twisted.internet.testing import MemoryReactorClock, StringTransport
 from twisted.python.failure import Failure
 
@@ -234,6 +235,31 @@ def test_a_reader_may_speak_first(poem: bytes) -> None:
         connection.shutdown(socket.SHUT_WR)
         until(lambda: server.outcomes)
     assert server.outcomes == ["sent"]
+
+
+def test_end_through_a_protocol_that_knows_no_half_close() -> None:
+    """A protocol may pass its transport on, as those for proxies do, and know of no half-close."""
+
+    class Outer(Protocol):
+        def __init__(self, inner: Any) -> None:
+            self.inner = inner
+
+        def connectionMade(self) -> None:
+            self.inner.makeConnection(self.transport)
+
+        def dataReceived(self, data: bytes) -> None:
+            self.inner.dataReceived(data)
+
+        def connectionLost(self, reason: Failure = connectionDone) -> None:
+            self.inner.connectionLost(reason)
+
+    server, outer = Server(), Factory()
+    outer.protocol = lambda: Outer(server.buildProtocol(None))
+    with listening(outer) as port, reader(port) as connection:
+        connection.sendall(b"poem")
+        connection.shutdown(socket.SHUT_WR)
+        until(lambda: server.outcomes)
+    assert server.results == [b"poem"]
 
 
 @EACH_POEM
