@@ -9,7 +9,7 @@ from typing import Any
 from twisted.internet.interfaces import IPushProducer, ISSLTransport
 from zope.interface import implementer
 
-from poetry.wire.layers import innermost, read_at_most
+from poetry.wire.layers import innermost, is_closing, read_at_most
 
 RECEIVE_BUFFER = 1024 * 1024
 """Bytes a read: 100 MB took 0.15 s with 1 MiB and 0.23 s with Twisted's 64 KiB (measured)."""
@@ -52,16 +52,21 @@ class _Answers:
     From a sender that takes no answers no more is read: they would fill the memory.
     """
 
-    def __init__(self, throttle: Throttle) -> None:
+    def __init__(self, throttle: Throttle, below: Any) -> None:
+        """@param below: the transport below TLS, whose producer this is."""
         self._throttle = throttle
+        self._below = below
 
     def pauseProducing(self) -> None:
         """Read no more: the transport's buffer is full."""
         self._throttle.pause(self)
 
     def resumeProducing(self) -> None:
-        """Read on: the transport's buffer is empty."""
-        self._throttle.resume(self)
+        """Read on: the transport's buffer is empty. One that is closing may close now."""
+        if is_closing(self._below):
+            self._below.unregisterProducer()
+        else:
+            self._throttle.resume(self)
 
     def stopProducing(self) -> None:
         """Do nothing: the connection is lost, and its protocol is told."""
@@ -75,9 +80,10 @@ def start_receiving(transport: Any, fail: Callable[[BaseException], object]) -> 
     throttle = Throttle(transport, fail)
     if ISSLTransport.providedBy(transport):
         read_at_most(TLS_RECEIVE_BUFFER, transport)
+        below = innermost(transport)
         # Register below TLS, which would not close while it had a producer.
         with suppress(RuntimeError):  # a wrapper has registered another
-            innermost(transport).registerProducer(_Answers(throttle), True)
+            below.registerProducer(_Answers(throttle, below), True)
     else:
         read_at_most(RECEIVE_BUFFER, transport)
     return throttle

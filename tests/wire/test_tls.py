@@ -79,6 +79,41 @@ def test_sender_that_takes_no_answers_is_not_read(certificates: Certificates) ->
     assert server.outcomes == ["stopped"]
 
 
+def test_close_waits_for_a_long_reply_and_no_longer(certificates: Certificates) -> None:
+    """A receiver may reply at length: the connection ends when the sender has taken the reply."""
+
+    class Replies(PoetryProtocol):
+        def dataReceived(self, data: bytes) -> None:
+            super().dataReceived(data)
+            self.transport.write(LONG)
+
+    def bring(port: int) -> None:
+        with reader(port) as connection:
+            incoming, outgoing = ssl.MemoryBIO(), ssl.MemoryBIO()
+            context = certificates.context(ssl.TLSVersion.TLSv1_2)
+            tls = context.wrap_bio(incoming, outgoing, server_hostname="127.0.0.1")
+            while tls.version() is None:
+                with suppress(ssl.SSLWantReadError):
+                    tls.do_handshake()
+                connection.sendall(outgoing.read())
+                incoming.write(connection.recv(65536) if tls.version() is None else b"")
+            tls.write(b"a poem")
+            with suppress(ssl.SSLWantReadError):
+                tls.unwrap()
+            connection.sendall(outgoing.read())  # the poem and close_notify, in one read
+            while connection.recv(1 << 20):
+                pass
+
+    server = Server()
+    server.protocol = Replies
+    with listening_tls(server, certificates) as port:
+        thread = Thread(target=bring, args=[port])
+        thread.start()
+        until(lambda: server.outcomes)
+        thread.join()
+    assert server.results == [b"a poem"]
+
+
 def test_early_close_notify_is_truncated(certificates: Certificates) -> None:
     """A reader's close_notify in the middle of a poem means that the poem was not sent."""
 
