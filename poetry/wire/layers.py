@@ -67,9 +67,17 @@ def handle_of(transport: Any) -> socket.socket | None:
 def is_closing(transport: Any) -> bool:
     """Check whether this side has begun to close this layer, by itself or because its peer did.
 
-    Twisted's `disconnecting` is no part of an interface, and every transport of its has it.
+    A wrapper is closing if any layer below it is, down to TLS: Twisted closes what is below TLS
+    after a clean end as well. Its `disconnecting` is no part of an interface, and every transport
+    of its has it.
     """
-    return bool(getattr(transport, "disconnecting", False))
+    tls = sys.modules.get("twisted.protocols.tls")
+    while not getattr(transport, "disconnecting", False):
+        below = getattr(transport, "transport", None)
+        if below is None or (tls and isinstance(transport, tls.TLSMemoryBIOProtocol)):
+            return False
+        transport = below
+    return True
 
 
 def make_close_abortive(transport: Any) -> None:

@@ -10,10 +10,13 @@ from threading import Event, Thread
 from typing import Any
 
 import pytest
-from twisted.internet.endpoints import clientFromString, serverFromString
+from twisted.internet.endpoints import clientFromString, serverFromString, wrapClientTLS
+from twisted.internet.ssl import optionsForClientTLS
 from twisted.internet.task import Clock
+from twisted.protocols.policies import WrappingFactory
 
 from poetry import PoetryClientFactory, PoetryProtocol
+from poetry.addresses import authorities
 from poetry.errors import EmptyPoem, PoemTruncated
 from poetry.serving.idle import sweep
 from poetry.wire.layers import innermost
@@ -112,6 +115,52 @@ def test_close_waits_for_a_long_reply_and_no_longer(certificates: Certificates) 
         until(lambda: server.outcomes)
         thread.join()
     assert server.results == [b"a poem"]
+
+
+@pytest.mark.parametrize("closes", ["outer wrapper", "TLS"])
+def test_part_is_not_received_after_a_close_of_ours(
+    closes: str, certificates: Certificates
+) -> None:
+    """A sender answers our close_notify with its own, in the middle of a poem."""
+
+    def bring(port: int) -> None:
+        with (
+            socket.create_connection(("127.0.0.1", port), 20) as plain,
+            certificates.context().wrap_socket(plain, server_hostname="127.0.0.1") as connection,
+        ):
+            connection.sendall(b"half a po")
+            assert connection.recv(1) == b""
+            connection.unwrap()
+
+    server = Server()
+    with listening_tls(WrappingFactory(WrappingFactory(server)), certificates) as port:
+        thread = Thread(target=bring, args=[port])
+        thread.start()
+        until(lambda: any(protocol.size for protocol in server.connections))
+        (protocol,) = server.connections
+        outer = protocol.transport.transport
+        (outer if closes == "outer wrapper" else outer.transport).loseConnection()
+        until(lambda: server.outcomes)
+        thread.join()
+    assert server.outcomes == ["truncated"]
+
+
+def test_wrapper_below_tls_does_not_spoil_a_clean_end(certificates: Certificates) -> None:
+    """After a clean end Twisted closes all that is below TLS; the poem is received."""
+    server, client = Server(b"poem"), PoetryClientFactory()
+
+    class Wrapped:
+        def __init__(self, endpoint: Any) -> None:
+            self._endpoint = endpoint
+
+        def connect(self, factory: Any) -> Any:
+            return self._endpoint.connect(WrappingFactory(factory))
+
+    with listening_tls(server, certificates) as port:
+        options = optionsForClientTLS("127.0.0.1", authorities(str(certificates.authority)))
+        endpoint: Any = Wrapped(clientFromString(reactor, f"tcp:127.0.0.1:{port}"))
+        wrapClientTLS(options, endpoint).connect(client)
+        assert wait(client.received) == b"poem"
 
 
 def test_early_close_notify_is_truncated(certificates: Certificates) -> None:
