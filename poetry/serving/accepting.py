@@ -22,6 +22,7 @@ from twisted.logger import Logger
 from twisted.python.failure import Failure
 from zope.interface import implementer
 
+from poetry.errors import PoemTruncated
 from poetry.protocol import PoetryProtocol, PoetryServerFactory
 from poetry.serving.fast import Sent, end_at_once, poem_for_all, send_at_once
 from poetry.serving.limiter import ConnectionLimiter
@@ -39,6 +40,7 @@ from poetry.wire.layers import (
     abort,
     as_address,
     failed_in_tls,
+    is_closing,
     log_connection_failure,
 )
 
@@ -93,6 +95,8 @@ class Accepted:
         """Pass data on, and reset the connection if the protocol fails, unless its poem survives.
 
         Stop reading while our own output is backed up: TLS would queue a reply to each KeyUpdate.
+        Reset what TLS is closing before the last byte: the reader has sent close_notify, and under
+        a wrapper Twisted has queued ours, which would be a clean end.
         """
         try:
             self._protocol.dataReceived(data)
@@ -106,9 +110,21 @@ class Accepted:
                 abort(self.transport)
             elif not self._conversation.survives(error):
                 self._conversation.fail(error)
-        outgoing = self._conversation and self._conversation.outgoing
-        if outgoing and outgoing.backed_up:
+        conversation = self._conversation
+        if (
+            conversation is None
+            or conversation.outgoing is None
+            or conversation.outcome is not None
+        ):
+            return
+        if conversation.outgoing.backed_up:
             self.transport.pauseProducing()
+        unfinished = conversation.outgoing.begun and conversation.size < len(
+            conversation.outgoing.poem.data
+        )
+        if unfinished and is_closing(self.transport):
+            ended = ConnectionResetError(errno.ECONNRESET, "the reader ended TLS before the poem")
+            conversation.fail(PoemTruncated(conversation.size, Failure(ended)))
 
     def readConnectionLost(self) -> None:
         """Pass a half-close on; to a protocol that does not know of them, as the end."""

@@ -15,6 +15,7 @@ from threading import Thread
 from typing import Any
 
 import pytest
+from OpenSSL import SSL
 from twisted.internet.defer import succeed
 from twisted.internet.endpoints import (
     AdoptedStreamServerEndpoint,
@@ -465,6 +466,42 @@ def test_connections_of_a_wrapped_factory_are_counted() -> None:
     until(lambda: not service.connections)
     wait(service.stopService())
     assert service._limiter.count == 0
+
+
+def test_early_close_notify_under_a_wrapper_resets(certificates: Certificates) -> None:
+    """A wrapper over TLS hides the reader's close_notify; no answer of ours may end a part."""
+
+    @implementer(IStreamServerEndpoint)
+    class Wraps:
+        def listen(self, factory: Any) -> Any:
+            endpoint = serverFromString(reactor, certificates.listen("good"))
+            return endpoint.listen(WrappingFactory(factory))
+
+    ends: list[Exception] = []
+
+    def end_first(port: int) -> None:
+        with reader(port) as plain:
+            plain.settimeout(None)
+            connection = SSL.Connection(SSL.Context(SSL.TLS_METHOD), plain)
+            connection.set_connect_state()
+            connection.do_handshake()
+            connection.shutdown()
+            try:
+                while True:
+                    connection.recv(1 << 16)
+            except SSL.Error as error:
+                ends.append(error)
+
+    server = Server(LONG)
+    service = PoetryService([(Wraps(), server)])
+    service.startService()
+    thread = Thread(target=end_first, args=[port_of(service)])
+    thread.start()
+    until(lambda: server.outcomes and ends)
+    thread.join()
+    wait(service.stopService())
+    assert [type(error) for error in ends] == [SSL.SysCallError]
+    assert server.outcomes == ["truncated"]
 
 
 # A subclass's manners
