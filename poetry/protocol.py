@@ -165,7 +165,7 @@ class PoetryProtocol(Protocol):
             return
         try:
             self.chunkReceived(data)
-        except Exception as error:  # left to the reactor, it would end the stream cleanly
+        except BaseException as error:  # left to the reactor, it would end the stream cleanly
             _log.failure("{protocol} cannot take its poem", protocol=safe_repr(self))
             self.fail(error)
 

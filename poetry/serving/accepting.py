@@ -100,7 +100,7 @@ class Accepted:
         """
         try:
             self._protocol.dataReceived(data)
-        except Exception as failed:  # left to the reactor, it would end the stream of a receiver
+        except BaseException as failed:  # left to the reactor, a receiver would end cleanly
             error = failed
             if failed_in_tls(failed):
                 error = HandshakeError("the peer ended TLS before it was up")

@@ -815,13 +815,22 @@ def test_restart_without_a_descriptor_leaves_no_port(monkeypatch: pytest.MonkeyP
     wait(service.stopService())
 
 
-@pytest.mark.parametrize("kind", [HERE, "tls"])
-def test_failed_receiver_resets_its_sender(kind: str, certificates: Certificates, log: Log) -> None:
-    """The sender of a poem that cannot be taken sees a reset, and no clean end."""
+def leave(_: object) -> None:
+    raise SystemExit
 
-    class Full(PoetryProtocol):
-        def chunkReceived(self, data: bytes) -> None:
-            failing(errno.ENOSPC)(data)
+
+@pytest.mark.parametrize("name", ["chunkReceived", "dataReceived"])
+@pytest.mark.parametrize("fail", [failing(errno.ENOSPC), leave], ids=["full", "exit"])
+@pytest.mark.parametrize("kind", [HERE, "tls"])
+def test_failed_receiver_resets_its_sender(
+    kind: str,
+    fail: Callable[[object], object],
+    name: str,
+    certificates: Certificates,
+    log: Log,
+) -> None:
+    """The sender of a poem that cannot be taken sees a reset, and no clean end."""
+    Full = type("Full", (PoetryProtocol,), {name: lambda _, data: fail(data)})
 
     server = Server()
     server.protocol = Full
