@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Sequence
+from collections.abc import Iterable
 from typing import Any
 
 from twisted.application.service import Service
@@ -48,7 +48,7 @@ class PoetryService(Service):
 
     def __init__(
         self,
-        listeners: Sequence[tuple[IStreamServerEndpoint, PoetryServerFactory]],
+        listeners: Iterable[tuple[IStreamServerEndpoint, PoetryServerFactory]],
         *,
         max_connections: int | None = DEFAULTS.max_connections,
         idle_timeout: float = DEFAULTS.idle_timeout,
@@ -67,7 +67,8 @@ class PoetryService(Service):
         @raise ValueError: if a limit is out of range, or a factory is in another service.
         """
         Limits(max_connections, idle_timeout, grace).check()
-        for endpoint, factory in listeners:
+        self.listeners = list(listeners)
+        for endpoint, factory in self.listeners:
             _check_listener(endpoint, factory)
         self.max_connections = max_connections
         self.idle_timeout = idle_timeout
@@ -75,7 +76,6 @@ class PoetryService(Service):
         if clock is None:
             from twisted.internet import reactor as clock
         self.clock = clock
-        self.listeners = list(listeners)
         self.others: list[tuple[IStreamServerEndpoint, Any]] = []
         self.ports: list[IListeningPort] = []
         self.addresses: list[str] = []

@@ -43,6 +43,12 @@ def test_each_listener_has_its_poem() -> None:
         assert service.addresses == [f"127.0.0.1:{port_of(service, i)}" for i in (0, 1)]
 
 
+def test_listeners_may_be_any_iterable() -> None:
+    """The pairs may come from a generator or `zip`, which can be read once."""
+    endpoint, factory = TCP4ServerEndpoint(reactor, 0), Server(b"poem")
+    assert PoetryService(iter([(endpoint, factory)])).listeners == [(endpoint, factory)]
+
+
 def test_reader_takes_one_descriptor() -> None:
     """The file of a long poem is open from the start of listening to its end, and no other."""
     before = poem_files()
