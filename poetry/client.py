@@ -230,17 +230,27 @@ async def _connect(
     except ValueError as no_path:
         raise error.ConnectError(string=str(no_path)) from no_path
     connecting = endpoint.connect(factory)
-    late = False
+    late = cancelled = False
+
+    def cancel(_: object) -> None:
+        nonlocal cancelled
+        cancelled = True
+        connecting.cancel()
 
     def give_up() -> None:
         nonlocal late
         late = True
         connecting.cancel()
 
+    connected: Deferred[Any] = Deferred(cancel)
+    connecting.chainDeferred(connected)
     idle = _IdleTimeout(clock, timeout, give_up)
     try:
-        await connecting
+        await connected
     except Exception as failed:
+        if cancelled and isinstance(failed, error.DNSLookupError):
+            # Twisted fails a cancelled lookup as if there were no such host.
+            raise CancelledError from failed
         if late:
             reason = f"no connection within {timeout:g} s"
             raise error.TimeoutError(string=reason) from failed

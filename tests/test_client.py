@@ -5,6 +5,7 @@ from __future__ import annotations
 import socket
 from collections.abc import Callable, Iterator
 from contextlib import suppress
+from functools import partial
 from typing import Any
 
 import pytest
@@ -129,6 +130,20 @@ def test_cancel_ends_a_connection_attempt() -> None:
     poem.cancel()
     assert isinstance(wait_error(poem), CancelledError)
     assert (endpoint.cancelled, clock.getDelayedCalls()) == (1, [])
+
+
+@pytest.mark.parametrize("call", [get_poem, partial(send_poem, poem=b"brief")])
+def test_cancelled_lookup_of_a_name_is_no_failed_one(call: Callable[..., Deferred[Any]]) -> None:
+    """Twisted fails a lookup that is cancelled as if there were no such host."""
+
+    class LooksUp:
+        def connect(self, factory: Any) -> Deferred[Any]:
+            del factory
+            return Deferred(lambda it: it.errback(error.DNSLookupError("no such host")))
+
+    poem = call(LooksUp(), clock=Clock())
+    poem.cancel()
+    assert isinstance(wait_error(poem), CancelledError)
 
 
 def test_cancel_resets_a_download(silent: socket.socket) -> None:
