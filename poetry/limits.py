@@ -27,8 +27,7 @@ class Limits(NamedTuple):
         if self.max_connections is not None:
             check_count("max_connections", self.max_connections)
         check_seconds("idle_timeout", self.idle_timeout)
-        if self.grace != 0:
-            check_seconds("grace", self.grace, least="at least")
+        check_seconds("grace", self.grace, zero=True)
 
 
 DEFAULTS = Limits()
@@ -46,14 +45,14 @@ def check_count(name: str, count: int) -> None:
         raise ValueError(f"{name} has to be at least 1, not {count}")
 
 
-def check_seconds(name: str, seconds: float, *, least: str = "more than") -> None:
-    """Check the argument `name`, a time in seconds of more than 0.
+def check_seconds(name: str, seconds: float, *, zero: bool = False) -> None:
+    """Check the argument `name`, a time in seconds of more than 0 (or at least 0: `zero`).
 
-    @param least: what the message says of 0 s.
     @raise TypeError: if it is no number.
-    @raise ValueError: if it is 0, less, or no number (nan).
+    @raise ValueError: if it is less, or no number (nan).
     """
     if not isinstance(seconds, int | float):
         raise TypeError(f"{name} has to be a number of seconds, not {seconds!r}")
-    if not seconds > 0:
+    if not (seconds > 0 or (zero and seconds == 0)):
+        least = "at least" if zero else "more than"
         raise ValueError(f"{name} has to be {least} 0 s, not {seconds:g}")

@@ -5,6 +5,7 @@ from __future__ import annotations
 import select
 import socket
 from contextlib import ExitStack
+from decimal import Decimal
 from typing import Any
 
 import pytest
@@ -236,6 +237,14 @@ def test_limits_below_their_least_are_refused(limits: dict[str, Any]) -> None:
     """A limit below its least is an error that names it."""
     with pytest.raises(ValueError, match=next(iter(limits))):
         PoetryService([], clock=reactor, **limits)
+
+
+def test_grace_of_another_type_is_refused_at_the_start() -> None:
+    """A grace that no timer takes is refused, 0 as well, rather than at the stop."""
+    grace: Any = Decimal(0)
+    with pytest.raises(TypeError, match="grace"):
+        PoetryService([], clock=reactor, grace=grace)
+    assert PoetryService([], clock=reactor, grace=0).grace == 0
 
 
 def test_linger_is_shorter_while_readers_wait() -> None:
