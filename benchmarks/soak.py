@@ -111,10 +111,10 @@ def fate(
     habit = visit.habit
     if visit.leaves_after:
         habit = habit._replace(takes=chance.randrange(1, visit.leaves_after))
-    expected = partial(Numbered, target.poem)
+    expected = Numbered(target.poem)
     context_of = context if target.transport == "tls" else None
     try:
-        with Crowd(target.address, expected, habit, context=context_of) as crowd:
+        with Crowd(target.address, lambda: expected, habit, context=context_of) as crowd:
             crowd.run(crowd.connected, quiet=PATIENCE)
             if not is_there():
                 return "refused"
@@ -129,6 +129,8 @@ def fate(
         return "refused"
     for reader in crowd.ended:
         refused = reader.error is not None and reader.error.errno in REFUSED
+        if reader.end == "wrong":
+            print(f"{expected} of poem {target.poem}", file=sys.stderr)
         return "refused" if refused else reader.end
     return "waiting"
 
@@ -200,6 +202,7 @@ class Server:
     def end(self, number: int) -> None:
         """Have it end, and count it where it does not."""
         self.deaths += 1
+        self.targets = []  # anybody may have their ports next, such as the next process
         self.process.send_signal(number)
         try:
             code = self.process.wait(GRACE + PATIENCE)
@@ -288,8 +291,10 @@ class Soak:
         context.verify_mode = ssl.CERT_NONE
         while not self.over.wait(chance.expovariate(1 / REST)):
             server, name = chance.choice(self.servers), chance.choice(list(VISITS))
-            deaths = server.deaths
-            target = chance.choice(server.targets)
+            deaths, targets = server.deaths, server.targets
+            if not targets:
+                continue
+            target = chance.choice(targets)
             is_there = partial(server.still_has, deaths)
             end = fate(target, VISITS[name], context, chance, is_there)
             cut = not is_there() or name == "stalls"

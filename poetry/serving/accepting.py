@@ -36,6 +36,7 @@ from poetry.wire.kernel import (
     named,
 )
 from poetry.wire.layers import (
+    EndedEarly,
     HandshakeError,
     abort,
     as_address,
@@ -110,21 +111,17 @@ class Accepted:
                 abort(self.transport)
             elif not self._conversation.survives(error):
                 self._conversation.fail(error)
-        conversation = self._conversation
-        if (
-            conversation is None
-            or conversation.outgoing is None
-            or conversation.outcome is not None
-        ):
+        if self._conversation is not None and self._conversation.outcome is None:
+            self._spare_the_end(self._conversation)
+
+    def _spare_the_end(self, conversation: PoetryProtocol) -> None:
+        outgoing = conversation.outgoing
+        if outgoing is None:
             return
-        if conversation.outgoing.backed_up:
+        if outgoing.backed_up:
             self.transport.pauseProducing()
-        unfinished = conversation.outgoing.begun and conversation.size < len(
-            conversation.outgoing.poem.data
-        )
-        if unfinished and is_closing(self.transport):
-            ended = ConnectionResetError(errno.ECONNRESET, "the reader ended TLS before the poem")
-            conversation.fail(PoemTruncated(conversation.size, Failure(ended)))
+        if outgoing.unfinished and is_closing(self.transport):
+            conversation.fail(PoemTruncated(outgoing.size, Failure(EndedEarly())))
 
     def readConnectionLost(self) -> None:
         """Pass a half-close on; to a protocol that does not know of them, as the end."""

@@ -26,7 +26,7 @@ from twisted.internet.interfaces import ISSLTransport
 from twisted.python.failure import Failure
 
 from poetry.wire.buffered import Buffered
-from poetry.wire.layers import innermost, is_closing
+from poetry.wire.layers import is_closing
 from poetry.wire.outgoing import Sender
 from poetry.wire.plain import Plain
 
@@ -49,9 +49,4 @@ def kind_of(transport: Any) -> type[Sender]:
 
 def ended_cleanly(transport: Any, reason: Failure) -> bool:
     """Check whether the peer ended its stream cleanly, rather than by a reset or by our close."""
-    kind = kind_of(transport)
-    closing = is_closing(transport) or (
-        # Twisted closes the transport below TLS after a clean end too, so that says nothing.
-        not ISSLTransport.providedBy(transport) and is_closing(innermost(transport))
-    )
-    return not closing and kind.ends_with(transport, reason)
+    return not is_closing(transport) and kind_of(transport).ends_with(transport, reason)

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import errno
 import os
 import socket
 import sys
@@ -23,6 +24,13 @@ class HandshakeError(SSLError):
     """The peer ended TLS during the handshake."""
 
     outcome = "handshake"
+
+
+class EndedEarly(ConnectionResetError):
+    """The reader sent close_notify before the last byte of the poem."""
+
+    def __init__(self) -> None:
+        super().__init__(errno.ECONNRESET, "the reader ended TLS before the poem")
 
 
 def failed_in_tls(error: Any) -> bool:

@@ -73,6 +73,11 @@ class Outgoing:
         del self.poem
 
     @property
+    def unfinished(self) -> bool:
+        """Whether it has begun, and the last byte is not handed over."""
+        return self.begun and self.size < len(self.poem.data)
+
+    @property
     def pacing(self) -> bool:
         """Whether the next bytes are not due yet, so that the reader cannot be blamed."""
         return False

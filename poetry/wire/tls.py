@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import errno
 from typing import Any
 
 from twisted.internet.error import ConnectionDone, ConnectionLost
@@ -10,7 +9,7 @@ from twisted.protocols.tls import TLSMemoryBIOProtocol
 from twisted.python.failure import Failure
 
 from poetry.wire.buffered import Buffered
-from poetry.wire.layers import innermost, is_closing, make_close_abortive, read_at_most
+from poetry.wire.layers import EndedEarly, innermost, is_closing, make_close_abortive, read_at_most
 from poetry.wire.outgoing import SHORT
 
 SENT_SHUTDOWN, RECEIVED_SHUTDOWN = 1, 2
@@ -59,11 +58,11 @@ class Tls(Buffered):
     def _hand_over(self, limit: int) -> int:
         """Encrypt a chunk.
 
-        @raise ConnectionResetError: where the peer has ended TLS: Twisted drops what is written.
+        @raise EndedEarly: if the peer has ended TLS: Twisted would drop what is written.
         """
         transport = self._transport
         if is_closing(innermost(transport)):
-            raise ConnectionResetError(errno.ECONNRESET, "the reader ended TLS before the poem")
+            raise EndedEarly
         piece = bytes(self.poem.view[self.size : self.size + limit])
         transport.getHandle().set_shutdown(0)
         write_now(transport, piece)

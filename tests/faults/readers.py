@@ -131,6 +131,9 @@ class Numbered:
         self._data += data
         return "" if data else self._ended() if before else "empty"
 
+    def __repr__(self) -> str:
+        return f"{len(self._data):,} bytes, {bytes(self._data[:80])!r}"
+
     def _ended(self) -> str:
         first, found, body = bytes(self._data).partition(b"\n")
         if not found:
@@ -235,6 +238,7 @@ class Reader:
 
     def _shake_hands(self) -> None:
         if self._context is not None:  # only what is connected can be wrapped
+            self.socket.getpeername()  # fails after a reset: `wrap_socket` would leave one unclosed
             self.socket = self._context.wrap_socket(
                 self.socket,
                 server_hostname="127.0.0.1",
