@@ -15,7 +15,7 @@ from poetry.daemon.logs import TransferLog, one_line
 from poetry.daemon.metrics import Metrics
 from poetry.daemon.systemd import notify
 from poetry.errors import EmptyPoem
-from poetry.limits import DEFAULTS, Limits
+from poetry.limits import DEFAULTS, Limits, check_count, check_seconds
 from poetry.server import PoetryService
 from poetry.serving.poems import (
     NamedPoem,
@@ -98,10 +98,11 @@ def make_pace(num_bytes: int | None, delay: float | None, clock: Any) -> Pace | 
     if num_bytes is None and delay is None:
         return None
     pace = Pace(10 if num_bytes is None else num_bytes, 0.1 if delay is None else delay, clock)
-    if pace.num_bytes < 1:
-        raise UsageError(f"num_bytes has to be at least 1, not {pace.num_bytes}")
-    if not pace.delay > 0:
-        raise UsageError(f"delay has to be more than 0 s, not {pace.delay:g}")
+    try:
+        check_count("num_bytes", pace.num_bytes)
+        check_seconds("delay", pace.delay)
+    except ValueError as error:
+        raise UsageError(str(error)) from error
     return pace
 
 

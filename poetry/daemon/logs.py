@@ -53,11 +53,8 @@ class TransferLog:
         """Log how a transfer ended, as one of a factory's `observers`."""
         level, text, reason = LogLevel.info, _SUCCESS, {}
         if protocol.outcome not in _SUCCESSES:
-            level, text, reason = (
-                LogLevel.warn,
-                _FAILURE,
-                {"reason": one_line(text_of(protocol.error))},
-            )
+            level, text = LogLevel.warn, _FAILURE
+            reason = {"reason": one_line(text_of(protocol.error))}
         elif not self._successes:
             return
         factory = protocol.factory

@@ -93,12 +93,7 @@ class Accepted:
             _log.failure("a protocol failed beside its poem", event="hook_failed")
 
     def dataReceived(self, data: bytes) -> None:
-        """Pass data on, and reset the connection if the protocol fails, unless its poem survives.
-
-        Stop reading while our own output is backed up: TLS would queue a reply to each KeyUpdate.
-        Reset what TLS is closing before the last byte: the reader has sent close_notify, and under
-        a wrapper Twisted has queued ours, which would be a clean end.
-        """
+        """Pass data on; reset the connection if the protocol fails, unless its poem survives."""
         try:
             self._protocol.dataReceived(data)
         except BaseException as failed:  # left to the reactor, a receiver would end cleanly
@@ -115,6 +110,12 @@ class Accepted:
             self._spare_the_end(self._conversation)
 
     def _spare_the_end(self, conversation: PoetryProtocol) -> None:
+        """Keep TLS from answering a reader of an unfinished poem in ways that harm others or it.
+
+        Stop reading while our own output is backed up: TLS would queue a reply to each KeyUpdate.
+        Reset what TLS is closing before the last byte: the reader has sent close_notify, and under
+        a wrapper Twisted has queued ours, which would be a clean end.
+        """
         outgoing = conversation.outgoing
         if outgoing is None:
             return

@@ -177,9 +177,8 @@ class LingeringClose:
             ready, self._due, self._rested = ready | self._due, set(), False
         if self._epoll is not None:
             with suppress(OSError):
-                events = self._epoll.poll(
-                    0, max(1, len(self._lingering))
-                )  # by default 1,023 at most
+                most = max(1, len(self._lingering))  # by default 1,023
+                events = self._epoll.poll(0, most)
                 ready.update(descriptor for descriptor, _ in events)
         return ready
 

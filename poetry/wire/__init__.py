@@ -22,11 +22,10 @@ from __future__ import annotations
 from typing import Any
 
 from twisted.internet.abstract import FileDescriptor
-from twisted.internet.interfaces import ISSLTransport
 from twisted.python.failure import Failure
 
 from poetry.wire.buffered import Buffered
-from poetry.wire.layers import is_closing
+from poetry.wire.layers import is_closing, is_tls
 from poetry.wire.outgoing import Sender
 from poetry.wire.plain import Plain
 
@@ -37,13 +36,10 @@ def kind_of(transport: Any) -> type[Sender]:
     """Return the `Sender` that fits a transport."""
     if isinstance(transport, FileDescriptor):
         return Plain
-    if ISSLTransport.providedBy(transport):
-        from twisted.protocols.tls import TLSMemoryBIOProtocol
+    if is_tls(transport):
+        from poetry.wire.tls import Tls
 
-        if isinstance(transport, TLSMemoryBIOProtocol):  # rather than a wrapper around it
-            from poetry.wire.tls import Tls
-
-            return Tls
+        return Tls
     return Buffered
 
 

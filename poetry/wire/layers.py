@@ -72,6 +72,14 @@ def handle_of(transport: Any) -> socket.socket | None:
     return handle
 
 
+def is_tls(transport: Any) -> bool:
+    """Check whether a transport is Twisted's TLS, which is loaded with its first connection, and no
+    wrapper around it.
+    """
+    tls = sys.modules.get("twisted.protocols.tls")
+    return tls is not None and isinstance(transport, tls.TLSMemoryBIOProtocol)
+
+
 def is_closing(transport: Any) -> bool:
     """Check whether this side has begun to close this layer, by itself or because its peer did.
 
@@ -79,10 +87,9 @@ def is_closing(transport: Any) -> bool:
     after a clean end as well. Its `disconnecting` is no part of an interface, and every transport
     of its has it.
     """
-    tls = sys.modules.get("twisted.protocols.tls")
     while not getattr(transport, "disconnecting", False):
         below = getattr(transport, "transport", None)
-        if below is None or (tls and isinstance(transport, tls.TLSMemoryBIOProtocol)):
+        if below is None or is_tls(transport):
             return False
         transport = below
     return True
