@@ -48,6 +48,11 @@ from poetry.wire.layers import (
 AT_ONCE = 1 if ONLY_SOCKETS else 100
 """Most connections accepted in a reactor turn. Twisted's own ports begin with as many."""
 
+CROWD = 8
+"""Readers that come in one reactor turn while none lingers, and are watched from the start. They
+rarely end before the first look: ten that rest cost 0.9 times as much without it. Four readers in a
+loop end before it, and would cost 1.03 times as much (measured)."""
+
 AGAIN = 0.1
 """Seconds until a listener tries again after accept(2) or epoll_ctl(2) failed for lack of room."""
 
@@ -286,7 +291,9 @@ class Listener:
 
     def doRead(self) -> None:
         """Accept as many connections as there is room for."""
-        self._accept()
+        rests = self._lingering.rests
+        if self._accept() >= CROWD and rests:
+            self._lingering.hurry()
         self._limiter.pause_if_full()
         self._changed()
 
@@ -351,11 +358,11 @@ class Listener:
 
     # Accepting
 
-    def _accept(self) -> bool:
-        """Accept connections, also those that come meanwhile; return whether there were any."""
+    def _accept(self) -> int:
+        """Accept connections, also those that come meanwhile; return how many there were."""
         if not self._port.connected:  # nothing else says so of a passed-in socket
             self.connectionLost(connectionDone)
-            return False
+            return 0
         most = min(self._limiter.room, AT_ONCE)
         taken, there = 0, accept_queue(self._socket)
         while taken < most and taken != there:
@@ -372,7 +379,7 @@ class Listener:
             taken += 1
             if taken == there:
                 there += accept_queue(self._socket)
-        return taken > 0
+        return taken
 
     def _connect(self, handle: socket.socket, peer: Any) -> None:
         try:

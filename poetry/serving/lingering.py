@@ -50,7 +50,7 @@ class LingeringClose:
 
         new -- the next look --> due -- the look after it --> registered with the epoll
 
-    After a rest, new ones are due at the first look.
+    After a rest, new ones are due at the first look, and a crowd is registered at once (`hurry`).
 
     An exception out of `doRead` makes the reactor drop all of them, so none gets that far.
     """
@@ -85,6 +85,11 @@ class LingeringClose:
             self._rested = True
             self._look_later()
 
+    @property
+    def rests(self) -> bool:
+        """Whether there is no reader to wait for."""
+        return not self._lingering
+
     def remove(self, connection: Lingerer) -> None:
         """Wait for a reader no longer; its next event, if any, finds no connection."""
         self._lingering.pop(connection.socket.fileno(), None)
@@ -100,7 +105,7 @@ class LingeringClose:
             self._stop()
 
     def hurry(self) -> None:
-        """Look as soon as a reader has ended: new readers, or a stop, wait for that."""
+        """Look as soon as a reader has ended: for a crowd, or as new readers or a stop wait."""
         unarmed = (self._new | self._due) & self._lingering.keys()
         self._new, self._due = set(), set()
         for descriptor in unarmed:

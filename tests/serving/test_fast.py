@@ -331,6 +331,23 @@ def test_place_is_given_on_at_the_limit(
     assert server.outcomes == ["sent"] * 50
 
 
+@pytest.mark.parametrize("count", [accepting.CROWD - 1, accepting.CROWD, 40])
+def test_crowd_is_watched_from_the_start(count: int, monkeypatch: pytest.MonkeyPatch) -> None:
+    """Readers that come together while none lingers are watched, and not looked at before."""
+    monkeypatch.setattr("poetry.serving.lingering.INTERVAL", 3_600.0)
+    server = Server(POEM)
+    with serving(server) as service, ExitStack() as stack:
+        crowd = [stack.enter_context(reader(port_of(service))) for _ in range(count)]
+        for each in crowd:
+            assert drain(each) == POEM
+            each.close()
+        if count >= accepting.CROWD:
+            until(lambda: not service.connections)
+        reactor.iterate(0)
+        assert len(service.connections) + len(server.outcomes) == count
+        assert server.outcomes == ["sent"] * (count if count >= accepting.CROWD else 0)
+
+
 def test_each_reactor_serves(any_reactor: Any) -> None:
     """Select, poll, epoll and asyncio's reactor watch these descriptors like any others."""
     server = Server(POEM)
