@@ -26,7 +26,7 @@ from poetry.errors import PoemTruncated
 from poetry.protocol import PoetryProtocol, PoetryServerFactory
 from poetry.serving.fast import Sent, end_at_once, poem_for_all, send_at_once
 from poetry.serving.limiter import ConnectionLimiter
-from poetry.serving.lingering import LingeringClose
+from poetry.serving.lingering import CROWD, LingeringClose
 from poetry.system.features import EPOLL, ONLY_SOCKETS, UNIX
 from poetry.wire.kernel import (
     ListeningSocket,
@@ -47,11 +47,6 @@ from poetry.wire.layers import (
 
 AT_ONCE = 1 if ONLY_SOCKETS else 100
 """Most connections accepted in a reactor turn. Twisted's own ports begin with as many."""
-
-CROWD = 8
-"""Readers that come in one reactor turn while none lingers, and are watched from the start. They
-rarely end before the first look: ten that rest cost 0.9 times as much without it. Four readers in a
-loop end before it, and would cost 1.03 times as much (measured)."""
 
 AGAIN = 0.1
 """Seconds until a listener tries again after accept(2) or epoll_ctl(2) failed for lack of room."""

@@ -27,6 +27,12 @@ INTERVAL = 0.005
 """Seconds between two looks. To wake up for each reader takes a fifth of a short poem's CPU, and to
 watch each a twentieth (measured)."""
 
+CROWD = 8
+"""So many readers are a crowd: the ends of one share looks, those of fewer wake the reactor up.
+
+To wake up for each of 100 costs 1.16 times as much, and of 1,000 1.28 times; ten that rest and go
+cost 0.87 times as much as with looks alone, and one, four or 32 in a loop as much (measured)."""
+
 ONCE = getattr(select, "EPOLLIN", 0) | getattr(select, "EPOLLONESHOT", 0)
 """One event for each socket, until it is armed again. A forked child may keep a socket open that we
 have closed: its events would come for ever, under a number that another has by now."""
@@ -44,9 +50,9 @@ class Lingerer(Protocol):
 class LingeringClose:
     """Waits for any number of readers to end, and discards what they say.
 
-    It looks at them by a timer while they come and go. Once a look finds nothing to do, the reactor
-    waits for its epoll instead, and without readers it rests. Without a descriptor or memory for an
-    epoll the timer goes on. A reader that stays goes through three stages::
+    It looks at them by a timer while they come, speak, or go in crowds. Otherwise the reactor waits
+    for its epoll, and without readers it rests. Without a descriptor or memory for an epoll the
+    timer goes on. A reader that stays goes through three stages::
 
         new -- the next look --> due -- the look after it --> registered with the epoll
 
@@ -149,20 +155,21 @@ class LingeringClose:
         self._cancel()
 
     def doRead(self) -> None:
-        """Look: a reader has ended, after a while in which none had."""
+        """Look: a reader has ended or said something."""
         self._look()
 
     def _look(self) -> None:
         self._timer = None
-        active = False
+        before, spoke = len(self._lingering), False
         for descriptor in self._ready():
             if descriptor in self._lingering:  # a hook may take others away
-                active = self._discard(descriptor) or active
-        if not self._lingering:
+                spoke = self._discard(descriptor) or spoke
+        left = len(self._lingering)
+        if not left:
             self._rest()
         elif self._closed:
             self.hurry()
-        elif active or self._due or self._new:
+        elif self._due or self._new or spoke or CROWD <= left < before:
             self._look_later()
         else:
             self._read()
@@ -188,19 +195,18 @@ class LingeringClose:
         return ready
 
     def _discard(self, descriptor: int) -> bool:
-        """Discard what a reader has said; return whether it has said something, or ended."""
+        """Discard what a reader has said, or end it; return whether it has said something."""
         connection = self._lingering[descriptor]
         try:
             if connection.socket.recv_into(DISCARDED, 0, NOW):
                 self._arm(descriptor)
-            else:
-                _lose(connection, connectionDone)
+                return True
+            _lose(connection, connectionDone)
         except BlockingIOError:  # it stays, or its number was another's
             self._arm(descriptor)
-            return False
         except OSError:
             _lose(connection, Failure(ConnectionLost()))
-        return True
+        return False
 
     def _arm(self, descriptor: int) -> None:
         """Register for an event of a reader; if that fails, make the reader due again."""

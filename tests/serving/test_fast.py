@@ -19,6 +19,7 @@ from zope.interface.verify import verifyObject
 from poetry import PoetryProtocol, PoetryService
 from poetry.serving import accepting
 from poetry.serving.fast import Sent, end_at_once, send_at_once
+from poetry.serving.lingering import CROWD
 from poetry.wire.outgoing import SHORT, Pace
 from poetry.wire.poem import SHARED, Poem
 from poetry.wire.sealed import WriteRefused
@@ -331,7 +332,7 @@ def test_place_is_given_on_at_the_limit(
     assert server.outcomes == ["sent"] * 50
 
 
-@pytest.mark.parametrize("count", [accepting.CROWD - 1, accepting.CROWD, 40])
+@pytest.mark.parametrize("count", [CROWD - 1, CROWD, 40])
 def test_crowd_is_watched_from_the_start(count: int, monkeypatch: pytest.MonkeyPatch) -> None:
     """Readers that come together while none lingers are watched, and not looked at before."""
     monkeypatch.setattr("poetry.serving.lingering.INTERVAL", 3_600.0)
@@ -341,11 +342,11 @@ def test_crowd_is_watched_from_the_start(count: int, monkeypatch: pytest.MonkeyP
         for each in crowd:
             assert drain(each) == POEM
             each.close()
-        if count >= accepting.CROWD:
+        if count >= CROWD:
             until(lambda: not service.connections)
         reactor.iterate(0)
         assert len(service.connections) + len(server.outcomes) == count
-        assert server.outcomes == ["sent"] * (count if count >= accepting.CROWD else 0)
+        assert server.outcomes == ["sent"] * (count if count >= CROWD else 0)
 
 
 def test_each_reactor_serves(any_reactor: Any) -> None:

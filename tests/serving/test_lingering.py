@@ -20,7 +20,7 @@ from twisted.internet.testing import MemoryReactorClock
 from twisted.python.failure import Failure
 from zope.interface.verify import verifyObject
 
-from poetry.serving.lingering import INTERVAL, LingeringClose
+from poetry.serving.lingering import CROWD, INTERVAL, LingeringClose
 from poetry.system.descriptors import raise_limit
 from poetry.system.features import EPOLL
 from tests.calls import failing
@@ -164,10 +164,10 @@ def test_reader_between_two_looks_has_time_to_end(
     lingering: LingeringClose, reactor: Reactor, connect: Connect, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     """A reader that comes between two looks is examined by the second look after it came."""
-    first, _stays = connect(), connect()
-    first.reader.close()
+    speaks = connect()
+    speaks.reader.sendall(b"GET / HTTP/1.1")
     reactor.advance(INTERVAL)
-    assert (first.end, reactor.state(lingering)) == ("whole", "timer")
+    assert reactor.state(lingering) == "timer"
     monkeypatch.setattr(lingering, "_arm", None)
     comes = connect()
     reactor.advance(INTERVAL)
@@ -190,11 +190,11 @@ def test_reader_that_stays_is_watched_by_epoll(
     assert (connection.end, reactor.state(lingering)) == ("whole", "epoll")
 
 
-def test_ends_after_the_first_share_one_look(
+def test_ends_of_a_crowd_share_one_look(
     reactor: Reactor, lingering: LingeringClose, connect: Connect
 ) -> None:
-    """After the first end, a timer rather than epoll wakes the reactor for the ends that follow."""
-    connections = [connect() for _ in range(3)]
+    """After the first end of a crowd, a timer wakes the reactor for the ends that follow."""
+    connections = [connect() for _ in range(CROWD + 1)]
     reactor.settle()
     connections[0].reader.close()
     reactor.poll()
@@ -202,9 +202,23 @@ def test_ends_after_the_first_share_one_look(
     for connection in connections[1:]:
         connection.reader.close()
     reactor.poll()
-    assert [each.end for each in connections] == ["whole", "waiting", "waiting"]
+    assert [each.end for each in connections] == ["whole", *["waiting"] * CROWD]
     reactor.advance(INTERVAL)
-    assert [each.end for each in connections] == ["whole"] * 3
+    assert [each.end for each in connections] == ["whole"] * (CROWD + 1)
+
+
+def test_each_end_of_a_few_wakes_the_reactor(
+    reactor: Reactor, lingering: LingeringClose, connect: Connect
+) -> None:
+    """Where fewer than a crowd are left, epoll wakes the reactor for each end."""
+    connections = [connect() for _ in range(CROWD)]
+    reactor.settle()
+    while connections:
+        assert reactor.state(lingering) == "epoll"
+        connection = connections.pop()
+        connection.reader.close()
+        reactor.poll()
+        assert connection.end == "whole"
 
 
 def test_flood_of_input_wakes_the_reactor_seldom(
@@ -514,19 +528,19 @@ def test_lingering_dropped_by_the_reactor_resets_and_starts_again(
     assert connection.end == "whole"
 
 
-@pytest.mark.parametrize(("state", "end"), [("epoll", "reset"), ("timer", "whole")])
+@pytest.mark.parametrize("state", ["epoll", "timer"])
 def test_shutdown_of_the_reactor_resets_all(
-    reactor: Reactor, lingering: LingeringClose, connect: Connect, state: str, end: str
+    reactor: Reactor, lingering: LingeringClose, connect: Connect, state: str
 ) -> None:
     """All connections end, also while a timer runs and the reactor has no descriptor."""
     first, second = connect(), connect()
     reactor.settle()
     if state == "timer":
-        first.reader.close()
+        first.reader.sendall(b"GET / HTTP/1.1")
         reactor.poll()
     assert reactor.state(lingering) == state
     reactor.at_shutdown.pop()()
-    assert (first.end, second.end) == (end, "reset")
+    assert (first.end, second.end) == ("reset", "reset")
 
 
 def test_error_in_a_hook_keeps_no_other_reader_waiting(reactor: Reactor, connect: Connect) -> None:
