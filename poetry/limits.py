@@ -49,10 +49,14 @@ def check_seconds(name: str, seconds: float, *, zero: bool = False) -> None:
     """Check the argument `name`, a time in seconds of more than 0 (or at least 0: `zero`).
 
     @raise TypeError: if it is no number.
-    @raise ValueError: if it is less, or no number (nan).
+    @raise ValueError: if it is less, no number (nan), or more than any timer takes.
     """
     if not isinstance(seconds, int | float):
         raise TypeError(f"{name} has to be a number of seconds, not {seconds!r}")
     if not (seconds > 0 or (zero and seconds == 0)):
         least = "at least" if zero else "more than"
         raise ValueError(f"{name} has to be {least} 0 s, not {seconds:g}")
+    try:
+        float(seconds)
+    except OverflowError:
+        raise ValueError(f"{name} is more seconds than any timer takes") from None

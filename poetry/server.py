@@ -6,7 +6,7 @@ from collections.abc import Iterable
 from typing import Any
 
 from twisted.application.service import Service
-from twisted.internet.defer import CancelledError, Deferred, fail, gatherResults, succeed
+from twisted.internet.defer import CancelledError, Deferred, fail, succeed
 from twisted.internet.endpoints import AdoptedStreamServerEndpoint
 from twisted.internet.interfaces import IListeningPort, IStreamServerEndpoint
 from twisted.internet.task import LoopingCall
@@ -227,7 +227,12 @@ class PoetryService(Service):
         stop = Stopping(self.connections, self.grace, self.clock)
         if stop.connections:
             self._stops.append(stop)
-        return gatherResults([stop.done, closed]).addCallback(lambda _: None)
+
+        async def stopped() -> None:
+            await closed
+            await stop.done
+
+        return Deferred.fromCoroutine(stopped())
 
     def abort(self) -> None:
         """End what is in flight: gracefully where the kernel has the poem, else with a reset."""

@@ -9,6 +9,7 @@ from decimal import Decimal
 from typing import Any
 
 import pytest
+from twisted.internet.defer import CancelledError
 from twisted.internet.endpoints import TCP4ClientEndpoint, TCP4ServerEndpoint
 from twisted.internet.error import CannotListenError
 from twisted.internet.protocol import ServerFactory
@@ -284,6 +285,19 @@ def test_stop_serves_readers_in_flight_and_in_the_queue(log: Log) -> None:
 
 def port_of_closed(service: PoetryService) -> int:
     return int(service.addresses[0].rpartition(":")[2])
+
+
+def test_cancelled_stop_is_a_cancel_and_goes_on(log: Log) -> None:
+    """A caller that waits for a stop no longer does not keep the service from stopping."""
+    clock = Clock()
+    with serving(Server(LONG), clock=clock, grace=5) as service, reader(port_of(service)):
+        until(lambda: service.connections)
+        stopping = service.stopService()
+        stopping.cancel()
+        assert isinstance(wait_error(stopping), CancelledError)
+        clock.advance(5)
+        until(lambda: not service.connections)
+    assert "grace_over" in log.names
 
 
 def test_grace_bounds_a_stop(log: Log) -> None:

@@ -13,7 +13,7 @@ from threading import Thread
 from time import time
 from typing import IO, Any, NamedTuple
 
-from twisted.internet.defer import Deferred, DeferredLock
+from twisted.internet.defer import CancelledError, Deferred, DeferredLock
 from twisted.logger import Logger
 from twisted.python.failure import Failure
 
@@ -112,7 +112,7 @@ class Reloads:
     def reload(self) -> Deferred[None]:
         """Replace each poem whose file has changed; log a file that cannot be read.
 
-        @return: fires with None when all are read. It never fails.
+        @return: fires with None when all are read. It fails only if it is cancelled.
         """
         return self._one.run(lambda: Deferred.fromCoroutine(self._reload()))
 
@@ -123,6 +123,8 @@ class Reloads:
             old = factories[0].poem
             try:
                 new = await in_daemon_thread(lambda: _read_again(path, old, shares))  # noqa: B023
+            except CancelledError:
+                raise
             except Exception as error:  # RuntimeError: no thread can be started
                 well = False
                 _log.error(

@@ -10,6 +10,7 @@ from pathlib import Path
 from types import SimpleNamespace
 
 import pytest
+from twisted.internet.defer import CancelledError
 
 from poetry.errors import EmptyPoem
 from poetry.serving import poems
@@ -21,7 +22,7 @@ from poetry.serving.poems import (
     read_at_start,
 )
 from poetry.wire.poem import SHARED
-from tests.loop import poem_files, reactor, until, wait
+from tests.loop import poem_files, reactor, until, wait, wait_error
 from tests.processes import SAMPLE
 from tests.transfers import Log
 
@@ -135,6 +136,16 @@ def test_reload_without_memory_keeps_the_poem(
     monkeypatch.setattr(poems, "_read_all", too_large)
     assert served.reload() == (b"old", False)
     assert log[0]["reason"] == "it does not fit into memory"
+
+
+def test_cancelled_reload_does_not_end_as_if_all_were_read(served: Served, log: Log) -> None:
+    """A cancel fails the reload, keeps the poem, and blames no file."""
+    served.path.write_bytes(b"new")
+    reloading = served.reloads.reload()
+    reloading.cancel()
+    assert isinstance(wait_error(reloading), CancelledError)
+    assert served.factory.poem == b"old"
+    assert log.names == []
 
 
 def test_reload_reads_a_file_of_the_same_size_and_time(served: Served) -> None:
