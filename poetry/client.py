@@ -248,8 +248,7 @@ async def _connect(
     try:
         await connected
     except Exception as failed:
-        if cancelled and isinstance(failed, error.DNSLookupError):
-            # Twisted fails a cancelled lookup as if there were no such host.
+        if cancelled:  # Twisted's error is another for each endpoint, as if no such host existed
             raise CancelledError from failed
         if late:
             reason = f"no connection within {timeout:g} s"
@@ -308,15 +307,15 @@ class _DownloadProtocol(PoetryProtocol):
 
     def pause(self) -> None:
         """Stop reading for the consumer, whose delay is not the sender's silence."""
-        assert self.throttle is not None
+        assert self.incoming is not None
         self._idle.stop()
-        self.throttle.pause(self)
+        self.incoming.pause(self)
 
     def resume(self) -> None:
         """Read on."""
-        assert self.throttle is not None
+        assert self.incoming is not None
         self._idle.restart()
-        self.throttle.resume(self)
+        self.incoming.resume(self)
 
     def _timedOut(self) -> None:
         self.fail(PoemTimedOut(self.factory.timeout, self.size))

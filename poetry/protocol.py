@@ -15,12 +15,13 @@ from typing import Any
 from twisted.copyright import version
 from twisted.internet.abstract import FileDescriptor
 from twisted.internet.defer import Deferred
-from twisted.internet.error import ConnectionDone, ConnectionLost
+from twisted.internet.error import ConnectionClosed
 from twisted.internet.interfaces import (
     IConnector,
     IHalfCloseableProtocol,
     IHandshakeListener,
     IProtocolNegotiationFactory,
+    ISSLTransport,
 )
 from twisted.internet.protocol import (
     ClientFactory,
@@ -35,11 +36,11 @@ from twisted.python.reflect import safe_repr
 from zope.interface import alsoProvides, classImplements, implementer
 
 from poetry.errors import EmptyPoem, PoemError, PoemStopped, PoemTooLong, PoemTruncated
-from poetry.wire import ended_cleanly, kind_of
+from poetry.wire import kind_of
 from poetry.wire.layers import abort, close, discard_input
 from poetry.wire.outgoing import Outgoing, Pace
 from poetry.wire.poem import Poem
-from poetry.wire.receiving import Throttle, start_receiving
+from poetry.wire.receiving import Incoming
 from poetry.wire.sealed import Sealed, WriteRefused
 
 _log = Logger()
@@ -59,7 +60,7 @@ class PoetryProtocol(Protocol):
         either:     `outcome` is a `PoemError.outcome`; the connection is reset, if it still stands
 
     @ivar outgoing: the poem that it sends, and how far it is; None: it receives one.
-    @ivar throttle: pauses a protocol that receives; None: it sends.
+    @ivar incoming: the poem that it receives; None: it sends one.
     @ivar taken: bytes of its poem that were sent before it had a transport (`serving.fast`).
     @ivar started: when the connection was made, in seconds of `time.monotonic`.
     @ivar outcome: None while it lasts, then "sent", "received", a `PoemError.outcome`, or
@@ -73,7 +74,7 @@ class PoetryProtocol(Protocol):
     transport: Any  # an ITransport, and whatever else the reactor's transports provide
 
     outgoing: Outgoing | None = None
-    throttle: Throttle | None = None
+    incoming: Incoming | None = None
     taken = 0
     started = 0.0
     outcome: str | None = None
@@ -102,6 +103,7 @@ class PoetryProtocol(Protocol):
             poem = _poem_for(self)
             if poem is None:
                 self.transport = transport
+                self.incoming = Incoming(transport, self.fail)
             else:
                 kind = kind_of(transport)
                 self.outgoing = kind(transport, poem, self.factory.pace, self, self.taken)
@@ -137,9 +139,9 @@ class PoetryProtocol(Protocol):
     def connectionMade(self) -> None:
         """Start to send the poem, or to receive one if there is none."""
         self._made = True
-        if self.outgoing is None:
-            self.throttle = start_receiving(self._wire, self.fail)
-        else:
+        if self.incoming is not None:
+            self.incoming.start()
+        if self.outgoing is not None:
             self._start(self.outgoing)
 
     def handshakeCompleted(self) -> None:
@@ -239,16 +241,18 @@ class PoetryProtocol(Protocol):
         """Derive the outcome from the reason of the loss, and call the factory's hook."""
         if self.outgoing is not None and self.outgoing.was_delivered(reason):
             self._sent()
-        elif self.outgoing is None and ended_cleanly(self._wire, reason):
+        elif self.incoming is not None and self.incoming.was_whole(reason):
             if self._received:
                 self.outcome = "received"
                 _tell(self.factory.poemReceived, bytes(self._collected or b""))
             else:
                 self._failed(EmptyPoem.outcome, Failure(EmptyPoem()))
-        elif self.size or reason.check(ConnectionDone, ConnectionLost):
+        elif self.size or reason.check(ConnectionClosed):
             self._failed(PoemTruncated.outcome, Failure(PoemTruncated(self.size, reason)))
-        else:
+        elif ISSLTransport.providedBy(self._wire) and not self._secured:
             self._failed("handshake", reason)
+        else:
+            self._failed(PoemError.outcome, reason)
 
     def _sent(self) -> None:
         assert self.outgoing is not None
@@ -398,22 +402,23 @@ class PoetryClientFactory(PoetryFactory, ClientFactory):
         super().__init__(poem)
         self.received: Deferred[bytes] = Deferred()
 
-    def poemReceived(self, poem: bytes) -> None:
+    def poemReceived(self, poem: bytes) -> object:
         """Fire `received`."""
-        self._fire(poem)
+        return self._fire(poem)
 
-    def poemSent(self, poem: bytes) -> None:
+    def poemSent(self, poem: bytes) -> object:
         """Fire `received`."""
-        self._fire(poem)
+        return self._fire(poem)
 
-    def poemFailed(self, reason: Failure) -> None:
+    def poemFailed(self, reason: Failure) -> object:
         """Fire `received`."""
-        self._fire(reason)
+        return self._fire(reason)
 
     def clientConnectionFailed(self, connector: IConnector, reason: Failure) -> None:  # noqa: ARG002
         """Fire `received`: there was no connection."""
         self._fire(reason)
 
-    def _fire(self, result: bytes | Failure) -> None:
+    def _fire(self, result: bytes | Failure) -> object:
         if not self.received.called:
             self.received.callback(result)
+        return None  # a subclass of ours may return what a hook may

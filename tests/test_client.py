@@ -133,15 +133,22 @@ def test_cancel_ends_a_connection_attempt() -> None:
 
 
 @pytest.mark.parametrize("call", [get_poem, partial(send_poem, poem=b"brief")])
-def test_cancelled_lookup_of_a_name_is_no_failed_one(call: Callable[..., Deferred[Any]]) -> None:
-    """Twisted fails a lookup that is cancelled as if there were no such host."""
+@pytest.mark.parametrize(
+    "failure",
+    [error.DNSLookupError("no such host"), error.ConnectingCancelledError(None)],
+    ids=["lookup", "connect"],
+)
+def test_cancel_before_the_connection_is_a_cancel(
+    failure: Exception, call: Callable[..., Deferred[Any]]
+) -> None:
+    """Twisted's endpoints fail with different errors, as if there were no such host."""
 
-    class LooksUp:
+    class Connects:
         def connect(self, factory: Any) -> Deferred[Any]:
             del factory
-            return Deferred(lambda it: it.errback(error.DNSLookupError("no such host")))
+            return Deferred(lambda it: it.errback(failure))
 
-    poem = call(LooksUp(), clock=Clock())
+    poem = call(Connects(), clock=Clock())
     poem.cancel()
     assert isinstance(wait_error(poem), CancelledError)
 
@@ -434,7 +441,7 @@ def test_default_clock_of_send_poem_is_the_global_reactor(silent: socket.socket)
     """Without a clock the global reactor keeps the time; a cancel leaves nothing."""
     sending = send_poem(endpoint_of(silent), b"brief")
     sending.cancel()
-    assert isinstance(wait_error(sending), error.ConnectingCancelledError)
+    assert isinstance(wait_error(sending), CancelledError)
 
 
 HERE: Any = TCP4ClientEndpoint(reactor, "127.0.0.1", 1)
@@ -451,6 +458,7 @@ THERE: Any = TCP4ServerEndpoint(reactor, 0, interface="127.0.0.1")
         (send_poem, [HERE, b""], {}, EmptyPoem),
         (get_poem, [HERE], {"timeout": None}, TypeError),
         (get_poem, [HERE], {"timeout": -1}, ValueError),
+        (get_poem, [HERE], {"timeout": 10**400}, ValueError),
         (get_poem, [HERE], {"max_time": 0}, ValueError),
         (get_poem, [HERE], {"max_bytes": 0}, ValueError),
         (serve_poem, ["tcp:0", b"poem"], {}, TypeError),
@@ -459,6 +467,7 @@ THERE: Any = TCP4ServerEndpoint(reactor, 0, interface="127.0.0.1")
         (serve_poem, [THERE, b"poem"], {"idle_timeout": 0}, ValueError),
         (serve_poem, [THERE, b"poem"], {"max_connections": "9"}, TypeError),
         (PoetryService, [[]], {"grace": None}, TypeError),
+        (PoetryService, [[]], {"grace": 10**400}, ValueError),
         (PoetryService, [[("tcp:0", PoetryServerFactory(b"poem"))]], {}, TypeError),
         (PoetryService, [[(THERE, b"poem")]], {}, TypeError),
         (PoetryService, [[(THERE, PoetryClientFactory(b"poem"))]], {}, TypeError),
@@ -468,7 +477,7 @@ def test_wrong_arguments_are_refused(
     call: Any, words: list[Any], options: dict[str, Any], mistake: type[Exception]
 ) -> None:
     """A wrong argument raises where the function is called, and the error names the mistake."""
-    with pytest.raises(mistake, match=r"endpoint|seconds|bytes|byte|0 s|number|at least|Factory"):
+    with pytest.raises(mistake, match=r"endpoint|second|bytes|byte|0 s|number|at least|Factory"):
         call(*words, **options)
 
 

@@ -14,7 +14,11 @@ from twisted.internet.endpoints import (
     UNIXClientEndpoint,
 )
 from twisted.internet.protocol import Factory, Protocol, connectionDone
-from twisted.internet.testing import MemoryReactorClock, StringTransport
+from twisted.internet.testing import (
+    MemoryReactorClock,
+    StringTransport,
+    StringTransportWithDisconnection,
+)
 from twisted.python.failure import Failure
 
 from poetry.errors import (
@@ -198,6 +202,32 @@ def test_own_close_while_receiving_is_truncated() -> None:
     transport.loseConnection()
     protocol.connectionLost(DONE)
     assert isinstance(wait_error(client.received), PoemTruncated)
+
+
+@pytest.mark.parametrize("error_of_ours", [ValueError("a defect"), OSError("a refusal")])
+def test_other_error_before_the_first_byte_is_failed(error_of_ours: Exception) -> None:
+    """Without TLS there is no handshake to fail."""
+    server = Server()
+    protocol = server.buildProtocol(None)
+    assert protocol is not None
+    protocol.makeConnection(StringTransport())
+    protocol.connectionLost(Failure(error_of_ours))
+    assert server.outcomes == ["failed"]
+
+
+@EACH_POEM
+def test_transport_that_closes_at_once_is_sent(poem: bytes) -> None:
+    """A transport in memory may lose the connection inside `loseConnection`."""
+    server = Server(poem)
+    protocol = server.buildProtocol(None)
+    assert protocol is not None
+    transport = StringTransportWithDisconnection()
+    transport.protocol = protocol
+    protocol.makeConnection(transport)
+    while transport.producer is not None:
+        transport.producer.resumeProducing()
+    assert transport.value() == poem
+    assert server.outcomes == ["sent"]
 
 
 def test_a_refused_connection_fires_received() -> None:

@@ -12,7 +12,7 @@ time; whatever else ends a connection resets it. Two things make that hold on ev
 
 `outgoing` is one poem on its way to one reader: `plain` on a socket, `tls` with close_notify before
 the end, `buffered` on any other transport. `sealed` keeps everything else from writing beside it.
-`receiving` is the other direction: how much is read at a time, and when nothing is.
+`receiving` is one poem on its way from a sender: how it is held back, and whether it came whole.
 `poem` is what is sent (`pages`: a long one), `layers` and `kernel` are what is known of Twisted's
 transports and of sockets. Nothing here knows the protocol that a poem is sent for.
 """
@@ -22,14 +22,13 @@ from __future__ import annotations
 from typing import Any
 
 from twisted.internet.abstract import FileDescriptor
-from twisted.python.failure import Failure
 
 from poetry.wire.buffered import Buffered
-from poetry.wire.layers import is_closing, is_tls
+from poetry.wire.layers import is_tls
 from poetry.wire.outgoing import Sender
 from poetry.wire.plain import Plain
 
-__all__ = ["ended_cleanly", "kind_of"]
+__all__ = ["kind_of"]
 
 
 def kind_of(transport: Any) -> type[Sender]:
@@ -41,8 +40,3 @@ def kind_of(transport: Any) -> type[Sender]:
 
         return Tls
     return Buffered
-
-
-def ended_cleanly(transport: Any, reason: Failure) -> bool:
-    """Check whether the peer ended its stream cleanly, rather than by a reset or by our close."""
-    return not is_closing(transport) and kind_of(transport).ends_with(transport, reason)

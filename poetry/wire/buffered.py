@@ -43,8 +43,9 @@ class Buffered(Sender):
             # There is no kernel in memory; TLS under a wrapper ends its stream when it is closed.
             if handle is not None:
                 make_close_graceful(handle)
-            self._transport.loseConnection()
+            transport = self._transport
             self.finish()
+            transport.loseConnection()  # in memory, the connection may be lost already
         else:
             self._wait_for_kernel()
 

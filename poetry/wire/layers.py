@@ -17,6 +17,9 @@ from twisted.python.failure import Failure
 
 from poetry.wire import kernel
 
+SENT_SHUTDOWN, RECEIVED_SHUTDOWN = 1, 2
+"""OpenSSL's flags for a close_notify (openssl/ssl.h)."""
+
 _log = Logger()
 
 

@@ -45,14 +45,12 @@ class Outgoing:
     """A poem for one reader, and its progress: the part that a conversation knows of it.
 
     @cvar after_handshake: whether the poem waits for the transport's handshake.
-    @cvar reader_ends: reasons of a lost connection that mean that the reader ended properly.
     @ivar size: bytes handed over so far.
     @ivar begun: whether it is being sent.
     @ivar ended: whether the kernel has the last byte and the end of the stream.
     """
 
     after_handshake: ClassVar[bool] = False
-    reader_ends: ClassVar[tuple[type[Exception], ...]] = (ConnectionDone,)
     begun = False
     ended = False
 
@@ -94,7 +92,7 @@ class Outgoing:
         """
         value = reason.value
         return self.ended and (
-            isinstance(value, self.reader_ends) or not isinstance(value, ConnectionClosed)
+            isinstance(value, ConnectionDone) or not isinstance(value, ConnectionClosed)
         )
 
 
@@ -149,11 +147,6 @@ class Sender(Outgoing, ABC):
     def pacing(self) -> bool:
         """Whether the next bytes are not due yet."""
         return self._timer is not None
-
-    @classmethod
-    def ends_with(cls, transport: Any, reason: Failure) -> bool:  # noqa: ARG003
-        """Check whether a stream that we receive ended whole."""
-        return isinstance(reason.value, ConnectionDone)
 
     @abstractmethod
     def _start(self) -> None:

@@ -4,6 +4,12 @@ from __future__ import annotations
 
 from typing import Any, NoReturn
 
+from twisted.internet.error import ConnectionAborted
+from twisted.python.failure import Failure
+
+from poetry.errors import PoemTruncated
+from poetry.wire.layers import abort
+
 
 class WriteRefused(RuntimeError):
     """A protocol that sends a poem was made to write beside it."""
@@ -43,10 +49,18 @@ class Sealed(ReadOnly):
         self._protocol = protocol
 
     def loseConnection(self) -> None:
-        """Close, unless the poem has begun: then the connection ends with the poem."""
+        """Reset the connection, unless the poem has begun: then it ends with the poem."""
         outgoing = self._protocol.outgoing
         if outgoing is None or not outgoing.begun:
-            self._sealed.loseConnection()
+            self.abortConnection()
+
+    def abortConnection(self) -> None:
+        """Reset the connection now, whatever the protocol does next."""
+        if self._protocol.outcome is None:
+            reason = Failure(ConnectionAborted())
+            self._protocol.fail(PoemTruncated(self._protocol.size, reason))
+        else:
+            abort(self._sealed)
 
     def __getattr__(self, name: str) -> Any:
         return getattr(self._sealed, name)

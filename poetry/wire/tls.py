@@ -4,16 +4,21 @@ from __future__ import annotations
 
 from typing import Any
 
-from twisted.internet.error import ConnectionDone, ConnectionLost
+from OpenSSL.SSL import Error
 from twisted.protocols.tls import TLSMemoryBIOProtocol
 from twisted.python.failure import Failure
 
 from poetry.wire.buffered import Buffered
-from poetry.wire.layers import EndedEarly, innermost, is_closing, make_close_abortive, read_at_most
+from poetry.wire.layers import (
+    RECEIVED_SHUTDOWN,
+    SENT_SHUTDOWN,
+    EndedEarly,
+    innermost,
+    is_closing,
+    make_close_abortive,
+    read_at_most,
+)
 from poetry.wire.outgoing import SHORT
-
-SENT_SHUTDOWN, RECEIVED_SHUTDOWN = 1, 2
-"""OpenSSL's flags for a close_notify (openssl/ssl.h)."""
 
 SMALL_READ = 4 * 1024
 """Bytes to read at a time from a reader, which has nothing to say: 64 KiB of KeyUpdates (RFC 8446,
@@ -27,7 +32,9 @@ class Tls(Buffered):
     Twisted would answer a peer's close_notify with one of ours, in the middle of a poem. So OpenSSL
     is told, except while we write, that ours has been sent.
 
-    Many readers close without a close_notify, once they have ours (`reader_ends`).
+    Many readers close without a close_notify, once they have ours. Twisted reports that as it does
+    a reset, unless OpenSSL is told that one has come. So a poem that is sent stays the producer of
+    the transport below, which tells it first that the connection is lost (`stopProducing`).
 
     OpenSSL answers each KeyUpdate of a reader with as many bytes, so a service reads no more input
     while the buffer of the transport below is full (`backed_up`).
@@ -38,7 +45,8 @@ class Tls(Buffered):
 
     pushes = True
     after_handshake = True
-    reader_ends = (ConnectionDone, ConnectionLost)
+
+    _closed_by_reader = False
 
     def _start(self) -> None:
         """Send a short poem at once, any other as its transport asks for it."""
@@ -76,19 +84,31 @@ class Tls(Buffered):
         self._transport.loseConnection()
         self._wait_for_kernel()
 
-    @classmethod
-    def ends_with(cls, transport: Any, reason: Failure) -> bool:
-        """Check whether the peer sent close_notify.
-
-        A fatal alert sets OpenSSL's flag as well, but has another reason.
-        """
-        ended = isinstance(reason.value, cls.reader_ends)
-        return ended and bool(transport.getHandle().get_shutdown() & RECEIVED_SHUTDOWN)
+    def finish(self) -> None:
+        """Stay the producer of the transport below, and call the owner."""
+        innermost(self._transport).registerProducer(self, True)
+        super().finish()
 
     def resumeProducing(self) -> None:
         """Read input again, and send: the transport has room."""
         innermost(self._transport).resumeProducing()
-        super().resumeProducing()
+        if not self.ended:
+            super().resumeProducing()
+
+    def stopProducing(self) -> None:
+        """Reset the connection if the poem is not out; else let Twisted report how TCP ended."""
+        if self.ended:
+            connection = self._transport.getHandle()
+            self._closed_by_reader = bool(connection.get_shutdown() & RECEIVED_SHUTDOWN)
+            connection.set_shutdown(SENT_SHUTDOWN | RECEIVED_SHUTDOWN)
+        else:
+            super().stopProducing()
+
+    def was_delivered(self, reason: Failure) -> bool:
+        """Check whether the reader ended TLS, or TCP below it, after our end of the stream."""
+        if isinstance(reason.value, Error):  # a fatal alert, or what is no TLS
+            return False
+        return self._closed_by_reader or super().was_delivered(reason)
 
 
 def write_now(transport: Any, data: bytes) -> None:

@@ -541,6 +541,29 @@ def test_connectionLost_without_super_frees_the_place(
 
 
 @pytest.mark.parametrize("make", [without, raising])
+@pytest.mark.parametrize("text", [POEM, LONG], ids=["short", "long"])
+@pytest.mark.parametrize("over", ["tcp", "tls"])
+def test_connectionLost_without_super_loses_no_poem_that_came(
+    over: str,
+    text: bytes,
+    make: Callable[[str], type[PoetryProtocol]],
+    certificates: Certificates,
+    log: Log,
+) -> None:
+    """A poem that was received is handed on, and its outcome is reported."""
+    server = Server()
+    server.protocol = make("connectionLost")
+    listen = HERE if over == "tcp" else certificates.listen("good")
+    with serving(server, listen=listen) as service:
+        port = port_of(service)
+        to = f"tcp:127.0.0.1:{port}" if over == "tcp" else certificates.trusting(port)
+        wait(send_poem(clientFromString(reactor, to), text))
+        until(lambda: server.outcomes)
+    assert (server.outcomes, server.results) == (["received"], [text])
+    log.clear()
+
+
+@pytest.mark.parametrize("make", [without, raising])
 @pytest.mark.parametrize("name", ["makeConnection", "connectionMade"])
 def test_connectionMade_without_super_resets(
     name: str, make: Callable[[str], type[PoetryProtocol]], log: Log

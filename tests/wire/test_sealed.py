@@ -187,3 +187,47 @@ def test_write_before_the_poem_is_chosen_resets(name: str, log: Log) -> None:
         until(lambda: server.outcomes)
     assert server.outcomes == ["failed"]
     log.clear()
+
+
+def turn_away_in_getPoem(closes: str) -> Server:
+    class TurnsAway(Server):
+        def getPoem(self, protocol: PoetryProtocol) -> bytes | None:
+            getattr(protocol.transport, closes)()
+            return self.poem
+
+    return TurnsAway()
+
+
+def turn_away_in_connectionMade(closes: str) -> Server:
+    class TurnsAway(PoetryProtocol):
+        def connectionMade(self) -> None:
+            getattr(self.transport, closes)()
+            super().connectionMade()
+
+    server = Server()
+    server.protocol = TurnsAway
+    return server
+
+
+@pytest.mark.parametrize("kind", ["bare", "service", "tls", "wrapped", "wrapped tls"])
+@pytest.mark.parametrize("closes", ["loseConnection", "abortConnection"])
+@pytest.mark.parametrize("make", [turn_away_in_getPoem, turn_away_in_connectionMade])
+@pytest.mark.parametrize("poem", [b"short", LONG], ids=["short", "long"])
+def test_reader_that_is_turned_away_before_the_poem_is_reset(
+    kind: str,
+    closes: str,
+    make: Callable[[str], Server],
+    poem: bytes,
+    certificates: Certificates,
+) -> None:
+    """A close before the poem begins resets, whatever the protocol does next."""
+    server, client = make(closes), PoetryClientFactory()
+    server.poem = poem
+    results: list[Any] = []
+    client.received.addBoth(results.append)
+    with listening(kind, server, certificates) as address:
+        connecting = clientFromString(reactor, address).connect(client)
+        connecting.addErrback(results.append)  # over TLS it may not have come up
+        until(lambda: results and server.outcomes)
+    assert server.outcomes == ["truncated"]
+    assert isinstance(results[0].value, Exception)

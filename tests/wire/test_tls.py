@@ -5,7 +5,7 @@ from __future__ import annotations
 import socket
 import ssl
 from collections.abc import Callable, Iterator
-from contextlib import contextmanager, suppress
+from contextlib import ExitStack, contextmanager, nullcontext, suppress
 from threading import Event, Thread
 from typing import Any
 
@@ -27,8 +27,11 @@ from tests.ends import (
     EACH_POEM,
     LONG,
     Server,
+    port_of,
     queued,
     reader,
+    reset,
+    serving,
 )
 from tests.faults.key_updates import key_updates, shake
 from tests.loop import reactor, until, wait, wait_error
@@ -115,6 +118,57 @@ def test_close_waits_for_a_long_reply_and_no_longer(certificates: Certificates) 
         until(lambda: server.outcomes)
         thread.join()
     assert server.results == [b"a poem"]
+
+
+@pytest.mark.parametrize("service", [True, False], ids=["service", "bare"])
+@pytest.mark.parametrize(
+    ("most", "end", "outcome"),
+    [
+        (None, "close_notify", "sent"),
+        (None, "close", "sent"),
+        (None, "reset", "truncated"),
+        (10_000, "reset", "truncated"),
+    ],
+)
+def test_only_an_end_of_the_reader_is_a_delivery(
+    most: int | None, end: str, outcome: str, service: bool, certificates: Certificates
+) -> None:
+    """Many readers close without a close_notify; one that resets has refused the poem."""
+
+    def read(port: int) -> None:
+        context = certificates.context()
+        with reader(port) as plain, context.wrap_socket(plain, server_hostname="127.0.0.1") as tls:
+            size = 0
+            while (most is None or size < most) and (data := tls.recv(1000)):
+                size += len(data)
+            if end == "close_notify":
+                tls.unwrap().close()
+            elif end == "reset":
+                until_ended.wait(PATIENCE)
+                reset(tls)
+
+    until_ended = Event()
+    server = Server(bytes(200_000))
+    listen = certificates.listen("good")
+    with (
+        serving(server, listen=listen) if service else nullcontext() as started,
+        ExitStack() as own,
+    ):
+        port = (
+            port_of(started) if started else own.enter_context(listening_tls(server, certificates))
+        )
+        thread = Thread(target=read, args=[port])
+        thread.start()
+        until(
+            lambda: (
+                server.outcomes
+                or any(each.outgoing and each.outgoing.ended for each in server.connections)
+            )
+        )
+        until_ended.set()
+        until(lambda: server.outcomes)
+        thread.join()
+    assert server.outcomes == [outcome]
 
 
 @pytest.mark.parametrize("closes", ["outer wrapper", "TLS"])
