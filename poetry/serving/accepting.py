@@ -191,7 +191,6 @@ class Listener:
         self._sessions = 0
         self._starved = False
         self._again: Any = None
-        self._lingering = LingeringClose(self._reactor)
         self.connected = False
         self._listen()
 
@@ -201,6 +200,7 @@ class Listener:
         port.stopReading()
         self._host = as_address(self._socket.getsockname())
         self._unarmed = self._arm()
+        self._lingering = LingeringClose(self._reactor)  # that of an earlier start is closed
         if self._plain:
             self._prepare()
         self.connected = True

@@ -167,7 +167,7 @@ class LingeringClose:
         left = len(self._lingering)
         if not left:
             self._rest()
-        elif self._closed:
+        elif self._closed and not spoke:
             self.hurry()
         elif self._due or self._new or spoke or CROWD <= left < before:
             self._look_later()

@@ -102,6 +102,8 @@ def test_stopped_listener_starts_again() -> None:
     listener.startListening()
     with reader(listener.getHost().port) as connection:
         assert drain(connection) == POEM
+    until(lambda: not service.connections)
+    assert listener._lingering.fileno() != -1, "readers of this start have no epoll ready"
     wait(service.stopService())
 
 
