@@ -42,7 +42,7 @@ were never served (measured). Linux caps it at `net.core.somaxconn`, 4096 by def
 ENDPOINT_TYPES = frozenset({"haproxy", "ssl", "stdio", "systemd", "tcp", "tcp6", "tls", "unix"})
 """First words that make `WORD:NUMBER` an endpoint string rather than a host and its port."""
 
-_WITH_BACKLOG = frozenset({"ssl", "tcp", "tcp6", "tls", "unix"})
+_WITH_BACKLOG = frozenset({"ssl", "tcp", "tcp6", "unix"})
 _HIGHEST_PORT = 65535
 _PLAIN = re.compile(
     r"(?:(?:\[(?P<v6>[0-9A-Fa-f.]*:[0-9A-Fa-f:.]*(?:%\w+)?)\]|(?P<host>[^\s:\[\]/=*@?#]+)):)?(?P<port>\d+)"
@@ -110,6 +110,11 @@ def server_endpoint(reactor: Any, text: str) -> IStreamServerEndpoint:
     _check_unix(scheme, text)
     if scheme == "stdio":
         raise BadAddress(f"{text!r}: standard input and output is not a listener")
+    if scheme == "tls":  # Twisted's takes a directory of certificates, and never reads them again
+        raise BadAddress(
+            f"{text!r}: tls: is an address for get; to listen, write"
+            " ssl:PORT:interface=ADDR:privateKey=FILE:certKey=FILE"
+        )
     if scheme in _WITH_BACKLOG and ":backlog=" not in text:
         full = f"{text}:backlog={BACKLOG}"
     parser = TLSEndpoint if scheme == "ssl" else serverFromString
@@ -279,6 +284,8 @@ def _hint(text: str, *, listening: bool) -> str:
         return f"write {port}, or 0.0.0.0:{port} for all interfaces{number}"
     if host in ("", "*"):
         return f"write 127.0.0.1:{port}{number}"
+    if ":" in host and not isIPv6Address(host):
+        return f"{host} is no IPv6 address"
     if ":" in host and "[" not in text:
         return f"an IPv6 host goes in brackets, as in [{host}]:{port}{number}"
     if ":" in host:

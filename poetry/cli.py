@@ -6,6 +6,7 @@ import os
 import re
 import sys
 from pathlib import Path
+from typing import Any
 
 import click
 
@@ -62,6 +63,16 @@ class Commands(click.Group):
         except click.UsageError as error:
             which = "This is twisted-poetry, which serves poems, and not Python Poetry."
             ctx.fail(f"{error.format_message()} {which}")
+
+    def invoke(self, ctx: click.Context) -> Any:
+        """Run a command, and name it in each usage error: click leaves it out of some."""
+        try:
+            return super().invoke(ctx)
+        except click.UsageError as error:
+            name = ctx.invoked_subcommand or ""
+            if error.ctx is None and name in self.commands:
+                error.ctx = click.Context(self.commands[name], ctx, name)
+            raise
 
 
 @click.group(

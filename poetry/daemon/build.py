@@ -66,6 +66,8 @@ def read_poem(argument: str | None) -> NamedPoem:
 
     @raise BadPoem: if it cannot be read or is empty.
     """
+    if argument == "":
+        raise BadPoem("POEM: it names no file")
     try:
         return read_at_start(argument)
     except (EmptyPoem, MemoryError, OSError) as error:

@@ -111,14 +111,23 @@ def open_sink(
             file = AtomicFile(path, location, note)
             stack.pop_all()
             return file
-        # Not blocking: a FIFO may have no reader.
-        descriptor = location.open(location.name, os.O_WRONLY | NOT_BLOCKING)
+        descriptor = _open_to_write(location, found)
         kind = ThreadedOutput if ONLY_SOCKETS else Output
         output = kind(reactor, descriptor, path, max_time)
         if not os.path.samestat(found, os.fstat(descriptor)):
             output.close()
             raise FileExistsError(errno.EEXIST, "something else was put there meanwhile")
         return output
+
+
+def _open_to_write(location: Location, found: os.stat_result) -> int:
+    """Open what is no regular file, without waiting for the reader of a FIFO."""
+    try:
+        return location.open(location.name, os.O_WRONLY | NOT_BLOCKING)
+    except OSError as error:
+        if error.errno == errno.ENXIO and stat.S_ISFIFO(found.st_mode):
+            raise OSError(error.errno, "nobody reads from this FIFO yet") from error
+        raise
 
 
 def make_output(

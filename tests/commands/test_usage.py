@@ -33,6 +33,10 @@ HELPS: tuple[list[str], ...] = ([], ["serve"], ["get"])
         ("serve -l frob:1:2", "'frob:1:2' is no address: Unknown endpoint type: 'frob'"),
         ("serve -l tcp:0:frob=1", "'tcp:0:frob=1' is no address: too few or too many arguments"),
         ("serve -l ssl:0:privateKey=/none", "'ssl:0:privateKey=/none' is no address: [Errno 2]"),
+        ("serve -p", "Option '-p' requires an argument."),
+        ("serve --grace", "Option '--grace' requires an argument."),
+        ("get 1 -o", "Option '-o' requires an argument."),
+        ("serve -l tls:127.0.0.1:0", "'tls:127.0.0.1:0': tls: is an address for get; to listen,"),
         ("serve -l stdio:", "'stdio:': standard input and output is not a listener"),
         ("serve -l unix:", "'unix:': it names no path"),
         ("serve -i ", "--interface : write a host or an address of this machine, without a port"),
@@ -95,7 +99,8 @@ def test_usage_error_is_one_line(in_process: Run, poems: Path, words: str, messa
     given = [word.format(**names) for word in words.split(" ")]
     error = error_of(in_process(*given), 2)
     assert error.startswith(message.format(**names))
-    assert "--help')" in error
+    command = " ".join(["poetry", *(word for word in given[:1] if word in ("serve", "get"))])
+    assert error.endswith(f" (see '{command} --help')")
 
 
 @pytest.mark.parametrize(

@@ -89,6 +89,12 @@ def test_missing_or_empty_poem_is_a_usage_error(
     assert str(caught.value) == f"{word}: {reason}"
 
 
+def test_poem_without_a_name_is_a_usage_error() -> None:
+    """An empty argument, as of a variable that is not set, is no directory."""
+    with pytest.raises(UsageError, match="POEM: it names no file"):
+        read_poem("")
+
+
 def test_poem_beyond_memory_is_a_usage_error(monkeypatch: pytest.MonkeyPatch) -> None:
     """A poem that does not fit into memory is a usage error that names it."""
 
