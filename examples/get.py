@@ -23,4 +23,6 @@ async def get(reactor: Any, host: str, port: str) -> None:
 
 
 if __name__ == "__main__":
+    if len(sys.argv) != 3:
+        sys.exit(__doc__)
     react(get, sys.argv[1:])

@@ -25,6 +25,7 @@ class Inbox(PoetryServerFactory):
     def __init__(self, directory: Path) -> None:
         super().__init__()
         self.directory = directory
+        directory.mkdir(exist_ok=True)
 
     def poemReceived(self, poem: bytes) -> None:
         """Give the poem its name when all of it is in the file."""
@@ -50,4 +51,6 @@ async def serve(reactor: Any, number: str, directory: str) -> None:
 
 
 if __name__ == "__main__":
+    if len(sys.argv) != 3:
+        sys.exit(__doc__)
     react(serve, sys.argv[1:])

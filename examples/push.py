@@ -22,4 +22,6 @@ async def push(reactor: Any, host: str, port: str, poem: str) -> None:
 
 
 if __name__ == "__main__":
+    if len(sys.argv) != 4:
+        sys.exit(__doc__)
     react(push, sys.argv[1:])

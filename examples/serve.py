@@ -27,4 +27,6 @@ async def serve(reactor: Any, number: str, poem: str, certificate: str = "", key
 
 
 if __name__ == "__main__":
+    if len(sys.argv) not in (3, 5):
+        sys.exit(__doc__)
     react(serve, sys.argv[1:])

@@ -47,6 +47,15 @@ def test_hello_prints_its_poem() -> None:
     assert (done.returncode, done.stdout, done.stderr) == (0, b"b'So brief.'\n", b"")
 
 
+@pytest.mark.parametrize("name", ["get.py", "serve.py", "push.py", "inbox.py"])
+def test_program_without_its_words_prints_how_to_call_it(name: str) -> None:
+    """A program that is called without its arguments prints its usage, and fails."""
+    done = run(command(name))
+    assert (done.returncode, done.stdout) == (1, b"")
+    assert f"\npython {name} ".encode() in done.stderr
+    assert b"Traceback" not in done.stderr
+
+
 def test_get_prints_the_poem_of_serve(file: Path) -> None:
     """One program serves a poem until TERM, and another one prints it."""
     with running(command("serve.py", "0", file)) as server:
