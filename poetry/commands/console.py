@@ -13,14 +13,28 @@ from typing import Any
 
 import click
 
+from poetry.system.streams import write_now
+
 FAILED, USAGE, INTERRUPTED = 1, 2, 130
 
 
 def complain(message: str, code: int) -> int:
     """Print an error in one line; return the exit code."""
-    with suppress(OSError):
-        click.echo("Error: " + " ".join(message.split()), err=True)
+    write_to_stderr(f"Error: {' '.join(message.split())}\n")
     return code
+
+
+def write_to_stderr(line: str) -> None:
+    """Write a line to standard error, if it is open and has room: it may be a pipe that nobody
+    reads, and a command that has failed must end.
+    """
+    try:
+        descriptor = sys.stderr.fileno()
+    except (AttributeError, OSError):  # it is closed, or a stand-in in a test
+        click.echo(line, err=True, nl=False)
+        return
+    with suppress(OSError):
+        write_now(descriptor, line)
 
 
 def complain_of_stdout(error: OSError) -> int:

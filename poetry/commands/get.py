@@ -49,7 +49,7 @@ if TYPE_CHECKING:
     "--directory",
     "directories",
     multiple=True,
-    type=click.Path(readable=False, path_type=Path),
+    type=click.Path(readable=False),
     metavar="DIR",
     help="One file an address.",
 )
@@ -98,7 +98,7 @@ if TYPE_CHECKING:
 def get(
     addresses: tuple[str, ...],
     outputs: tuple[str, ...],
-    directories: tuple[Path, ...],
+    directories: tuple[str, ...],
     timeout: float,
     max_time: float | None,
     max_bytes: int | None,
@@ -114,16 +114,9 @@ def get(
     ADDRESS is PORT (on this machine), HOST:PORT, [IPV6]:PORT, tls:HOST:PORT, unix:PATH, or another
     Twisted endpoint string. The line that `serve` prints ends in such an address.
     """
-    if outputs and directories:
-        raise click.UsageError("give --output or --directory, not both")
-    if len(outputs + directories) > 1:
-        raise click.UsageError("give --output or --directory once: -d DIR has a file an address")
     if verbose and quiet:
         raise click.UsageError("give --verbose or --quiet, not both")
-    output = outputs[0] if outputs else None
-    directory = directories[0] if directories else None
-    if output == "":
-        raise click.UsageError("--output: it names no file")
+    output, directory = read_places(outputs, directories)
     digest = read_digest(sha256)
     paths = [] if directory is None else output_paths(directory, addresses)
 
@@ -164,6 +157,21 @@ def get(
         )
         work = fetcher.fetch_each(sources, paths) if paths else fetcher.fetch(sources, path)
         return run_to_end(reactor, work)
+
+
+def read_places(
+    outputs: Sequence[str], directories: Sequence[str]
+) -> tuple[str | None, str | None]:
+    """Return the file and the directory to write to, of which one is None, or both."""
+    if outputs and directories:
+        raise click.UsageError("give --output or --directory, not both")
+    if len(outputs) > 1 or len(directories) > 1:
+        raise click.UsageError("give --output or --directory once: -d DIR has a file an address")
+    if "" in outputs:
+        raise click.UsageError("--output: it names no file")
+    if "" in directories:
+        raise click.UsageError("--directory: it names no directory")
+    return next(iter(outputs), None), next(iter(directories), None)
 
 
 def make_sources(
@@ -213,10 +221,11 @@ def read_digest(text: str | None) -> str | None:
     return text and text.lower()
 
 
-def output_paths(directory: Path, addresses: Sequence[str]) -> list[str]:
-    """Create the directory; return the path of a file in it for each address."""
-    names = [re.sub(r"[^\w.-]+", "_", address).strip("_") + ".txt" for address in addresses]
-    if len(set(names)) < len(names):
+def output_paths(name: str, addresses: Sequence[str]) -> list[str]:
+    """Create the directory of that name; return the path of a file in it for each address."""
+    directory = Path(name)
+    files = [re.sub(r"[^\w.-]+", "_", address).strip("_") + ".txt" for address in addresses]
+    if len(set(files)) < len(files):
         raise click.UsageError("two addresses would share a file in --directory")
     try:
         directory.mkdir(parents=True, exist_ok=True)
@@ -224,4 +233,4 @@ def output_paths(directory: Path, addresses: Sequence[str]) -> list[str]:
         raise click.ClickException(f"{directory}: it is no directory") from error
     except OSError as error:
         raise click.ClickException(f"{directory}: {error.strerror}") from error
-    return [str(directory / name) for name in names]
+    return [str(directory / file) for file in files]

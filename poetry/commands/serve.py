@@ -7,7 +7,6 @@ import os
 import re
 import sys
 from collections.abc import Sequence
-from contextlib import suppress
 from typing import Any
 
 import click
@@ -21,6 +20,7 @@ from poetry.commands.console import (
     explain_start_failure,
     message_of,
     system_error,
+    write_to_stderr,
 )
 from poetry.limits import DEFAULTS, Limits
 
@@ -180,8 +180,7 @@ def complain_in_json(message: str, code: int) -> int:
     """Print an error as a log line in JSON; return the exit code."""
     from poetry.daemon.logs import error_line
 
-    with suppress(OSError):
-        click.echo(error_line(message), err=True, nl=False)
+    write_to_stderr(error_line(message))
     return code
 
 

@@ -159,6 +159,7 @@ class Output(FileDescriptor):
 
     connected = 1
     size = 0
+    _unwritten = 0  # bytes
     _write_pending = False
 
     def __init__(
@@ -205,6 +206,7 @@ class Output(FileDescriptor):
         self._write(data if self._controls is None else self._controls.convert(data))
 
     def _write(self, data: bytes) -> None:
+        self._unwritten += len(data)
         with output_errors(self._place):
             super().write(data)
 
@@ -229,12 +231,14 @@ class Output(FileDescriptor):
     def writeSomeData(self, data: bytes) -> int | BaseException:
         """Write as much as there is room for."""
         try:
-            return os.write(self._descriptor, data)
+            written = os.write(self._descriptor, data)
         except BlockingIOError:
             return 0
         except OSError as error:
             self._error = error
             return CONNECTION_LOST
+        self._unwritten -= written
+        return written
 
     async def copy(self, spool: Spool) -> None:
         """Copy a whole spool, as there is room."""
@@ -285,7 +289,8 @@ class Output(FileDescriptor):
             self._timer.cancel()
         if isinstance(reason.value, OutputError):  # a write failed
             self._error = self._error or reason.value.reason
-        if self._error is None and (not self.disconnecting or self.producer is not None):
+        finished = self.disconnecting and self.producer is None and not self._unwritten
+        if self._error is None and not finished:
             self._error = BrokenPipeError(errno.EPIPE, os.strerror(errno.EPIPE))
         super().connectionLost(reason)  # type: ignore[no-untyped-call]
         self._close_descriptor()

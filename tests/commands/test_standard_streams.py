@@ -8,6 +8,7 @@ import signal
 import socket
 import subprocess
 from collections.abc import Iterator
+from contextlib import suppress
 from functools import partial
 from pathlib import Path
 
@@ -81,6 +82,35 @@ def test_serve_without_standard_output(tmp_path: Path, stdout: str) -> None:
     assert process.returncode == 0
     full_line = b"Error: standard output: No space left on device\n"
     assert stderr == (full_line if stdout == "full" else b"")
+
+
+@pytest.mark.parametrize(
+    "words",
+    ["serve --frob", "serve /dev/null", "serve --log-format json /dev/null", "get --frob", "get x"],
+)
+def test_error_that_nobody_reads_does_not_block(words: str) -> None:
+    """A command that fails ends, although standard error is a full pipe."""
+    reading, writing = os.pipe()
+    os.set_blocking(writing, False)
+    with suppress(BlockingIOError):
+        while os.write(writing, bytes(65536)):
+            pass
+    os.set_blocking(writing, True)
+    with started(*words.split(), stderr=writing) as process:
+        os.close(writing)
+        assert process.wait(PATIENCE) == 2
+    os.close(reading)
+
+
+def test_short_poem_into_a_closed_pipe_is_a_failure(served: Server) -> None:
+    """A poem that nobody took is not done, although it is all in the kernel or in our buffer."""
+    reading, writing = os.pipe()
+    os.close(reading)
+    with started("get", served.addresses[0], stdout=writing) as process:
+        os.close(writing)
+        assert process.wait(PATIENCE) == 1
+        assert process.stderr is not None
+        assert process.stderr.read() == b""
 
 
 @pytest.mark.parametrize("order", [(1,), (0, 1, 1)])

@@ -66,6 +66,7 @@ HELPS: tuple[list[str], ...] = ([], ["serve"], ["get"])
         ("get -d {empty}.d 1 127.0.0.1:1 1", "two addresses would share a file in --directory"),
         ("get --sha256 abc 1", "--sha256 abc: not 64 hexadecimal digits"),
         ("get -o  1", "--output: it names no file"),
+        ("get -d  1", "--directory: it names no directory"),
         (
             "get --timeout 0 1",
             "Invalid value for '--timeout': 0 is not in the range of more than 0",

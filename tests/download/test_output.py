@@ -319,6 +319,18 @@ def test_reader_gone_before_the_rest_is_a_broken_pipe(pipe: tuple[int, int]) -> 
     assert isinstance(reason_of(wait_error(output.closed)), BrokenPipeError)
 
 
+@pytest.mark.parametrize("size", [6, len(LONG)])
+def test_reader_gone_after_the_last_write_is_a_broken_pipe(
+    size: int, pipe: tuple[int, int]
+) -> None:
+    """What the output still had to write is lost, although no more would have come."""
+    output = open_output(pipe[1])
+    output.write(LONG[:size])
+    output.loseConnection()
+    os.close(pipe[0])
+    assert isinstance(reason_of(wait_error(output.closed)), BrokenPipeError)
+
+
 def test_full_disk_is_an_error() -> None:
     """A full disk has its own error."""
     with Path("/dev/full").open("wb") as full:
