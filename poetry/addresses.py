@@ -33,7 +33,7 @@ from twisted.internet.interfaces import (
 from poetry.system.adopted import WrongSocket, check_adopted
 from poetry.system.certificates import BadCertificate, TLSEndpoint
 from poetry.system.features import UNIX
-from poetry.system.unix import UnixEndpoint, check_path, path_in_text
+from poetry.system.unix import LONGEST, UnixEndpoint, check_path, path_in_text
 
 BACKLOG = 4096
 """Most readers that wait in the kernel to be accepted. With Twisted's 50, 2,580 of 4,000 at once
@@ -237,7 +237,7 @@ def _parse(parser: Any, reactor: Any, full: str, text: str) -> Any:
             f"{text!r}: no such socket was passed in (LISTEN_FDS, LISTEN_FDNAMES)"
         ) from error
     except TypeError as error:
-        reason = "too few or too many arguments" + _hint_without_tcp(text)
+        reason = "too few or too many arguments" + _hint_of_arguments(text)
         raise BadAddress(f"{text!r} is no address: {reason}") from error
     except BadCertificate as error:
         raise BadAddress(f"{text!r}: {error}") from error
@@ -259,6 +259,13 @@ def _reason(error: Exception, text: str, *, listening: bool) -> str:
 
 def _needs_tls(text: str, error: Exception) -> BadAddress:
     return BadAddress(f"{text!r} needs TLS: install twisted-poetry[tls] ({error})")
+
+
+def _hint_of_arguments(text: str) -> str:
+    """Return a hint for an address that may be right but for an argument too many, or ""."""
+    if text.startswith("unix:") and "=" in text:
+        return r"; a path has \= for each ="
+    return _hint_without_tcp(text)
 
 
 def _hint_without_tcp(text: str) -> str:
@@ -299,7 +306,12 @@ def listening_address(port: IListeningPort, text: str = "") -> str:
 
     @param text: the address that it was made from.
     """
-    plain = _format(port.getHost())
+    host = port.getHost()
+    if isinstance(host, UNIXAddress) and host.name:
+        absolute = os.fsencode(Path(os.fsdecode(host.name)).absolute())
+        if len(absolute) <= LONGEST:
+            host = UNIXAddress(absolute)
+    plain = _format(host)
     return f"tls:{plain}" if text.partition(":")[0] in ("ssl", "tls") else plain
 
 
@@ -310,7 +322,8 @@ def peer_address(transport: Any) -> str:
 
 def _format(address: Any) -> str:
     if isinstance(address, UNIXAddress):
-        return f"unix:{quoteStringArgument(os.fsdecode(address.name or b''))}"
+        path = quoteStringArgument(os.fsdecode(address.name or b""))
+        return f"unix:{path}".replace("=", r"\=")
     if not hasattr(address, "host"):
         return str(address)
     return (

@@ -101,3 +101,10 @@ class PoemStopped(PoemError):
 
     def __str__(self) -> str:
         return "stopped before the end of the poem"
+
+
+def printable(text: str) -> str:
+    """Return a text in one line, with what cannot be printed escaped as in Python's strings."""
+    if text.isprintable():
+        return text
+    return "".join(c if c.isprintable() else repr(c)[1:-1] for c in text)

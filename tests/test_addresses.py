@@ -127,6 +127,8 @@ def test_near_miss_is_refused_with_a_correction(parse: Any, text: str, instead: 
         (server_endpoint, "ssl:0:privateKey=/no/such/key", "No such file or directory"),
         (server_endpoint, "systemd:domain=INET:index=0", "no such socket was passed in"),
         (server_endpoint, "stdio:", "not a listener"),
+        (server_endpoint, "unix:/a=b", "too few or too many arguments; a path has \\= for each ="),
+        (client_endpoint, "unix:/a=b", "too few or too many arguments; a path has \\= for each ="),
         (server_endpoint, "tls:127.0.0.1:0", "to listen, write ssl:PORT:interface=ADDR:"),
         (server_endpoint, "tls:pems:port=0", "to listen, write ssl:PORT:interface=ADDR:"),
         (server_endpoint, "haproxy:tcp:0", "the PROXY protocol is not supported"),
@@ -203,6 +205,7 @@ def test_listener_has_our_backlog(text: str, port: int, host: str, backlog: int)
         ("tcp:0:interface=127.0.0.1", "tcp:127.0.0.1:{port}"),
         ("0", "{announced}"),
         ("unix:{directory}/po\\:em", "{announced}"),
+        ("unix:{directory}/po\\=em", "{announced}"),
         ("unix:{directory}/{longest}", "{announced}"),
     ],
 )
@@ -214,6 +217,20 @@ def test_announced_address_reaches_the_listener(tmp_path: Path, listen: str, con
     announced = listening_address(port, listen)
     address = connect.format(announced=announced, port=announced.rpartition(":")[2])
     assert wait(get_poem(client_endpoint(reactor, address))) == b"a poem"
+    wait(port.stopListening())
+
+
+@pytest.mark.parametrize("deep", [False, True])
+def test_socket_of_a_relative_path_is_announced_with_the_absolute_one(
+    deep: bool, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """`get` may run elsewhere; a path that would be too long for a socket stays as it is."""
+    directory = tmp_path / ("x" * 107 if deep else "x")
+    directory.mkdir()
+    monkeypatch.chdir(directory)
+    port = wait(server_endpoint(reactor, "unix:poem").listen(PoetryServerFactory(b"a poem")))
+    announced = listening_address(port, "unix:poem")
+    assert announced == ("unix:poem" if deep else f"unix:{directory}/poem")
     wait(port.stopListening())
 
 
@@ -328,6 +345,7 @@ def test_ssl_endpoint_checks_the_certificates_name(
         (IPv4Address("TCP", "127.0.0.1", 1), "ssl:1", "tls:127.0.0.1:1"),
         (UNIXAddress(b"/run/poem"), "unix:/run/poem", "unix:/run/poem"),
         (UNIXAddress(b"/a:b"), "unix:/a\\:b", "unix:/a\\:b"),
+        (UNIXAddress(b"/a=b"), "unix:/a\\=b", "unix:/a\\=b"),
         (UNIXAddress(None), "", "unix:"),
         (HostnameAddress(b"h", 1), "", "HostnameAddress(hostname=b'h', port=1)"),
     ],

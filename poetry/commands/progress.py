@@ -34,9 +34,9 @@ def progress_bar(
     """Make two functions: to advance a bar on standard error by bytes, and to write a line there.
 
     Neither blocks if standard error is not read. Control characters in a line are made visible, as
-    they may come from a server.
+    they may come from a server, and line ends are blanks.
     """
-    from poetry.download.visible import visible
+    from poetry.download.visible import visible_line
     from poetry.system.streams import LossyStream
 
     if sys.stderr is None:  # it is closed
@@ -44,10 +44,10 @@ def progress_bar(
         return
     stream = LossyStream(sys.stderr.fileno())
     if not shown:
-        yield (lambda _: None), (lambda line: stream.write(f"{visible(line)}\n"))
+        yield (lambda _: None), (lambda line: stream.write(f"{visible_line(line)}\n"))
         return
     with _Bar(reactor, stream) as bar:
-        yield bar.advance, (lambda line: bar.write(visible(line)))
+        yield bar.advance, (lambda line: bar.write(visible_line(line)))
 
 
 class _Bar:

@@ -22,7 +22,7 @@ from poetry.serving.poems import (
     PoemFactory,
     explain_read_failure,
     in_daemon_thread,
-    printable,
+    printable_name,
     read_at_start,
 )
 from poetry.system.certificates import TLSEndpoint
@@ -85,7 +85,7 @@ def read_poems(arguments: Iterable[str | None]) -> dict[str | None, NamedPoem]:
     poems = {argument: read_poem(argument) for argument in dict.fromkeys(arguments)}
     names = Counter(poem.name for poem in poems.values())
     return {
-        path: poem._replace(name=printable(path)) if path and names[poem.name] > 1 else poem
+        path: poem._replace(name=printable_name(path)) if path and names[poem.name] > 1 else poem
         for path, poem in poems.items()
     }
 

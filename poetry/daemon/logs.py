@@ -21,7 +21,7 @@ from twisted.python.failure import Failure
 from zope.interface import implementer
 
 from poetry.addresses import peer_address
-from poetry.errors import text_of
+from poetry.errors import printable, text_of
 from poetry.protocol import PoetryProtocol
 from poetry.system.streams import LossyStream
 
@@ -81,9 +81,8 @@ def format_text(event: LogEvent) -> str:
     """Format an event as a line of text; a failure has its traceback below it."""
     if "log_failure" in event:
         text = eventAsText(event, includeTimestamp=False, includeSystem=False)
-    elif not (text := _message(event)).isprintable():
-        # A name that a peer chooses may contain what looks like another line.
-        text = "".join(c if c.isprintable() else repr(c)[1:-1] for c in text)
+    else:  # a name that a peer chooses may contain what looks like another line
+        text = printable(_message(event))
     return f"{_time(event)} {event['log_level'].name:5} {text}\n"
 
 

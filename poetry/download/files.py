@@ -76,7 +76,7 @@ class Spool(_File):
 
     def __init__(self) -> None:
         file = SpooledTemporaryFile(SPOOL_BYTES)  # noqa: SIM115 (`close` does)
-        super().__init__(file, "temporary file")
+        super().__init__(file, "temporary file (TMPDIR)")
         self._read = 0
         self._error: OSError | None = None
 

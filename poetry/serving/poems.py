@@ -17,7 +17,7 @@ from twisted.internet.defer import CancelledError, Deferred, DeferredLock
 from twisted.logger import Logger
 from twisted.python.failure import Failure
 
-from poetry.errors import EmptyPoem
+from poetry.errors import EmptyPoem, printable
 from poetry.protocol import PoetryServerFactory
 from poetry.system.features import NOT_BLOCKING
 from poetry.wire.poem import Poem
@@ -82,12 +82,12 @@ def read_at_start(argument: str | None) -> NamedPoem:
 
 def _read_file(path: Path) -> NamedPoem:
     with path.open("rb") as file:
-        return NamedPoem(_read_all(file), printable(path.name), path.absolute())
+        return NamedPoem(_read_all(file), printable_name(path.name), path.absolute())
 
 
-def printable(name: str) -> str:
-    """Return a file's name as text that can be encoded; bytes that are not UTF-8 are escaped."""
-    return os.fsencode(name).decode("utf-8", "backslashreplace")
+def printable_name(name: str) -> str:
+    """Return a file's name in one line that can be encoded; other bytes are escaped."""
+    return printable(os.fsencode(name).decode("utf-8", "backslashreplace"))
 
 
 class Reloads:
@@ -130,7 +130,7 @@ class Reloads:
                 _log.error(
                     "kept the old {poem}: {reason}",
                     event="reload_failed",
-                    poem=printable(str(path)),
+                    poem=printable_name(str(path)),
                     reason=explain_read_failure(error),
                 )
                 continue

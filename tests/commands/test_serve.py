@@ -153,6 +153,14 @@ def test_metrics_are_announced() -> None:
             assert b'poetry_poems_total{outcome="sent",poem="sample.txt"} 1.0' in page.read()
 
 
+def test_name_with_a_line_end_is_one_line(tmp_path: Path) -> None:
+    """A file's name is announced in one line, whatever is in it."""
+    path = tmp_path / "new\nline\x1b"
+    path.write_bytes(b"a poem")
+    with running([*QUICK, path]) as server:
+        assert server.lines == [f"Serving new\\nline\\x1b on {server.addresses[0]}"]
+
+
 def test_metrics_without_prometheus_client_say_what_to_install(poems: Path) -> None:
     """Where prometheus-client is not installed, the error says what to install."""
     blocked = poems / "a directory" / "prometheus_client.py"

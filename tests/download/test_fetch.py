@@ -258,7 +258,7 @@ def test_short_spool_leaves_no_file(path: Path, monkeypatch: pytest.MonkeyPatch)
     fetching = Fetching()
     endpoints = [Scripted((poem, CLEAN)) for poem in (b"a poem", b"another")]
     assert fetching.fetch(path, endpoints=endpoints) == [False]
-    assert fetching.complaints == ["temporary file: it gave 0 bytes of 6"]
+    assert fetching.complaints == ["temporary file (TMPDIR): it gave 0 bytes of 6"]
     assert not path.exists()
 
 

@@ -95,7 +95,7 @@ def test_short_read_of_a_spool_is_an_error(rest: Callable[[], bytes], reason: st
     assert [spool.read(10), spool.read(10)] == [b"half", b""]
     with pytest.raises(OutputError, match=reason) as failed:
         spool.check()
-    assert failed.value.place == "temporary file"
+    assert failed.value.place == "temporary file (TMPDIR)"
     file.close()
 
 
