@@ -8,7 +8,6 @@ from twisted.internet.error import ConnectionAborted
 from twisted.python.failure import Failure
 
 from poetry.errors import PoemTruncated
-from poetry.wire.layers import abort
 
 
 class WriteRefused(RuntimeError):
@@ -60,7 +59,7 @@ class Sealed(ReadOnly):
             reason = Failure(ConnectionAborted())
             self._protocol.fail(PoemTruncated(self._protocol.size, reason))
         else:
-            abort(self._sealed)
+            self._sealed.abortConnection()
 
     def __getattr__(self, name: str) -> Any:
         return getattr(self._sealed, name)
