@@ -29,12 +29,12 @@ def write_to_stderr(line: str) -> None:
     reads, and a command that has failed must end.
     """
     try:
-        descriptor = sys.stderr.fileno()
-    except (AttributeError, OSError):  # it is closed, or a stand-in in a test
-        click.echo(line, err=True, nl=False)
+        write_now(sys.stderr.fileno(), line)
+    except BlockingIOError:
         return
-    with suppress(OSError):
-        write_now(descriptor, line)
+    except (AttributeError, OSError):  # it is closed, no file, or no descriptor is left to try
+        with suppress(OSError):
+            click.echo(line, err=True, nl=False)
 
 
 def complain_of_stdout(error: OSError) -> int:
