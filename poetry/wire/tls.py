@@ -92,8 +92,7 @@ class Tls(Buffered):
     def resumeProducing(self) -> None:
         """Read input again, and send: the transport has room."""
         innermost(self._transport).resumeProducing()
-        if not self.ended:
-            super().resumeProducing()
+        super().resumeProducing()
 
     def stopProducing(self) -> None:
         """Reset the connection if the poem is not out; else let Twisted report how TCP ended."""

@@ -385,6 +385,10 @@ def test_fifo_device_and_pipe_stay_in_place(tmp_path: Path, pipe: tuple[int, int
     os.mkfifo(fifo)
     with pytest.raises(OutputError, match="nobody reads from this FIFO yet"):
         open_sink(reactor, str(fifo), print)
+    with socket.socket(socket.AF_UNIX) as listening:
+        listening.bind(str(tmp_path / "socket"))
+        with pytest.raises(OutputError, match="No such device"):
+            open_sink(reactor, str(tmp_path / "socket"), print)
     reader = os.open(fifo, os.O_RDONLY | os.O_NONBLOCK)
     for path in (fifo, Path("/dev/null"), Path(f"/dev/fd/{pipe[1]}")):
         save(path, b"a poem")

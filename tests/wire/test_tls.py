@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import os
 import socket
 import ssl
 from collections.abc import Callable, Iterator
@@ -128,6 +129,7 @@ def test_close_waits_for_a_long_reply_and_no_longer(certificates: Certificates) 
         (None, "close", "sent"),
         (None, "reset", "truncated"),
         (10_000, "reset", "truncated"),
+        (None, "no TLS", "truncated"),
     ],
 )
 def test_only_an_end_of_the_reader_is_a_delivery(
@@ -143,6 +145,11 @@ def test_only_an_end_of_the_reader_is_a_delivery(
                 size += len(data)
             if end == "close_notify":
                 tls.unwrap().close()
+            elif end == "no TLS":
+                with socket.socket(fileno=os.dup(tls.fileno())) as below:
+                    below.sendall(b"GET / HTTP/1.1\r\n\r\n")
+                    while below.recv(1000):
+                        pass
             elif end == "reset":
                 until_ended.wait(PATIENCE)
                 reset(tls)
