@@ -142,8 +142,6 @@ class Fetcher:
             await with_deadline(work, max_time, self._reactor, lambda: sink.size)
         except (CancelledError, OutputError):
             raise
-        except errors.ConnectingCancelledError as error:
-            raise CancelledError from error
         except ConsumerGone:
             return False  # the sink reports its error when it is finished
         except Exception as error:
