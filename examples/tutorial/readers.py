@@ -17,6 +17,7 @@ import signal
 import socket
 import ssl
 from collections import Counter
+from contextlib import suppress
 from pathlib import Path
 
 FIRST = 4096
@@ -33,17 +34,25 @@ class Readers:
         self.beginning = options.count
         self.begun = asyncio.Event()
 
-    async def connect(self) -> tuple[asyncio.StreamReader, asyncio.StreamWriter]:
-        """Connect, and wait for a server that is just starting."""
+    def knock(self) -> socket.socket:
+        """Begin to connect, and do not wait."""
+        sock = socket.socket()
+        sock.setblocking(False)
+        sock.connect_ex(("127.0.0.1", self.options.port))
+        return sock
+
+    async def connect(
+        self, sock: socket.socket
+    ) -> tuple[asyncio.StreamReader, asyncio.StreamWriter]:
+        """Wait for the connection, and for a server that is just starting."""
         loop = asyncio.get_running_loop()
         while True:
-            sock = socket.socket()
-            sock.setblocking(False)
             try:
                 await loop.sock_connect(sock, ("127.0.0.1", self.options.port))
             except ConnectionRefusedError:
                 sock.close()
                 await asyncio.sleep(0.1)
+                sock = self.knock()
             else:
                 name = "localhost" if self.tls else None
                 return await asyncio.open_connection(
@@ -65,10 +74,10 @@ class Readers:
             await self.begun.wait()
         await asyncio.sleep(self.options.rest)
 
-    async def read(self) -> int:
+    async def read(self, sock: socket.socket) -> int:
         """Read a poem to its end; give its size in bytes."""
         received = 0
-        reader, writer = await self.connect()
+        reader, writer = await self.connect(sock)
         try:
             if self.options.speak:
                 writer.write(b"GET / HTTP/1.0\r\n\r\n")
@@ -82,12 +91,14 @@ class Readers:
                 received += len(chunk)
         finally:
             writer.close()
+            with suppress(OSError):  # it is told below
+                await writer.wait_closed()
         return received
 
-    async def end(self) -> str:
+    async def end(self, sock: socket.socket) -> str:
         """Read a poem; say how that ended."""
         try:
-            received = await asyncio.wait_for(self.read(), self.options.patience)
+            received = await asyncio.wait_for(self.read(sock), self.options.patience)
         except asyncio.TimeoutError:
             return "waiting"
         except OSError:
@@ -96,9 +107,10 @@ class Readers:
 
     async def all(self) -> Counter[str]:
         """Let them all read; give how many ended in which way."""
-        stalled = [await self.connect() for _ in range(self.options.stalled)]
+        stalled = [await self.connect(self.knock()) for _ in range(self.options.stalled)]
+        at_once = [self.knock() for _ in range(self.options.count)]
         try:
-            return Counter(await asyncio.gather(*[self.end() for _ in range(self.options.count)]))
+            return Counter(await asyncio.gather(*[self.end(sock) for sock in at_once]))
         finally:
             for _, writer in stalled:
                 writer.close()
