@@ -41,7 +41,12 @@ def failed_in_tls(error: Any) -> bool:
 
     A close_notify during the handshake is such a case: OpenSSL lists no error for it.
     """
-    return type(error.__context__).__module__ == "OpenSSL.SSL"
+    return is_of_openssl(error.__context__)
+
+
+def is_of_openssl(error: object) -> bool:
+    """Check whether OpenSSL raised an error: of a fatal alert, or of what is no TLS."""
+    return type(error).__module__ == "OpenSSL.SSL"
 
 
 def log_connection_failure(verb: str) -> None:

@@ -16,7 +16,7 @@ from twisted.python.failure import Failure
 from zope.interface import implementer
 
 from poetry.errors import PoemTruncated
-from poetry.wire.layers import make_close_abortive, reset_before_close
+from poetry.wire.layers import is_of_openssl, make_close_abortive, reset_before_close
 from poetry.wire.poem import Poem
 
 SHORT = 16 * 1024
@@ -91,9 +91,8 @@ class Outgoing:
         @param reason: of the lost connection. If our own code raised it, the reader did not reset.
         """
         value = reason.value
-        return self.ended and (
-            isinstance(value, ConnectionDone) or not isinstance(value, ConnectionClosed)
-        )
+        failed = isinstance(value, ConnectionClosed) or is_of_openssl(value)
+        return self.ended and (isinstance(value, ConnectionDone) or not failed)
 
 
 @implementer(IPushProducer, IPullProducer)

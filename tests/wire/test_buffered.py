@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import socket
+from threading import Thread
 
 import pytest
 from twisted.internet import error
@@ -106,8 +107,8 @@ def test_reset_by_a_reader_is_truncated() -> None:
     assert server.outcomes == ["truncated"]
 
 
-def test_end_that_cannot_be_sent_is_truncated(monkeypatch: pytest.MonkeyPatch) -> None:
-    """A reader that has reset since the last write is noticed as the stream ends."""
+def test_reset_before_the_end_is_sent_is_truncated(monkeypatch: pytest.MonkeyPatch) -> None:
+    """A reader that has reset since the last write has not taken the end."""
     server = Server(LONG)
     with listening(WrappingFactory(server)) as port, reader(port) as connection:
         until(lambda: server.connections)
@@ -116,6 +117,27 @@ def test_end_that_cannot_be_sent_is_truncated(monkeypatch: pytest.MonkeyPatch) -
         reset(connection)
         monkeypatch.setattr(protocol.outgoing, "size", len(LONG))
         protocol.outgoing.resumeProducing()
-        assert [type(error) for error in server.results] == [PoemTruncated]
         until(lambda: server.outcomes)
+    assert server.outcomes == ["truncated"]
+    assert [type(error) for error in server.results] == [PoemTruncated]
+
+
+def test_reader_that_ends_in_no_tls_is_truncated(certificates: Certificates) -> None:
+    """Under a wrapper too, a reader that ends TLS with something else has not taken the poem."""
+
+    def read(port: int) -> None:
+        with reader(port) as plain:
+            tls = certificates.context().wrap_socket(plain, server_hostname="127.0.0.1")
+            tls.recv(1)
+            with socket.socket(fileno=tls.detach()) as below:
+                below.sendall(b"GET / HTTP/1.1\r\n\r\n")
+
+    server = Server(b"short" * 600)
+    endpoint = serverFromString(reactor, certificates.listen("good"))
+    port = wait(endpoint.listen(WrappingFactory(server)))
+    thread = Thread(target=read, args=[port.getHost().port])
+    thread.start()
+    until(lambda: server.outcomes)
+    thread.join()
+    wait(port.stopListening())
     assert server.outcomes == ["truncated"]

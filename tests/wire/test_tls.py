@@ -129,13 +129,16 @@ def test_close_waits_for_a_long_reply_and_no_longer(certificates: Certificates) 
         (None, "close", "sent"),
         (None, "reset", "truncated"),
         (10_000, "reset", "truncated"),
-        (None, "no TLS", "truncated"),
+        (None, "no TLS", "sent"),
     ],
 )
 def test_only_an_end_of_the_reader_is_a_delivery(
     most: int | None, end: str, outcome: str, service: bool, certificates: Certificates
 ) -> None:
-    """Many readers close without a close_notify; one that resets has refused the poem."""
+    """Many readers close without a close_notify; one that resets has refused the poem.
+
+    What a reader says after our end is discarded, as without TLS.
+    """
 
     def read(port: int) -> None:
         context = certificates.context()
@@ -176,6 +179,41 @@ def test_only_an_end_of_the_reader_is_a_delivery(
         until(lambda: server.outcomes)
         thread.join()
     assert server.outcomes == [outcome]
+
+
+@pytest.mark.parametrize("service", [True, False], ids=["service", "bare"])
+def test_answers_after_the_end_spoil_no_delivery(service: bool, certificates: Certificates) -> None:
+    """OpenSSL would answer a KeyUpdate after our end of the stream, where nothing can be sent."""
+    asked, answered = Event(), Event()
+
+    def read(port: int) -> None:
+        with reader(port) as connection:
+            secret = shake(connection, certificates.context())
+            while connection.recv(1 << 16):
+                pass
+            connection.sendall(key_updates(secret, 3))
+            asked.set()
+            answered.wait(PATIENCE)
+
+    server = Server(bytes(200_000))
+    listen = certificates.listen("good")
+    with (
+        serving(server, listen=listen) if service else nullcontext() as started,
+        ExitStack() as own,
+    ):
+        port = (
+            port_of(started) if started else own.enter_context(listening_tls(server, certificates))
+        )
+        thread = Thread(target=read, args=[port])
+        thread.start()
+        until(asked.is_set)
+        for _ in range(5):
+            reactor.iterate(0.02)
+        assert server.outcomes == []
+        answered.set()
+        until(lambda: server.outcomes)
+        thread.join()
+    assert server.outcomes == ["sent"]
 
 
 @pytest.mark.parametrize("closes", ["outer wrapper", "TLS"])
