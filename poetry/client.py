@@ -230,29 +230,25 @@ async def _connect(
     except ValueError as no_path:
         raise error.ConnectError(string=str(no_path)) from no_path
     connecting = endpoint.connect(factory)
-    late = cancelled = False
-
-    def cancel(_: object) -> None:
-        nonlocal cancelled
-        cancelled = True
-        connecting.cancel()
+    late = False
 
     def give_up() -> None:
         nonlocal late
         late = True
         connecting.cancel()
 
-    connected: Deferred[Any] = Deferred(cancel)
+    connected: Deferred[Any] = Deferred()  # a cancel is its own: each endpoint has another error
     connecting.chainDeferred(connected)
     idle = _IdleTimeout(clock, timeout, give_up)
     try:
         await connected
     except Exception as failed:
-        if cancelled:  # Twisted's error is another for each endpoint, as if no such host existed
-            raise CancelledError from failed
         if late:
             reason = f"no connection within {timeout:g} s"
             raise error.TimeoutError(string=reason) from failed
+        if isinstance(failed, CancelledError):
+            connecting.cancel()
+            raise
         if path_of_endpoint(endpoint) is not None and isinstance(failed.args[0], Failure):
             # connect(2) to a Unix socket does not wait for room: Twisted sees only a hang-up.
             raise error.ConnectError(string="the server's queue is full") from failed

@@ -5,7 +5,6 @@ from __future__ import annotations
 from typing import Any
 
 from twisted.internet.interfaces import IHalfCloseableProtocol
-from twisted.internet.protocol import connectionDone
 from twisted.protocols.tls import TLSMemoryBIOProtocol
 from twisted.python.failure import Failure
 from zope.interface import implementer
@@ -15,6 +14,7 @@ from poetry.wire.layers import (
     RECEIVED_SHUTDOWN,
     SENT_SHUTDOWN,
     EndedEarly,
+    close,
     innermost,
     is_closing,
     make_close_abortive,
@@ -58,7 +58,7 @@ class Tls(Buffered):
     @property
     def backed_up(self) -> bool:
         """Whether the buffer of the transport below is full."""
-        return self._paused and not self.ended
+        return self._paused
 
     def _hand_over(self, limit: int) -> int:
         """Encrypt a chunk.
@@ -116,7 +116,7 @@ class _Lingering:
 
     def readConnectionLost(self) -> None:
         """Close: the reader has ended."""
-        self._below.connectionLost(connectionDone)
+        close(self._below)
 
     def writeConnectionLost(self) -> None:
         """Ignore: our stream is ended on the socket itself."""

@@ -6,7 +6,7 @@ import os
 import socket
 import ssl
 from collections.abc import Callable, Iterator
-from contextlib import ExitStack, contextmanager, nullcontext, suppress
+from contextlib import contextmanager, suppress
 from threading import Event, Thread
 from typing import Any
 
@@ -40,10 +40,16 @@ from tests.processes import PATIENCE
 
 
 @contextmanager
-def listening_tls(factory: Any, certificates: Certificates) -> Iterator[int]:
-    """A TLS listener on a free port."""
-    endpoint = serverFromString(reactor, certificates.listen("good"))
-    port = wait(endpoint.listen(factory))
+def listening_tls(
+    factory: Any, certificates: Certificates, *, service: bool = False
+) -> Iterator[int]:
+    """A TLS listener on a free port, of a service or bare."""
+    listen = certificates.listen("good")
+    if service:
+        with serving(factory, listen=listen) as started:
+            yield port_of(started)
+        return
+    port = wait(serverFromString(reactor, listen).listen(factory))
     try:
         yield port.getHost().port
     finally:
@@ -159,14 +165,7 @@ def test_only_an_end_of_the_reader_is_a_delivery(
 
     until_ended = Event()
     server = Server(bytes(200_000))
-    listen = certificates.listen("good")
-    with (
-        serving(server, listen=listen) if service else nullcontext() as started,
-        ExitStack() as own,
-    ):
-        port = (
-            port_of(started) if started else own.enter_context(listening_tls(server, certificates))
-        )
+    with listening_tls(server, certificates, service=service) as port:
         thread = Thread(target=read, args=[port])
         thread.start()
         until(
@@ -196,14 +195,7 @@ def test_answers_after_the_end_spoil_no_delivery(service: bool, certificates: Ce
             answered.wait(PATIENCE)
 
     server = Server(bytes(200_000))
-    listen = certificates.listen("good")
-    with (
-        serving(server, listen=listen) if service else nullcontext() as started,
-        ExitStack() as own,
-    ):
-        port = (
-            port_of(started) if started else own.enter_context(listening_tls(server, certificates))
-        )
+    with listening_tls(server, certificates, service=service) as port:
         thread = Thread(target=read, args=[port])
         thread.start()
         until(asked.is_set)
