@@ -1,7 +1,7 @@
 """How the bytes of a poem leave, and how its stream ends: one file for each kind of transport.
 
 The end of a stream says that the poem is whole, so it is sent after the last byte and at no other
-time; whatever else ends a connection resets it. Two things make that hold on every transport:
+time; whatever else ends a connection resets it. Two things make that hold on TCP:
 
   - Abortive close: until the kernel has the last byte, closing the socket
     resets the connection, whichever code closes it and why: even a SIGKILL. Once the kernel has the

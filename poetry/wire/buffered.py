@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+from typing import Any
+
 from twisted.internet.interfaces import ISSLTransport
 
 from poetry.wire.kernel import end_stream, make_close_graceful
@@ -13,7 +15,8 @@ class Buffered(Sender):
     """Written to the transport, which keeps it until the kernel takes it.
 
     It is the transport's producer until all is written, and then that of the reactor's own
-    transport below, until its buffer is empty.
+    transport below, until its buffer is empty. A wrapper may keep what is written as well: it has
+    passed all of it on when it closes its transport.
 
     @cvar turn: a stalled reader keeps one or two of these in the process.
     """
@@ -37,30 +40,41 @@ class Buffered(Sender):
 
     def _end(self) -> None:
         """End the stream once the kernel has the rest."""
-        self.unregister()
-        handle = handle_of(self._transport)
-        if handle is None or ISSLTransport.providedBy(self._transport):
-            # There is no kernel in memory; TLS under a wrapper ends its stream when it is closed.
-            if handle is not None:
-                make_close_graceful(handle)
-            transport = self._transport
+        transport, handle = self._transport, handle_of(self._transport)
+        if handle is None:  # there is no kernel in memory
+            self.unregister()
             self.finish()
-            transport.loseConnection()  # in memory, the connection may be lost already
+            transport.loseConnection()  # the connection may be lost already
+        elif ISSLTransport.providedBy(transport):  # it ends its stream when it is closed
+            make_close_graceful(handle)
+            transport.loseConnection()
+            self.unregister()  # only now: a wrapper may have closed before, and TLS keeps a rest
+            self.finish()
         else:
+            self.unregister()
+            innermost(transport).disconnecting = False  # a wrapper may have closed before
             self._wait_for_kernel()
+            transport.loseConnection()
 
     def _wait_for_kernel(self) -> None:
         """Become the producer of the reactor's transport, which asks once its buffer is empty."""
         below = innermost(self._transport)
         below.registerProducer(self, False)  # calls resumeProducing now, too early
         self._consumer = below
-        below.startWriting()
+
+    def _has_all(self, below: Any) -> bool:
+        """Check whether the wrapper has closed the transport below; if so, go on reading there."""
+        if not below.disconnecting:
+            return False
+        below.disconnecting = False
+        below.startReading()
+        return True
 
     def resumeProducing(self) -> None:
         """Write the next chunk, or end the stream: the kernel has all that was written."""
         if self.size < len(self.poem.data):
             super().resumeProducing()
-        elif self._consumer is not None:
+        elif self._consumer is not None and self._has_all(self._consumer):
             below = self._consumer
             self.unregister()
             try:

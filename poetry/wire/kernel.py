@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import errno
 import math
+import select
 import socket
 import struct
 import sys
@@ -23,9 +24,9 @@ DISCARDED = bytearray(64 * 1024)
 """A buffer for unwanted input, of the size that Twisted reads at a time."""
 
 _MOST_INPUT = 6 * 1024 * 1024
-"""Bytes that a receive buffer holds by default: tcp(7), tcp_rmem."""
+"""Bytes that a receive buffer held at most before Linux 6.16: tcp_rmem (ip-sysctl)."""
 
-FULL = frozenset({errno.EAGAIN, errno.EWOULDBLOCK, errno.EINTR, errno.ENOBUFS})
+FULL = frozenset({errno.EAGAIN, errno.EWOULDBLOCK, errno.ENOBUFS})
 """Errors of send(2) that mean that the kernel has no room now."""
 
 _ABORTIVE = struct.pack("ii", 1, 0)
@@ -139,6 +140,17 @@ def accept_queue(listening: socket.socket) -> float:
         info = listening.getsockopt(socket.IPPROTO_TCP, socket.TCP_INFO, 28)
         return int.from_bytes(info[24:], sys.byteorder)
     return math.inf
+
+
+def has_hung_up(listening: socket.socket) -> bool:
+    """Check whether a listening socket was shut down: by another process that has it, say, or by
+    `ss -K`. Then it is readable for ever, and accept(2) of a Unix socket finds nothing (poll(2)).
+    """
+    if not hasattr(select, "poll"):
+        return False
+    poll = select.poll()
+    poll.register(listening, 0)
+    return bool(poll.poll(0))
 
 
 def named(address: tuple[Any, ...]) -> tuple[Any, ...]:

@@ -81,11 +81,20 @@ def handle_of(transport: Any) -> socket.socket | None:
 
 
 def is_tls(transport: Any) -> bool:
-    """Check whether a transport is Twisted's TLS, which is loaded with its first connection, and no
-    wrapper around it.
-    """
-    tls = sys.modules.get("twisted.protocols.tls")
+    """Check whether a transport is Twisted's TLS, and no wrapper around it."""
+    tls = _tls_of_twisted()
     return tls is not None and isinstance(transport, tls.TLSMemoryBIOProtocol)
+
+
+def serves_tls(port: Any) -> bool:
+    """Check whether a port of Twisted's accepts connections with TLS."""
+    tls = _tls_of_twisted()
+    return tls is not None and isinstance(port.factory, tls.TLSMemoryBIOFactory)
+
+
+def _tls_of_twisted() -> Any:
+    """Return a module that Twisted loads with its TCP; None: pyOpenSSL is not installed."""
+    return sys.modules.get("twisted.protocols.tls")
 
 
 def is_closing(transport: Any) -> bool:
@@ -157,10 +166,10 @@ def close(transport: Any) -> None:
 
 
 def abort(transport: Any) -> None:
-    """Close the connection with a reset."""
+    """Close the connection with a reset; without one, if the transport has none (of a process)."""
     reset(transport)
     try:
-        transport.abortConnection()
+        getattr(transport, "abortConnection", transport.loseConnection)()
     except Exception:  # the reactor could not let its descriptor go
         _lose(innermost(transport), Failure(ConnectionAborted()))
 

@@ -12,12 +12,15 @@ from typing import Any, ClassVar, NamedTuple, Protocol
 
 from twisted.internet.error import ConnectionClosed, ConnectionDone
 from twisted.internet.interfaces import IPullProducer, IPushProducer
+from twisted.logger import Logger
 from twisted.python.failure import Failure
 from zope.interface import implementer
 
 from poetry.errors import PoemTruncated
 from poetry.wire.layers import is_of_openssl, make_close_abortive, reset_before_close
 from poetry.wire.poem import Poem
+
+_log = Logger()
 
 SHORT = 16 * 1024
 """Bytes that a fresh socket takes at once: Linux's default send buffer (tcp(7), tcp_wmem)."""
@@ -32,7 +35,9 @@ class Pace(NamedTuple):
 
 
 class Owner(Protocol):
-    """The conversation that sends a poem."""
+    """The conversation that sends a poem; its `outcome` is None while the transfer lasts."""
+
+    outcome: str | None
 
     def streamEnded(self) -> None:
         """Handle the end of our stream: the kernel has its last byte."""
@@ -46,7 +51,7 @@ class Outgoing:
 
     @cvar after_handshake: whether the poem waits for the transport's handshake.
     @ivar size: bytes handed over so far.
-    @ivar begun: whether it is being sent.
+    @ivar begun: whether its sending has begun.
     @ivar ended: whether the kernel has the last byte and the end of the stream.
     """
 
@@ -59,10 +64,10 @@ class Outgoing:
         self.size = size
 
     def start(self) -> None:
-        """Begin to send, once."""
+        """Begin to send, unless that is done."""
 
     def hold(self) -> None:
-        """Make a close reset the connection until the poem begins."""
+        """Make a close reset the connection, unless the poem has begun."""
 
     def forget(self) -> None:
         """Drop the poem, at the end of the connection: in a reference cycle it could stay in memory
@@ -174,6 +179,10 @@ class Sender(Outgoing, ABC):
             self._end()
         except OSError as error:
             self.broken(error)
+        except Exception as error:  # of a wrapper: Twisted would end the stream, or nothing would
+            if self._owner.outcome is None:
+                _log.failure("a transport failed on its poem", event="hook_failed")
+            self._owner.fail(error)
         return False
 
     def finish(self) -> None:

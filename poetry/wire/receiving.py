@@ -63,7 +63,7 @@ class Incoming:
             self._fail(refused)
 
     def was_whole(self, reason: Failure) -> bool:
-        """Check whether the sender ended its stream cleanly, rather than by a reset or we ours.
+        """Check whether the sender ended its stream cleanly, rather than by a reset, and before us.
 
         Under TLS that takes a close_notify, whatever ends TCP. A fatal alert sets OpenSSL's flag as
         well, but has another reason.

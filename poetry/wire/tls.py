@@ -80,6 +80,11 @@ class Tls(Buffered):
         self.unregister()  # sends close_notify, if Twisted was told to close before
         self._transport.loseConnection()
         self._wait_for_kernel()
+        innermost(self._transport).startWriting()
+
+    def _has_all(self, below: Any) -> bool:  # noqa: ARG002 (for the base class)
+        """Check nothing: there is no wrapper."""
+        return True
 
     def finish(self) -> None:
         """Keep from TLS what the reader still says, and call the owner."""

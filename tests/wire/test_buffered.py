@@ -3,13 +3,16 @@
 from __future__ import annotations
 
 import socket
+from collections.abc import Iterator
+from contextlib import contextmanager
 from threading import Thread
+from typing import Any
 
 import pytest
 from twisted.internet import error
 from twisted.internet.endpoints import clientFromString, serverFromString
 from twisted.internet.testing import StringTransport
-from twisted.protocols.policies import WrappingFactory
+from twisted.protocols.policies import ProtocolWrapper, WrappingFactory
 from twisted.python.failure import Failure
 
 from poetry import PoemTruncated, PoetryClientFactory, PoetryProtocol, PoetryServerFactory
@@ -17,6 +20,7 @@ from poetry.wire.buffered import Buffered
 from tests.certificates import Certificates
 from tests.ends import (
     EACH_POEM,
+    HERE,
     LONG,
     Server,
     connect_tcp,
@@ -25,7 +29,8 @@ from tests.ends import (
     reader,
     reset,
 )
-from tests.loop import drain, reactor, until, wait
+from tests.loop import drain, reactor, until, wait, wait_error
+from tests.transfers import Log
 
 
 def test_short_poem_is_written_at_once() -> None:
@@ -61,6 +66,114 @@ def test_wrapped_transport_delivers(poem: bytes) -> None:
         client = PoetryClientFactory()
         connect_tcp(port, client)
         assert wait(client.received) == poem
+
+
+class Queues(ProtocolWrapper):
+    """Passes on what is written a turn later, and closes after that."""
+
+    def __init__(self, *args: Any) -> None:
+        super().__init__(*args)
+        self._queue: list[bytes] = []
+        self._closing = False
+
+    def write(self, data: bytes) -> None:
+        self._queue.append(data)
+        reactor.callLater(0, self._pass_on)
+
+    def _pass_on(self) -> None:
+        super().write(self._queue.pop(0))  # type: ignore[no-untyped-call]
+        if self._closing:
+            self.loseConnection()
+
+    def loseConnection(self) -> None:
+        self._closing = True
+        if not self._queue:
+            super().loseConnection()  # type: ignore[no-untyped-call]
+
+
+class ClosesEarly(ProtocolWrapper):
+    """Closes as soon as something is written, once."""
+
+    def write(self, data: bytes) -> None:
+        super().write(data)  # type: ignore[no-untyped-call]
+        if not self.disconnecting:
+            self.loseConnection()  # type: ignore[no-untyped-call]
+
+
+class QueuesAndClosesEarly(Queues):
+    """Closes before it has passed all on."""
+
+    def write(self, data: bytes) -> None:
+        super().write(data)
+        ProtocolWrapper.loseConnection(self)
+
+
+class Fails(ProtocolWrapper):
+    """Takes one chunk."""
+
+    taken = False
+
+    def write(self, data: bytes) -> None:
+        if self.taken:
+            raise RuntimeError("enough")
+        self.taken = True
+        super().write(data)  # type: ignore[no-untyped-call]
+
+
+@contextmanager
+def wrapped(server: Server, wrapper: type[ProtocolWrapper], listen: str = HERE) -> Iterator[Any]:
+    """A listener whose connections have a wrapper."""
+    factory = WrappingFactory(server)
+    factory.protocol = wrapper
+    port = wait(serverFromString(reactor, listen).listen(factory))
+    yield port
+    wait(port.stopListening())
+
+
+@pytest.mark.parametrize("wrapper", [Queues, ClosesEarly, QueuesAndClosesEarly])
+@EACH_POEM
+def test_wrapper_that_queues_or_closes_early_delivers(
+    poem: bytes, wrapper: type[ProtocolWrapper]
+) -> None:
+    """The stream ends after what a wrapper has kept; its reader may speak."""
+    server = Server(poem)
+    with wrapped(server, wrapper) as port, reader(port.getHost().port) as connection:
+        connection.sendall(b"GET / HTTP/1.1")
+        assert drain(connection) == poem
+        connection.sendall(b"more")
+        connection.close()
+        until(lambda: server.outcomes)
+    assert server.outcomes == ["sent"]
+
+
+@pytest.mark.parametrize("wrapper", [Queues, ClosesEarly])
+@EACH_POEM
+def test_wrapper_over_tls_that_queues_or_closes_early_delivers(
+    poem: bytes, wrapper: type[ProtocolWrapper], certificates: Certificates
+) -> None:
+    """No close_notify leaves before the rest that TLS or the wrapper keeps."""
+    server, client = Server(poem), PoetryClientFactory()
+    with wrapped(server, wrapper, certificates.listen("good")) as port:
+        clientFromString(reactor, certificates.trusting(port.getHost().port)).connect(client)
+        assert wait(client.received) == poem
+        until(lambda: server.outcomes)
+    assert server.outcomes == ["sent"]
+
+
+@pytest.mark.parametrize("secure", [False, True])
+def test_wrapper_that_fails_resets(secure: bool, certificates: Certificates, log: Log) -> None:
+    """The reader neither waits, nor takes a part for the whole."""
+    server, client = Server(LONG), PoetryClientFactory()
+    listen = certificates.listen("good") if secure else HERE
+    with wrapped(server, Fails, listen) as port:
+        number = port.getHost().port
+        address = certificates.trusting(number) if secure else f"tcp:127.0.0.1:{number}"
+        clientFromString(reactor, address).connect(client)
+        assert isinstance(wait_error(client.received), PoemTruncated)
+        until(lambda: server.outcomes)
+    assert server.outcomes == ["failed"]
+    assert "hook_failed" in log.names
+    log.clear()
 
 
 def test_early_end_under_a_wrapper_is_a_reset() -> None:

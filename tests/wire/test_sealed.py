@@ -120,6 +120,8 @@ def test_write_beside_a_poem_leaves_it_whole_or_resets(
         results: list[Any] = []
         client.received.addBoth(results.append)
         until(lambda: results and server.outcomes)
+    if protocol in (Before, After):
+        assert "hook_failed" in log.names
     log.clear()
     refused_by_the_reactor = speaks and kind != "service"
     if not refused_by_the_reactor:
