@@ -32,6 +32,7 @@ from twisted.internet.interfaces import (
 
 from poetry.system.adopted import WrongSocket, check_adopted
 from poetry.system.certificates import BadCertificate, TLSEndpoint
+from poetry.system.descriptors import given_descriptor
 from poetry.system.features import UNIX
 from poetry.system.unix import LONGEST, UnixEndpoint, check_path, path_in_text
 
@@ -42,8 +43,18 @@ were never served (measured). Linux caps it at `net.core.somaxconn`, 4096 by def
 ENDPOINT_TYPES = frozenset({"haproxy", "ssl", "stdio", "systemd", "tcp", "tcp6", "tls", "unix"})
 """First words that make `WORD:NUMBER` an endpoint string rather than a host and its port."""
 
+_NO_LISTENERS = {
+    "haproxy": "the PROXY protocol is not supported: the poem would leave before its header is"
+    " read; use 'mode tcp' without send-proxy",
+    "stdio": "standard input and output is not a listener",
+    # Twisted's takes a directory of certificates, and never reads them again.
+    "tls": "tls: is an address for get; to listen, write"
+    " ssl:PORT:interface=ADDR:privateKey=FILE:certKey=FILE",
+}
+"""Types of endpoints on which nothing is served, and why."""
+
 _WITH_BACKLOG = frozenset({"ssl", "tcp", "tcp6", "unix"})
-_HIGHEST_PORT = 65535
+_HIGHEST_PORT, _LONGEST_PORT = 65535, 5
 _PLAIN = re.compile(
     r"(?:(?:\[(?P<v6>[0-9A-Fa-f.]*:[0-9A-Fa-f:.]*(?:%\w+)?)\]|(?P<host>[^\s:\[\]/=*@?#]+)):)?(?P<port>\d+)"
 )
@@ -54,6 +65,9 @@ _NEARLY = re.compile(  # a URL, HOST PORT, HOST:SERVICE, HOST:PORT:MORE, :PORT, 
     r"(?:\s*[:\s]\s*(?P<port>\d+))?(?:[:/?#].*)?\s*"
 )
 _FILE = re.compile(r"[\w./-]*\.(?:txt|text|md|rst)")
+_MOST_AUTHORITIES = 64 * 1024 * 1024
+"""Bytes read of a file of authorities, which may be endless; Debian's has 0.2 MB."""
+
 _CERTIFICATE = re.compile("-----BEGIN CERTIFICATE-----.*?-----END CERTIFICATE-----", re.DOTALL)
 _MANY_WORDS = re.compile(r"(?!.*::)\w+:.*:")  # an endpoint string, even of an unknown type
 _LABEL = r"(?!(?!xn)..--)(?!-)[a-z0-9-]{1,63}(?<!-)"
@@ -82,9 +96,10 @@ def split(text: str) -> HostPort | None:
     plain = _PLAIN.fullmatch(text)
     if plain is None or plain["host"] in ENDPOINT_TYPES:
         return None
-    port = int(plain["port"])
-    if port > _HIGHEST_PORT:
-        raise BadAddress(f"{text!r}: port {port} is out of range (0 to {_HIGHEST_PORT})")
+    port = int(plain["port"][-_LONGEST_PORT:])
+    if port > _HIGHEST_PORT or plain["port"][:-_LONGEST_PORT].strip("0"):
+        number = plain["port"][:20]
+        raise BadAddress(f"{text!r}: port {number} is out of range (0 to {_HIGHEST_PORT})")
     if plain["v6"] is not None and not isIPv6Address(plain["v6"]):
         raise BadAddress(f"{text!r}: {plain['v6']} is no IPv6 address")
     return HostPort(plain["v6"] or plain["host"] or "127.0.0.1", port)
@@ -102,19 +117,11 @@ def server_endpoint(reactor: Any, text: str) -> IStreamServerEndpoint:
         return endpoint
     scheme = text.partition(":")[0]
     full = text
-    if scheme == "haproxy":
-        raise BadAddress(
-            f"{text!r}: the PROXY protocol is not supported: the poem would leave before its header"
-            " is read; use 'mode tcp' without send-proxy"
-        )
     _check_unix(scheme, text)
-    if scheme == "stdio":
-        raise BadAddress(f"{text!r}: standard input and output is not a listener")
-    if scheme == "tls":  # Twisted's takes a directory of certificates, and never reads them again
-        raise BadAddress(
-            f"{text!r}: tls: is an address for get; to listen, write"
-            " ssl:PORT:interface=ADDR:privateKey=FILE:certKey=FILE"
-        )
+    if scheme == "unix" and not text.isprintable():
+        raise BadAddress(f"{text!r}: its path has characters that cannot be printed")
+    if scheme in _NO_LISTENERS:
+        raise BadAddress(f"{text!r}: {_NO_LISTENERS[scheme]}")
     if scheme in _WITH_BACKLOG and ":backlog=" not in text:
         full = f"{text}:backlog={BACKLOG}"
     parser = TLSEndpoint if scheme == "ssl" else serverFromString
@@ -147,6 +154,8 @@ def client_endpoint(
         raise BadAddress(f"{text!r}: with --cacert, write tls:HOST:PORT")
     host = rest.partition(":")[0]
     _check_unix(scheme, text)
+    if scheme in ("ssl", "tcp", "tls"):
+        _check_name(host, text)
     full = text
     if scheme == "ssl" and "hostname=" not in text and "=" not in host:
         # Without it Twisted checks the signature of the certificate, but not its name.
@@ -175,6 +184,14 @@ def _plain_client(
     return client
 
 
+def _check_name(host: str, text: str) -> None:
+    """Refuse what no resolver is asked for: Twisted's would never answer."""
+    try:
+        host.encode("idna")
+    except UnicodeError as error:
+        raise BadAddress(f"{text!r}: {host!r} is no host name") from error
+
+
 def authorities(path: str) -> Any:
     """Read the authorities that sign certificates from a PEM file.
 
@@ -185,7 +202,9 @@ def authorities(path: str) -> Any:
         from OpenSSL.crypto import Error
         from twisted.internet.ssl import Certificate, trustRootFromCertificates
 
-        found = _CERTIFICATE.findall(Path(path).read_text(encoding="latin-1"))
+        given_descriptor(path)
+        with Path(path).open(encoding="latin-1") as file:
+            found = _CERTIFICATE.findall(file.read(_MOST_AUTHORITIES))
         if not found:
             raise BadAddress(f"{path}: no certificate is in it (PEM)")
         return trustRootFromCertificates(map(Certificate.loadPEM, found))
@@ -276,12 +295,16 @@ def _hint_without_tcp(text: str) -> str:
 
 def _hint(text: str, *, listening: bool) -> str:
     """Return a hint for a text that is nearly an address."""
-    if _FILE.fullmatch(text) or (":" not in text and Path(text).is_file()):
+    if _FILE.fullmatch(text) or (":" not in text and os.path.isfile(text)):  # noqa: PTH113 (raises)
         to_write = "" if listening else f", `get -o {text} ADDRESS` writes it"
         return f"it looks like a file: `serve {text}` sends it{to_write}"
     nearly = _NEARLY.fullmatch(text)
-    has_host = nearly is not None and (
-        nearly["port"] or ":" in text or "." in nearly["host"] or nearly["host"] == "localhost"
+    has_host = (
+        nearly is not None
+        and nearly["host"] not in ENDPOINT_TYPES
+        and (
+            nearly["port"] or ":" in text or "." in nearly["host"] or nearly["host"] == "localhost"
+        )
     )
     if nearly is None or not has_host or nearly["host"].isdigit():
         return "use PORT, HOST:PORT or an endpoint string"
@@ -301,10 +324,10 @@ def _hint(text: str, *, listening: bool) -> str:
     return f"write {tls}{host}:{port}{number}"
 
 
-def listening_address(port: IListeningPort, text: str = "") -> str:
+def listening_address(port: IListeningPort, *, secure: bool) -> str:
     """Return the address by which `client_endpoint` reaches a listener.
 
-    @param text: the address that it was made from.
+    @param secure: whether it accepts connections with TLS.
     """
     host = port.getHost()
     if isinstance(host, UNIXAddress) and host.name:
@@ -312,12 +335,15 @@ def listening_address(port: IListeningPort, text: str = "") -> str:
         if len(absolute) <= LONGEST:
             host = UNIXAddress(absolute)
     plain = _format(host)
-    return f"tls:{plain}" if text.partition(":")[0] in ("ssl", "tls") else plain
+    return f"tls:{plain}" if secure else plain
 
 
 def peer_address(transport: Any) -> str:
     """Return the peer's address, as text for a log line."""
-    return _format(transport.getPeer())
+    try:
+        return _format(transport.getPeer())
+    except NotImplementedError:  # of a process
+        return "unknown"
 
 
 def _format(address: Any) -> str:

@@ -48,8 +48,9 @@ def get_poem(
     @raise TypeError: if `endpoint` is no IStreamClientEndpoint, or a time is no number.
     @raise ValueError: if a time or `max_bytes` is out of range.
     @return: fires with the whole poem, or fails with `PoemTruncated`, `EmptyPoem`, `PoemTooLong`,
-        `PoemTimedOut`, or with Twisted's own error if there was no connection. Cancelling it
-        resets the connection.
+        `PoemTimedOut`, or with Twisted's own error if there was no connection. Where TLS did not
+        come up it fails with `CertificateError` or `SSLError` (twisted.internet.error), or with
+        that of pyOpenSSL or of service-identity. Cancelling it resets the connection.
     """
     _check_arguments(endpoint, timeout, max_time)
     if max_bytes is not None:
@@ -136,7 +137,7 @@ def with_deadline(
     """Run a coroutine, and cancel it after `max_time` seconds.
 
     @param max_time: None: any.
-    @param received: returns the number of bytes that have come.
+    @param received: returns the number of bytes so far, for the error.
     @return: fires as the coroutine ends; after `max_time` it fails with a `PoemTimedOut`.
     """
     done = Deferred.fromCoroutine(work)
@@ -217,9 +218,18 @@ async def _wait_for_transfer(factory: PoetryClientFactory) -> None:
     try:
         await factory.received
     except CancelledError as cancelled:
-        for connection in list(factory.connections):
-            connection.fail(cancelled)
+        _give_up(factory, cancelled)
         raise
+
+
+def _give_up(factory: PoetryClientFactory, reason: BaseException) -> None:
+    """Reset the connection, if there is one, and refuse one that is made yet: not every endpoint
+    can be cancelled.
+    """
+    factory.buildProtocol = lambda _: None  # type: ignore[method-assign,assignment]
+    factory.received.addErrback(lambda _: None)
+    for connection in list(factory.connections):
+        connection.fail(reason)
 
 
 async def _connect(
@@ -243,6 +253,7 @@ async def _connect(
     try:
         await connected
     except Exception as failed:
+        _give_up(factory, failed)
         if late:
             reason = f"no connection within {timeout:g} s"
             raise error.TimeoutError(string=reason) from failed
@@ -269,8 +280,8 @@ class _DownloadProtocol(PoetryProtocol):
 
     def connectionMade(self) -> None:
         factory = self.factory
-        factory.report(f"connected to {peer_address(self.transport)}")
         self._idle = _IdleTimeout(factory.clock, factory.timeout, self._timedOut)
+        factory.report(f"connected to {peer_address(self.transport)}")
         super().connectionMade()
         if factory.consumer is not None:
             factory.consumer.registerProducer(_ConsumerThrottle(self), True)

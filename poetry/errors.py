@@ -95,7 +95,7 @@ class PoemMismatch(PoemError):
 
 
 class PoemStopped(PoemError):
-    """The sender was told to stop before it had sent the whole poem."""
+    """Our side was told to stop before the end of the poem."""
 
     outcome = "stopped"
 

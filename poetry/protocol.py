@@ -114,7 +114,7 @@ class PoetryProtocol(Protocol):
             if not self.survives(error):
                 self.fail(error)
                 raise
-            _log.failure("{protocol} failed beside its poem", protocol=safe_repr(self))
+            _log_override(self, "{protocol} failed beside its poem")
             PoetryProtocol.connectionMade(self)
 
     def survives(self, error: BaseException) -> bool:
@@ -168,7 +168,7 @@ class PoetryProtocol(Protocol):
         try:
             self.chunkReceived(data)
         except BaseException as error:  # left to the reactor, it would end the stream cleanly
-            _log.failure("{protocol} cannot take its poem", protocol=safe_repr(self))
+            _log_override(self, "{protocol} cannot take its poem")
             self.fail(error)
 
     def chunkReceived(self, data: bytes) -> None:
@@ -195,7 +195,7 @@ class PoetryProtocol(Protocol):
             self._finish()
 
     def writeConnectionLost(self) -> None:
-        """Ignore: our stream is ended on the socket itself, so no transport calls this."""
+        """Ignore: a poem ends its stream on the socket itself; a receiver may half-close."""
 
     def release(self) -> None:
         """Close gracefully, and leave the delivery to the kernel, which has the whole stream."""
@@ -227,15 +227,23 @@ class PoetryProtocol(Protocol):
             self.factory.connections.remove(self)
         except KeyError:  # it was told already
             return
+        try:
+            self._report(reason)
+        finally:
+            if self.factory.service is not None:
+                self.factory.service.connectionEnded(self)
+            if self.outgoing is not None:
+                self.outgoing.forget()
+
+    def _report(self, reason: Failure) -> None:
         if self.outcome is None:
-            self._conclude(reason)
+            try:
+                self._conclude(reason)
+            except Exception as error:  # no memory for the poem, say
+                self._failed(PoemError.outcome, Failure(error))
         self._collected = None
-        for observer in self.factory.observers:
+        for observer in tuple(self.factory.observers):  # one may change them
             _tell(observer, self)
-        if self.factory.service is not None:
-            self.factory.service.connectionEnded(self)
-        if self.outgoing is not None:
-            self.outgoing.forget()
 
     def _conclude(self, reason: Failure) -> None:
         """Derive the outcome from the reason of the loss, and call the factory's hook."""
@@ -243,8 +251,9 @@ class PoetryProtocol(Protocol):
             self._sent()
         elif self.incoming is not None and self.incoming.was_whole(reason):
             if self._received:
+                poem = bytes(self._collected or b"")
                 self.outcome = "received"
-                _tell(self.factory.poemReceived, bytes(self._collected or b""))
+                self._tell_end(self.factory.poemReceived, poem)
             else:
                 self._failed(EmptyPoem.outcome, Failure(EmptyPoem()))
         elif self.size or reason.check(ConnectionClosed):
@@ -257,11 +266,15 @@ class PoetryProtocol(Protocol):
     def _sent(self) -> None:
         assert self.outgoing is not None
         self.outcome = "sent"
-        _tell(self.factory.poemSent, self.outgoing.poem.data)
+        self._tell_end(self.factory.poemSent, self.outgoing.poem.data)
 
     def _failed(self, outcome: str, reason: Failure) -> None:
         self.outcome, self.error = outcome, reason.value
-        _tell(self.factory.poemFailed, reason)
+        self._tell_end(self.factory.poemFailed, reason)
+
+    def _tell_end(self, hook: Callable[[Any], object], result: bytes | Failure) -> None:
+        _tell(hook, result)
+        self.factory.settle(result)
 
     def __repr__(self) -> str:
         if not self.started:
@@ -293,6 +306,11 @@ def _tell(hook: Callable[[Any], object], what: object) -> None:
 
 def _log_failed(failure: Failure, hook: object) -> None:
     _log.failure("{hook} failed", failure, event="hook_failed", hook=safe_repr(hook))
+
+
+def _log_override(protocol: PoetryProtocol, message: str) -> None:
+    """Log the exception that is being handled: a subclass of `PoetryProtocol` raised it."""
+    _log.failure(message, event="hook_failed", protocol=safe_repr(protocol))
 
 
 class PoetryFactory(Factory):
@@ -327,7 +345,10 @@ class PoetryFactory(Factory):
 
     @property
     def poem(self) -> bytes | None:
-        """The poem that new connections get. Those in flight keep the one that they began."""
+        """The poem that new connections get. Those in flight keep the one that they began.
+
+        To set it raises what `__init__` does.
+        """
         return None if self.sending is None else self.sending.data
 
     @poem.setter
@@ -359,13 +380,19 @@ class PoetryFactory(Factory):
         """
 
     def poemSent(self, poem: bytes) -> object:
-        """Handle the end of a reader that has the whole poem. Override."""
+        """Handle the end of a reader, after the end of our stream. Override.
+
+        It has the whole poem, unless a stop let it go before: then the kernel delivers the rest.
+        """
 
     def poemFailed(self, reason: Failure) -> object:
         """Handle the failure of a transfer in either direction. Override.
 
-        @param reason: of a `PoemError`, or of what TLS failed with.
+        @param reason: of a `PoemError`, of what TLS failed with, or of what an override raised.
         """
+
+    def settle(self, result: bytes | Failure) -> None:
+        """Note the end of a transfer, after its hook: for the other factory's `received`."""
 
     def __repr__(self) -> str:
         poem = "receives" if self.poem is None else f"sends {self.name}, {len(self.poem):,} bytes"
@@ -402,23 +429,11 @@ class PoetryClientFactory(PoetryFactory, ClientFactory):
         super().__init__(poem)
         self.received: Deferred[bytes] = Deferred()
 
-    def poemReceived(self, poem: bytes) -> object:
-        """Fire `received`."""
-        return self._fire(poem)
-
-    def poemSent(self, poem: bytes) -> object:
-        """Fire `received`."""
-        return self._fire(poem)
-
-    def poemFailed(self, reason: Failure) -> object:
-        """Fire `received`."""
-        return self._fire(reason)
+    def settle(self, result: bytes | Failure) -> None:
+        """Fire `received`, whatever an override of the hooks does."""
+        if not self.received.called:
+            self.received.callback(result)
 
     def clientConnectionFailed(self, connector: IConnector, reason: Failure) -> None:  # noqa: ARG002
         """Fire `received`: there was no connection."""
-        self._fire(reason)
-
-    def _fire(self, result: bytes | Failure) -> object:
-        if not self.received.called:
-            self.received.callback(result)
-        return None  # a subclass of ours may return what a hook may
+        self.settle(reason)

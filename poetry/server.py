@@ -24,12 +24,13 @@ from poetry.serving.listening import Listening
 from poetry.serving.poems import PoemFactory, Reloads
 from poetry.serving.stopping import Stopping, stop_all
 from poetry.system.descriptors import raise_connection_limit
+from poetry.wire.layers import serves_tls
 
 LINGER = 30.0
 """Seconds that a reader which has everything may keep the connection (nginx's lingering_time)."""
 
 CROWDED_LINGER = 2.0
-"""The same while others wait for a place."""
+"""The same while the limit is reached, and others wait for a place."""
 
 _log = Logger()
 
@@ -161,6 +162,7 @@ class PoetryService(Service):
     def _opened(self, index: int, port: IListeningPort) -> IListeningPort:
         """Put a `Listener` in the place of a port of Twisted's; return what listens now."""
         endpoint, factory = [*self.listeners, *self.others][index]
+        secure = isinstance(port, Port) and serves_tls(port)
         if index < len(self.listeners) and isinstance(port, Port):
             port = Listener(
                 port,
@@ -169,14 +171,14 @@ class PoetryService(Service):
                 adopted=isinstance(endpoint, AdoptedStreamServerEndpoint),
                 changed=self._watch,
             )
-        secure = isinstance(port, Listener) and port.secure
-        address = listening_address(port, "tls:" if secure else getattr(factory, "address", ""))
+        address = listening_address(port, secure=secure)
         self._open[index] = (port, address)
         in_order = [self._open[each] for each in sorted(self._open)]
         self.ports = [each for each, _ in in_order]
         self.addresses = [each for _, each in in_order]
         if isinstance(factory, PoemFactory):
             factory.listener = address
+        self._watch()
         return port
 
     def _cannotListen(self, failure: Failure) -> None:
@@ -188,12 +190,20 @@ class PoetryService(Service):
 
     def _watch(self) -> None:
         """Sweep while there are connections, and leave no timer where none can come."""
-        if self.connections:
+        if self.connections or self._accepts_unseen:
             if not self._sweeping.running:
                 self._sweeping.clock = self.clock
                 self._sweeping.start(self._interval, now=False)
         elif self._sweeping.running and not self._limiter.accepting:
             self._sweeping.stop()
+
+    @property
+    def _accepts_unseen(self) -> bool:
+        """Whether a port is open that is none of Twisted's: nothing tells of its readers."""
+        return self._listening is not None and any(
+            index < len(self.listeners) and not isinstance(port, Listener)
+            for index, (port, _) in self._open.items()
+        )
 
     def connectionEnded(self, connection: PoetryProtocol) -> None:
         """Forget one of `connections`: its `PoetryProtocol` has ended."""
@@ -211,7 +221,7 @@ class PoetryService(Service):
         sweep(stopping, self._now, self.idle_timeout, 0.0)
         sweep(self.connections - stopping, self._now, self.idle_timeout, linger)
         self._limiter.report()
-        if not self.connections and self._sweeping.running:
+        if not self.connections and not self._accepts_unseen and self._sweeping.running:
             self._sweeping.stop()
 
     # Stopping
@@ -224,6 +234,7 @@ class PoetryService(Service):
         super().stopService()  # type: ignore[no-untyped-call]
         listening, self._listening = self._listening, None
         closed = succeed(None) if listening is None else listening.close()
+        self._watch()
         stop = Stopping(self.connections, self.grace, self.clock)
         if stop.connections:
             self._stops.append(stop)
@@ -252,12 +263,14 @@ class PoetryService(Service):
 
     @property
     def reloaded_at(self) -> float:
-        """When the poems were last read, in seconds since the epoch."""
+        """When the last reload ended, well or not, in seconds since the epoch; before the first,
+        when the service was made.
+        """
         return self._reloads.at
 
     @property
     def reloaded_well(self) -> bool:
-        """Whether all of them could be."""
+        """Whether it could read all poems."""
         return self._reloads.well
 
 
@@ -286,7 +299,8 @@ def serve_poem(
     @param idle_timeout: seconds without progress after which a peer is reset.
     @return: fires with the listening port; its `stopListening` leaves readers in flight alone.
         Fails with CannotListenError.
-    @raise TypeError: where `endpoint` is no IStreamServerEndpoint.
+    @raise TypeError: where `endpoint` is no IStreamServerEndpoint, or a limit no number.
+    @raise ValueError: where a limit is out of range.
     @raise EmptyPoem: for `b""`.
     @see: `PoetryService` for a graceful stop and a reload.
     """

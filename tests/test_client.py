@@ -12,10 +12,12 @@ import pytest
 from twisted.internet import error
 from twisted.internet.defer import CancelledError, Deferred
 from twisted.internet.endpoints import (
+    ProcessEndpoint,
     TCP4ClientEndpoint,
     TCP4ServerEndpoint,
     UNIXClientEndpoint,
 )
+from twisted.internet.process import reapAllProcesses
 from twisted.internet.protocol import Factory, Protocol
 from twisted.internet.task import Clock
 from twisted.internet.testing import StringTransport
@@ -31,6 +33,7 @@ from tests.certificates import Certificates
 from tests.ends import LONG, Server, listening
 from tests.faults.bad import serving, stall
 from tests.loop import reactor, until, wait, wait_error
+from tests.transfers import Log
 
 
 @pytest.fixture
@@ -151,6 +154,63 @@ def test_cancel_before_the_connection_is_a_cancel(
     poem = call(Connects(), clock=Clock())
     poem.cancel()
     assert isinstance(wait_error(poem), CancelledError)
+
+
+class Uncancellable:
+    """An endpoint that connects when the test says so, also after a cancel."""
+
+    def __init__(self, port: int) -> None:
+        self._port = port
+        self._deferred: Deferred[Any] = Deferred()
+
+    def connect(self, factory: Any) -> Deferred[Any]:
+        self._factory = factory
+        return self._deferred
+
+    def go_on(self) -> None:
+        address = TCP4ClientEndpoint(reactor, "127.0.0.1", self._port)
+        address.connect(self._factory).chainDeferred(self._deferred)
+
+
+@pytest.mark.parametrize("how", ["cancelled", "timed out"])
+@pytest.mark.parametrize("what", ["get", "send"])
+def test_connection_that_comes_after_all_is_not_used(what: str, how: str, log: Log) -> None:
+    """Not every endpoint can be cancelled: a poem that was given up is neither fetched nor sent."""
+    clock, server = Clock(), Server(LONG if what == "get" else None)
+    with listening(server) as port:
+        endpoint: Any = Uncancellable(port)
+        if what == "get":
+            done: Deferred[Any] = get_poem(endpoint, clock=clock)
+        else:
+            done = send_poem(endpoint, b"a poem", clock=clock)
+        if how == "cancelled":
+            done.cancel()
+        else:
+            clock.advance(30)
+        expected = CancelledError if how == "cancelled" else error.TimeoutError
+        assert isinstance(wait_error(done), expected)
+        endpoint.go_on()
+        until(lambda: server.outcomes)
+    assert server.outcomes in (["truncated"], ["empty"])
+    assert not clock.getDelayedCalls()
+    assert not [event for event in log if "log_failure" in event]
+
+
+def test_poem_of_a_process() -> None:
+    """A process may print the poem: it has no address, and no reset."""
+
+    def run(script: str) -> ProcessEndpoint:
+        return ProcessEndpoint(reactor, "/bin/sh", ["sh", "-c", script])
+
+    assert wait(get_poem(run("echo a poem"))) == b"a poem\n"
+    too_long = get_poem(run("echo a poem; read line"), max_bytes=2)
+    assert isinstance(wait_error(too_long), PoemTooLong)
+
+    def ended() -> bool:
+        reapAllProcesses()  # no SIGCHLD comes here
+        return not reactor.getDelayedCalls()
+
+    until(ended)
 
 
 def test_cancel_resets_a_download(silent: socket.socket) -> None:

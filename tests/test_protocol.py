@@ -48,6 +48,7 @@ from tests.ends import (
     reset,
 )
 from tests.loop import drain, reactor, until, wait, wait_error
+from tests.transfers import Log
 
 DONE = Failure(error.ConnectionDone())
 LOST = Failure(error.ConnectionLost())
@@ -238,6 +239,75 @@ def test_a_refused_connection_fires_received() -> None:
     client.clientConnectionFailed(memory.connectors[0], Failure(error.ConnectionRefusedError()))
     client.clientConnectionFailed(memory.connectors[0], Failure(error.ConnectionRefusedError()))
     assert isinstance(wait_error(client.received), error.ConnectionRefusedError)
+
+
+class Overrides(PoetryClientFactory):
+    """Calls up in none of its hooks, and fails in one."""
+
+    def poemReceived(self, poem: bytes) -> None:
+        raise RuntimeError(poem)
+
+    def poemSent(self, poem: bytes) -> None:
+        del poem
+
+    def poemFailed(self, reason: Failure) -> None:
+        del reason
+
+
+@pytest.mark.parametrize("how", ["received", "sent", "failed"])
+def test_received_fires_whatever_the_hooks_do(how: str, log: Log) -> None:
+    """`received` does not depend on the overrides of a subclass."""
+    client = Overrides(b"poem" if how == "sent" else None)
+    protocol = client.buildProtocol(None)
+    assert isinstance(protocol, PoetryProtocol)
+    protocol.makeConnection(StringTransport())
+    protocol.dataReceived(b"poem")
+    protocol.connectionLost(Failure(error.ConnectionLost()) if how == "failed" else DONE)
+    log.clear()
+    if how == "failed":
+        assert isinstance(wait_error(client.received), PoemTruncated)
+    else:
+        assert wait(client.received) == b"poem"
+
+
+class NoMemory(bytearray):
+    """Bytes of which there is room for no copy."""
+
+    def __bytes__(self) -> bytes:
+        raise MemoryError
+
+
+def test_poem_without_room_for_it_fails() -> None:
+    """A poem that was received and cannot be handed over is a failure, and is told."""
+    server, client = Server(), PoetryClientFactory()
+    for factory in (server, client):
+        protocol = factory.buildProtocol(None)
+        assert isinstance(protocol, PoetryProtocol)
+        protocol.makeConnection(StringTransport())
+        protocol._collected = NoMemory()
+        protocol.dataReceived(b"poem")
+        protocol.connectionLost(DONE)
+    assert server.outcomes == ["failed"]
+    assert isinstance(wait_error(client.received), MemoryError)
+
+
+def test_observers_may_leave() -> None:
+    """An observer that removes itself, or another, takes no news from those that stay."""
+    told: list[str] = []
+    server = PoetryServerFactory(b"poem")
+
+    def once(_: object) -> None:
+        told.append("once")
+        observers.remove(once)
+
+    observers = [once, lambda _: told.append("always")]
+    server.observers = observers
+    for _ in range(2):
+        protocol = server.buildProtocol(None)
+        assert isinstance(protocol, PoetryProtocol)
+        protocol.makeConnection(StringTransport())
+        protocol.connectionLost(DONE)
+    assert told == ["once", "always", "always"]
 
 
 def test_hooks_of_a_plain_factory_do_nothing() -> None:

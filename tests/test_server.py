@@ -9,12 +9,14 @@ from decimal import Decimal
 from typing import Any
 
 import pytest
-from twisted.internet.defer import CancelledError
+from twisted.internet.defer import CancelledError, succeed
 from twisted.internet.endpoints import TCP4ClientEndpoint, TCP4ServerEndpoint
 from twisted.internet.error import CannotListenError
+from twisted.internet.interfaces import IListeningPort, IStreamServerEndpoint
 from twisted.internet.protocol import ServerFactory
 from twisted.internet.task import Clock
 from twisted.internet.testing import MemoryReactorClock
+from zope.interface import implementer
 
 from poetry.client import get_poem
 from poetry.protocol import PoetryServerFactory
@@ -24,7 +26,7 @@ from poetry.server import (
     serve_poem,
 )
 from poetry.system.descriptors import raise_connection_limit
-from tests.ends import LONG, Server, port_of, queued, reader, serving
+from tests.ends import LONG, Server, ended_with_reset, port_of, queued, reader, serving
 from tests.loop import drain, poem_files, reactor, turn_until_still, until, wait, wait_error
 from tests.transfers import Log
 
@@ -298,6 +300,78 @@ def test_cancelled_stop_is_a_cancel_and_goes_on(log: Log) -> None:
         clock.advance(5)
         until(lambda: not service.connections)
     assert "grace_over" in log.names
+
+
+def test_cancelled_stop_leaves_no_timer() -> None:
+    """The grace ends with its last reader, also where nobody waits for the stop any more."""
+    clock = Clock()
+    with serving(Server(LONG), clock=clock, grace=5) as service, reader(port_of(service)):
+        until(lambda: service.connections)
+        stopping = service.stopService()
+        stopping.cancel()
+        assert isinstance(wait_error(stopping), CancelledError)
+        service.abort()
+        until(lambda: not service.connections)
+        assert not clock.getDelayedCalls()
+
+
+def test_failing_observers_hold_up_no_stop(log: Log) -> None:
+    """A stop ends, whatever a factory's attributes raise."""
+
+    class Fails(Server):
+        @property
+        def observers(self) -> Any:
+            raise RuntimeError("no observers")
+
+        @observers.setter
+        def observers(self, _: Any) -> None: ...
+
+    with serving(Fails(LONG)) as service, reader(port_of(service)):
+        until(lambda: service.connections)
+    assert "hook_failed" in log.names
+    log.clear()
+
+
+@implementer(IListeningPort)
+class Foreign:
+    """A port that is none of Twisted's own."""
+
+    def __init__(self, port: Any) -> None:
+        self._port = port
+
+    def startListening(self) -> None: ...
+
+    def stopListening(self) -> Any:
+        return self._port.stopListening()
+
+    def getHost(self) -> Any:
+        return self._port.getHost()
+
+
+@implementer(IStreamServerEndpoint)
+class ForeignEndpoint:
+    """Listens on a foreign port."""
+
+    def listen(self, factory: Any) -> Any:
+        return succeed(Foreign(reactor.listenTCP(0, factory, interface="127.0.0.1")))
+
+
+def test_idle_reader_of_a_foreign_port_is_reset() -> None:
+    """A port that tells nothing of its readers keeps none for ever; a stop leaves no timer."""
+    clock = Clock()
+    server = Server(LONG)
+    service = PoetryService([(ForeignEndpoint(), server)], idle_timeout=4, clock=clock)
+    service.startService()
+    clock.pump([1.0] * 10)
+    with reader(port_of(service)) as connection:
+        until(lambda: server.connections)
+        clock.pump([1.0] * 10)
+        assert ended_with_reset(connection)
+    until(lambda: server.outcomes)
+    clock.pump([1.0] * 10)
+    wait(service.stopService())
+    assert server.outcomes == ["timed_out"]
+    assert not clock.getDelayedCalls()
 
 
 def test_grace_bounds_a_stop(log: Log) -> None:

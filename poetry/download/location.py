@@ -4,26 +4,13 @@ from __future__ import annotations
 
 import errno
 import os
-import re
 import stat
 from contextlib import suppress
 
+from poetry.system.descriptors import given_descriptor
+
 MOST_LINKS = 40
 """Most symbolic links followed for one name, as in Linux (path_resolution(7))."""
-
-_DESCRIPTOR = re.compile(
-    r"/dev/(?:(?P<name>stdin|stdout|stderr)|fd/(?P<fd>\d+))"
-    r"|/proc/(?:self|thread-self|(?P<process>\d+))/fd/(?P<number>\d+)"
-)
-_STANDARD = {"stdin": 0, "stdout": 1, "stderr": 2}
-
-
-def descriptor_of(path: str) -> int | None:
-    """Return the descriptor that a path such as /dev/fd/3 names; None: the path names a file."""
-    named = _DESCRIPTOR.fullmatch(path)
-    if named is None or named["process"] not in (None, str(os.getpid())):
-        return None
-    return _STANDARD[named["name"]] if named["name"] else int(named["fd"] or named["number"])
 
 
 class Location:
@@ -45,7 +32,8 @@ class Location:
     def __init__(self, path: str) -> None:
         """Look up a path, following symbolic links.
 
-        @raise OSError: if there is no such directory, or a link is not to be trusted.
+        @raise OSError: if there is no such directory, a link is not to be trusted, or the path
+            names a descriptor that was not given to this process.
         """
         if os.open not in os.supports_dir_fd:
             self.name = os.path.realpath(path)
@@ -67,7 +55,7 @@ class Location:
 
         @return: the target, if the path is a symbolic link.
         """
-        self.descriptor = descriptor_of(path)
+        self.descriptor = given_descriptor(path)
         parent, self.name = os.path.split(path)
         if self.descriptor is not None:
             return None

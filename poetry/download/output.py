@@ -100,10 +100,10 @@ def open_sink(
             controls = VisibleControls(out.encoding) if terminal else None
             return make_output(reactor, out.fileno(), STANDARD_OUTPUT, max_time, controls)
     with output_errors(path), ExitStack() as stack:
-        if _is_open_as(path, sys.stderr):
-            return make_output(reactor, sys.stderr.fileno(), path, max_time)
         location = Location(path)
         stack.callback(location.close)
+        if _is_open_as(path, sys.stderr):
+            return make_output(reactor, sys.stderr.fileno(), path, max_time)
         if location.descriptor is not None:
             return make_output(reactor, location.descriptor, path, max_time)
         found = location.found

@@ -22,6 +22,7 @@ from twisted.logger import Logger
 from twisted.python.failure import Failure
 from zope.interface import implementer
 
+from poetry.addresses import BACKLOG
 from poetry.errors import PoemTruncated
 from poetry.protocol import PoetryProtocol, PoetryServerFactory
 from poetry.serving.fast import Sent, end_at_once, poem_for_all, send_at_once
@@ -31,6 +32,7 @@ from poetry.system.features import EPOLL, ONLY_SOCKETS, UNIX
 from poetry.wire.kernel import (
     ListeningSocket,
     accept_queue,
+    has_hung_up,
     make_close_abortive,
     make_close_graceful,
     named,
@@ -67,11 +69,16 @@ class Accepted:
 
     transport: Any
 
-    def __init__(self, protocol: Any, limiter: ConnectionLimiter) -> None:
-        """@param protocol: what the port's factory built."""
+    def __init__(
+        self, protocol: Any, conversation: PoetryProtocol | None, limiter: ConnectionLimiter
+    ) -> None:
+        """@param protocol: what the port's factory built.
+
+        @param conversation: our protocol, which it is or wraps; None: there is none.
+        """
         self._protocol = protocol
+        self._conversation = conversation
         self._limiter = limiter
-        self._conversation: PoetryProtocol | None = conversation_of(protocol)
 
     @property
     def sends(self) -> bool:
@@ -132,7 +139,9 @@ class Accepted:
             self.transport.connectionLost(connectionDone)
 
     def writeConnectionLost(self) -> None:
-        """Ignore: no stream is ended by its transport."""
+        """Pass on that a protocol that receives has half-closed."""
+        if IHalfCloseableProtocol.providedBy(self._protocol):
+            self._protocol.writeConnectionLost()
 
     def connectionLost(self, reason: Failure = connectionDone) -> None:
         """Report the loss to protocol and limiter, whatever a subclass leaves out."""
@@ -148,10 +157,10 @@ class Accepted:
             self._limiter.leave()
 
 
-def conversation_of(protocol: Any) -> PoetryProtocol | None:
-    """Return our protocol below TLS and other wrappers; None: there is none."""
-    while protocol is not None and not isinstance(protocol, PoetryProtocol):
-        protocol = getattr(protocol, "wrappedProtocol", None)
+def unwrapped(protocol: Any) -> Any:
+    """Return the protocol below TLS and other wrappers; None: the factory has built none."""
+    while not isinstance(protocol, PoetryProtocol) and hasattr(protocol, "wrappedProtocol"):
+        protocol = protocol.wrappedProtocol
     return protocol
 
 
@@ -236,12 +245,6 @@ class Listener:
         queue = accept_queue(self._socket) if self.connected else 0
         return 0 if queue == math.inf else int(queue)
 
-    @property
-    def secure(self) -> bool:
-        """Whether the port serves TLS, which Twisted loads with the first port that does."""
-        tls = sys.modules.get("twisted.protocols.tls")
-        return tls is not None and isinstance(self._port.factory, tls.TLSMemoryBIOFactory)
-
     # IListeningPort
 
     def startListening(self) -> None:
@@ -259,14 +262,15 @@ class Listener:
     def stopListening(self) -> Deferred[None]:
         """Close, and accept first the connections that the kernel has made, which it would reset.
 
-        All in one reactor turn, in which no more can come. Readers in flight are left alone.
+        As many as there are now, or fit the limit: more may come for ever. Readers in flight are
+        left alone.
 
         @return: has fired with None.
         """
         if self.connected:
             self._reactor.removeReader(self)
-            while self._limiter.room > 0 and self._accept():
-                pass
+            queued = accept_queue(self._socket)
+            self._accept(BACKLOG if queued == math.inf else queued)
             self.connectionLost(connectionDone)
         return succeed(None)
 
@@ -287,15 +291,26 @@ class Listener:
     def doRead(self) -> None:
         """Accept as many connections as there is room for."""
         rests = self._lingering.rests
-        if self._accept() >= CROWD and rests:
+        taken = self._accept(AT_ONCE)
+        if taken >= CROWD and rests:
             self._lingering.hurry()
+        if not taken and self.connected and has_hung_up(self._socket):
+            self.connectionLost(connectionDone)
+            return
         self._limiter.pause_if_full()
         self._changed()
 
     def connectionLost(self, reason: Failure) -> None:
-        """Close, for a stop, the reactor, or a port that is closed already."""
+        """Close, for a stop, the reactor, or a socket or a port that is closed already."""
         if not self.connected:
             return
+        if has_hung_up(self._socket):
+            _log.error(
+                "cannot accept on {address}: its socket was shut down",
+                event="cannot_accept",
+                address=str(self._host),
+                reason="its socket was shut down",
+            )
         self.connected = False
         self._limiter.remove(self)
         self.pause()
@@ -353,12 +368,12 @@ class Listener:
 
     # Accepting
 
-    def _accept(self) -> int:
-        """Accept connections, also those that come meanwhile; return how many there were."""
+    def _accept(self, most: float) -> int:
+        """Accept up to `most` connections, as far as the limit has room; return how many."""
         if not self._port.connected:  # nothing else says so of a passed-in socket
             self.connectionLost(connectionDone)
             return 0
-        most = min(self._limiter.room, AT_ONCE)
+        most = min(self._limiter.room, most)
         taken, there = 0, accept_queue(self._socket)
         while taken < most and taken != there:
             try:
@@ -406,12 +421,14 @@ class Listener:
         port, factory = self._port, self._port.factory
         assert factory is not None
         protocol: Any = factory.buildProtocol(as_address(peer))
-        if protocol is None:
+        inner = unwrapped(protocol)
+        if inner is None:
             handle.close()
             return
         if size:
             protocol.taken = size
-        accepted = Accepted(protocol, self._limiter)
+        conversation = inner if isinstance(inner, PoetryProtocol) else None
+        accepted = Accepted(protocol, conversation, self._limiter)
         self._sessions += 1
         make: Any = port.transport
         peer = named(peer)

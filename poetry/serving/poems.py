@@ -9,6 +9,7 @@ import sys
 from collections.abc import Callable, Iterable
 from importlib.resources import files
 from pathlib import Path
+from select import select
 from threading import Thread
 from time import time
 from typing import IO, Any, NamedTuple
@@ -24,6 +25,9 @@ from poetry.wire.poem import Poem
 
 ENDLESS = 256 * 1024 * 1024
 """Most bytes read from what has no size (a pipe, a device), as it may be endless."""
+
+CHUNK = 1024 * 1024
+"""Bytes of what has no size to read at a time."""
 
 _log = Logger()
 
@@ -96,7 +100,8 @@ class Reloads:
     Each file is read, and its bytes are compared: neither size, time nor inode prove that a file
     has not changed (a copy may keep them, and files of /proc have none).
 
-    @ivar at: time of the last reload, in seconds since the epoch.
+    @ivar at: when the last reload ended, in seconds since the epoch; before the first, when this
+        was made.
     @ivar well: whether it could read all files.
     """
 
@@ -120,7 +125,7 @@ class Reloads:
         well = True
         for path, factories in self._served.items():
             shares = any(factory.sending and factory.sending.shared for factory in factories)
-            old = factories[0].poem
+            old = {factory.poem for factory in factories}
             try:
                 new = await in_daemon_thread(lambda: _read_again(path, old, shares))  # noqa: B023
             except CancelledError:
@@ -165,18 +170,19 @@ def in_daemon_thread(work: Callable[[], Any]) -> Deferred[Any]:
     return done
 
 
-def _read_again(path: Path, old: bytes | None, shares: bool) -> Poem | None:
+def _read_again(path: Path, old: set[bytes | None], shares: bool) -> Poem | None:
     """Read the poem in a regular file again, off the reactor's thread.
 
+    @param old: what its factories send now: more than one poem, if the file changed between them.
     @param shares: make the file in memory that connections share, too.
-    @return: None: the poem is the `old` one.
+    @return: None: all send it already.
     """
     # Not blocking: the path may be a FIFO by now.
     with open(path, "rb", opener=lambda name, flags: os.open(name, flags | NOT_BLOCKING)) as file:
         if not stat.S_ISREG(os.fstat(file.fileno()).st_mode):
             raise OSError(errno.EINVAL, "it is no regular file")
         data = _read_all(file)
-    if data == old:
+    if old == {data}:
         return None
     poem = Poem(data)
     if shares:
@@ -194,7 +200,7 @@ def _read_all(file: IO[bytes]) -> bytes:
         has_size = stat.S_ISREG(os.fstat(file.fileno()).st_mode)
     except OSError:  # an object in memory, without a descriptor
         has_size = False
-    poem = file.read(-1 if has_size else ENDLESS + 1)
+    poem = file.read() if has_size else _read_stream(file, ENDLESS + 1)
     if not poem:
         raise EmptyPoem("the file is empty, and there is no empty poem")
     if not has_size and len(poem) > ENDLESS:
@@ -203,11 +209,30 @@ def _read_all(file: IO[bytes]) -> bytes:
     return poem
 
 
+def _read_stream(file: IO[bytes], most: int) -> bytes:
+    """Read a pipe or a device to its end, or up to `most` bytes.
+
+    Another process that has it may have set it not to block: then nothing to read is no end.
+    """
+    raw: Any = getattr(file, "raw", file)
+    parts: list[bytes] = []
+    while most > 0:
+        part = raw.read(min(most, CHUNK))
+        if part is None:
+            select([raw], [], [])
+        elif part:
+            parts.append(part)
+            most -= len(part)
+        else:
+            break
+    return b"".join(parts)
+
+
 def explain_read_failure(error: Exception) -> str:
     """Describe an error of a poem's file in a few words, without the file's name."""
     if isinstance(error, OSError):
         return error.strerror or type(error).__name__
-    if isinstance(error, MemoryError):
+    if isinstance(error, (MemoryError, OverflowError)):
         return "it does not fit into memory"
     if isinstance(error, EmptyPoem):
         return "it is empty, and there is no empty poem"

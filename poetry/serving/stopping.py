@@ -42,10 +42,11 @@ class Stopping:
     def left(self, connection: PoetryProtocol) -> None:
         """Stop waiting for a connection: it has ended."""
         self.connections.discard(connection)
-        if not self.connections and not self.done.called:
+        if not self.connections:
             if self._deadline.active():
                 self._deadline.cancel()
-            self.done.callback(None)
+            if not self.done.called:  # or cancelled
+                self.done.callback(None)
 
 
 def stop_all(connections: Iterable[PoetryProtocol]) -> None:

@@ -390,6 +390,7 @@ def test_fifo_device_and_pipe_stay_in_place(tmp_path: Path, pipe: tuple[int, int
         with pytest.raises(OutputError, match="No such device"):
             open_sink(reactor, str(tmp_path / "socket"), print)
     reader = os.open(fifo, os.O_RDONLY | os.O_NONBLOCK)
+    os.set_inheritable(pipe[1], True)
     for path in (fifo, Path("/dev/null"), Path(f"/dev/fd/{pipe[1]}")):
         save(path, b"a poem")
     assert os.read(reader, 100) == b"a poem"

@@ -416,6 +416,18 @@ def test_buildProtocol_may_refuse_a_connection() -> None:
         assert asked == [each.getsockname()[1] for each in both]
 
 
+def test_buildProtocol_may_refuse_a_connection_over_tls(
+    certificates: Certificates, log: Log
+) -> None:
+    """A connection that is refused below TLS is reset, and no defect."""
+    server = Server(POEM)
+    server.buildProtocol = lambda _: None  # type: ignore[method-assign,assignment]
+    listen = certificates.listen("good")
+    with serving(server, listen=listen) as service, reader(port_of(service)) as connection:
+        assert ended_with_reset(connection)
+    assert not [event for event in log if "log_failure" in event]
+
+
 def test_stop_serves_the_queue_despite_a_refused_reader() -> None:
     """All other readers in the kernel's queue get the poem."""
 
@@ -447,16 +459,21 @@ def test_receiver_ends_cleanly() -> None:
     assert server.results == [POEM]
 
 
+@implementer(IStreamServerEndpoint)
+class Wraps:
+    """An endpoint that puts a wrapper of Twisted's around each protocol."""
+
+    def __init__(self, listen: str) -> None:
+        self._endpoint = serverFromString(reactor, listen)
+
+    def listen(self, factory: Any) -> Any:
+        return self._endpoint.listen(WrappingFactory(factory))
+
+
 def test_connections_of_a_wrapped_factory_are_counted() -> None:
     """A connection counts from its accept to its close, whatever wraps its protocol."""
-
-    @implementer(IStreamServerEndpoint)
-    class Wraps:
-        def listen(self, factory: Any) -> Any:
-            return serverFromString(reactor, HERE).listen(WrappingFactory(factory))
-
     server = Server(LONG)
-    service = PoetryService([(Wraps(), server)], clock=reactor, max_connections=1)
+    service = PoetryService([(Wraps(HERE), server)], clock=reactor, max_connections=1)
     service.startService()
     for _ in range(2):
         with reader(port_of(service)) as connection:
@@ -472,13 +489,6 @@ def test_connections_of_a_wrapped_factory_are_counted() -> None:
 
 def test_early_close_notify_under_a_wrapper_resets(certificates: Certificates) -> None:
     """A wrapper over TLS hides the reader's close_notify; no answer of ours may end a part."""
-
-    @implementer(IStreamServerEndpoint)
-    class Wraps:
-        def listen(self, factory: Any) -> Any:
-            endpoint = serverFromString(reactor, certificates.listen("good"))
-            return endpoint.listen(WrappingFactory(factory))
-
     ends: list[Exception] = []
 
     def end_first(port: int) -> None:
@@ -495,7 +505,7 @@ def test_early_close_notify_under_a_wrapper_resets(certificates: Certificates) -
                 ends.append(error)
 
     server = Server(LONG)
-    service = PoetryService([(Wraps(), server)])
+    service = PoetryService([(Wraps(certificates.listen("good")), server)])
     service.startService()
     thread = Thread(target=end_first, args=[port_of(service)])
     thread.start()
@@ -840,6 +850,63 @@ def test_restart_without_a_descriptor_leaves_no_port(monkeypatch: pytest.MonkeyP
     wait(service.stopService())
 
 
+@pytest.mark.parametrize("reads", [False, True])
+@pytest.mark.parametrize("kind", ["tcp", "unix"])
+def test_listener_that_is_shut_down_is_closed_and_logged(
+    kind: str, reads: bool, tmp_path: Path, log: Log
+) -> None:
+    """A socket that another process has shut down is readable for ever: one line, and no spin."""
+    listen = HERE if kind == "tcp" else f"unix:{tmp_path / 'socket'}"
+    with serving(Server(POEM), listen=listen) as service:
+        (listener,) = service.ports
+        assert isinstance(listener, Listener)
+        listener._socket.shutdown(socket.SHUT_RDWR)
+        if reads:  # some reactors report this as something to read
+            listener.doRead()
+        until(lambda: listener not in reactor.getReaders())
+        assert not listener.connected
+    assert log.names == ["cannot_accept"]
+
+
+def test_listener_without_poll_goes_on(monkeypatch: pytest.MonkeyPatch) -> None:
+    """Where there is no poll(2), as on Windows, nothing accepted means nothing."""
+    monkeypatch.delattr("select.poll")
+    with serving(Server(POEM)) as service:
+        (listener,) = service.ports
+        assert isinstance(listener, Listener)
+        listener.doRead()
+        with reader(port_of(service)) as connection:
+            assert drain(connection) == POEM
+
+
+class Refills:
+    """A queue that has one more reader each time that one is accepted."""
+
+    def __init__(self, service: PoetryService) -> None:
+        self.port = port_of(service)
+        self.readers: list[socket.socket] = []
+
+    def buildProtocol(self, _: object) -> None:
+        self.connect()
+
+    def connect(self) -> None:
+        self.readers.append(socket.create_connection(("127.0.0.1", self.port), 20))
+
+
+def test_stop_accepts_as_many_as_there_are() -> None:
+    """Readers that come while the listener closes do not keep it open."""
+    server = Server(POEM)
+    with serving(server) as service:
+        refills = Refills(service)
+        server.buildProtocol = refills.buildProtocol  # type: ignore[method-assign,assignment]
+        for _ in range(3):
+            refills.connect()
+        wait(service.stopService())
+        assert len(refills.readers) == 6
+    for connection in refills.readers:
+        connection.close()
+
+
 def leave(_: object) -> None:
     raise SystemExit
 
@@ -866,7 +933,40 @@ def test_failed_receiver_resets_its_sender(
         sending = send_poem(clientFromString(reactor, address), LONG)
         assert isinstance(wait_error(sending), PoemTruncated)
     assert server.outcomes == ["failed"]
+    assert "hook_failed" in log.names
     log.clear()
+
+
+class HalfCloses(PoetryProtocol):
+    """Half-closes before it receives."""
+
+    def connectionMade(self) -> None:
+        super().connectionMade()
+        self.transport.loseWriteConnection()
+
+    def writeConnectionLost(self) -> None:
+        half_closed.append(self)
+
+
+half_closed: list[PoetryProtocol] = []
+
+
+@pytest.mark.parametrize("wrapped", [False, True])
+def test_receiver_that_half_closes_is_told(wrapped: bool) -> None:
+    """A service passes `writeConnectionLost` on, to a protocol that knows of half-closes."""
+    server = Server()
+    server.protocol = HalfCloses
+    half_closed.clear()
+    endpoint = Wraps(HERE) if wrapped else serverFromString(reactor, HERE)
+    service = PoetryService([(endpoint, server)])
+    service.startService()
+    with reader(port_of(service)) as connection:
+        assert drain(connection) == b""
+        connection.sendall(POEM)
+    until(lambda: server.outcomes)
+    wait(service.stopService())
+    assert server.outcomes == ["received"]
+    assert len(half_closed) == (not wrapped)
 
 
 class Late(PoetryProtocol):

@@ -172,27 +172,31 @@ def test_sent_transport_refuses_to_write() -> None:
         protocol.transport.write(b"x")
 
 
-def test_loseConnection_on_a_sent_transport_closes_once() -> None:
-    """`loseConnection` closes at once, gracefully; later calls do nothing."""
-    server = Server(POEM)
+@pytest.mark.parametrize("make", [lambda: Server(POEM), subclassed], ids=["sent", "sealed"])
+def test_loseConnection_after_the_poem_does_nothing(make: Any) -> None:
+    """The connection ends with its reader: a close would reset one that has spoken."""
+    server = make()
     with connected(server) as (protocol, connection):
-        transport = protocol.transport
-        transport.loseConnection()
-        transport.abortConnection()
-        transport.loseConnection()
-        assert server.outcomes == ["sent"]
-        assert transport.getHandle() is None
-        with pytest.raises(OSError, match="descriptor"):
-            transport.getHost()
+        connection.sendall(b"GET / HTTP/1.1")
+        protocol.transport.loseConnection()
+        assert server.outcomes == []
         assert drain(connection) == POEM
+        connection.close()
+        until(lambda: server.outcomes)
+    assert server.outcomes == ["sent"]
 
 
 def test_abortConnection_on_a_sent_transport_is_truncated() -> None:
-    """After `abortConnection` the outcome does not claim that the poem arrived."""
+    """After `abortConnection` the outcome does not claim that the poem arrived; it closes once."""
     server = Server(POEM)
     with connected(server) as (protocol, _):
-        protocol.transport.abortConnection()
+        transport = protocol.transport
+        transport.abortConnection()
+        transport.abortConnection()
         assert server.outcomes == ["truncated"]
+        assert transport.getHandle() is None
+        with pytest.raises(OSError, match="descriptor"):
+            transport.getHost()
 
 
 def test_slow_reader_gets_the_poem_after_the_close() -> None:

@@ -260,6 +260,22 @@ def test_file_of_several_listeners_is_read_once(served: Served) -> None:
     assert served.factory.sending is other.sending
 
 
+@pytest.mark.parametrize("changed", [0, 1])
+def test_file_that_changed_between_its_factories_is_read_for_both(
+    tmp_path: Path, changed: int
+) -> None:
+    """A reload gives all factories of a file what is in it, also where one has it already."""
+    path = tmp_path / "poem.txt"
+    served = []
+    for text in (b"first", b"second"):
+        path.write_bytes(text)
+        served.append(PoemFactory.from_file(path))
+    if changed:
+        served.reverse()
+    wait(Reloads(served).reload())
+    assert [factory.poem for factory in served] == [b"second", b"second"]
+
+
 def test_read_failure_is_explained_without_the_name() -> None:
     """An error is described without the name of the file."""
     assert explain_read_failure(EmptyPoem()) == "it is empty, and there is no empty poem"

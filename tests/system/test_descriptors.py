@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import os
 import resource
 import sys
 from collections.abc import Iterator
@@ -9,7 +10,12 @@ from collections.abc import Iterator
 import pytest
 
 from poetry.system import descriptors
-from poetry.system.descriptors import RESERVED, raise_connection_limit, raise_limit
+from poetry.system.descriptors import (
+    RESERVED,
+    given_descriptor,
+    raise_connection_limit,
+    raise_limit,
+)
 
 
 @pytest.fixture
@@ -69,3 +75,18 @@ def test_refused_raise_leaves_the_soft_limit(
     monkeypatch.setattr(resource, "setrlimit", refuse)
     assert raise_limit() == 500
     assert raise_connection_limit() == 500 - RESERVED - 4
+
+
+def test_given_descriptors_have_names() -> None:
+    """The standard streams have names of their own; those of other processes are files."""
+    names = ("/dev/stdin", "/dev/stdout", "/dev/stderr", "/proc/1/fd/3", "/dev/fd/x", "/dev/null")
+    assert [given_descriptor(name) for name in names] == [0, 1, 2, None, None, None]
+
+
+def test_own_descriptor_is_not_a_given_one(pipe: tuple[int, int]) -> None:
+    """A name of a descriptor that the process has opened itself, or of none, is an error."""
+    for number in (*pipe, 99_999, 10**30):
+        with pytest.raises(OSError, match="Bad file descriptor"):
+            given_descriptor(f"/dev/fd/{number}")
+    os.set_inheritable(pipe[0], True)
+    assert given_descriptor(f"/proc/self/fd/{pipe[0]}") == pipe[0]
