@@ -2,7 +2,7 @@
 
 Loading the rest takes a quarter of a second. Without these handlers an interrupt in that time would
 be a traceback, or be lost in a callback; and TERM would be lost in a container, whose process 1
-gets only signals that it has a handler for.
+gets only signals that it has a handler for. A HUP, which a server takes for a reload, waits.
 """
 
 try:
@@ -14,13 +14,19 @@ except KeyboardInterrupt:  # pragma: no cover (these take 3 ms of 180)
 
 
 def main() -> None:
-    """Run a command; INT and TERM exit at once until its reactor runs."""
+    """Run a command; until its reactor runs INT and TERM exit at once, and HUP ends only `get`."""
     if signal.getsignal(signal.SIGINT) is signal.default_int_handler:
         signal.signal(signal.SIGINT, lambda *_: os._exit(130))
+    serves = sys.argv[1:2] == ["serve"]
     if signal.getsignal(signal.SIGTERM) is signal.SIG_DFL:
         # A server that is stopped by TERM has succeeded, as later when it serves.
-        stopped = 0 if sys.argv[1:2] == ["serve"] else 130
-        signal.signal(signal.SIGTERM, lambda *_: os._exit(stopped))
+        signal.signal(signal.SIGTERM, lambda *_: os._exit(0 if serves else 130))
+    hangup = getattr(signal, "SIGHUP", None)
+    if hangup is not None and signal.getsignal(hangup) is signal.SIG_DFL:
+        if serves and "-" not in sys.argv:  # a terminal that closes cuts standard input short
+            signal.pthread_sigmask(signal.SIG_BLOCK, [hangup])
+        else:
+            signal.signal(hangup, lambda *_: os._exit(130))
     from poetry import cli
 
     cli.main()

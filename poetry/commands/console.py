@@ -20,7 +20,9 @@ FAILED, USAGE, INTERRUPTED = 1, 2, 130
 
 def complain(message: str, code: int) -> int:
     """Print an error in one line; return the exit code."""
-    write_to_stderr(f"Error: {' '.join(message.split())}\n")
+    line = " ".join(message.split())
+    shown = "".join(c if c.isprintable() else repr(c)[1:-1] for c in line)
+    write_to_stderr(f"Error: {shown}\n")
     return code
 
 

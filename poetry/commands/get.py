@@ -116,6 +116,10 @@ def get(
     """
     if verbose and quiet:
         raise click.UsageError("give --verbose or --quiet, not both")
+    if progress and quiet:
+        raise click.UsageError("give --progress or --quiet, not both")
+    if cacert == "":
+        raise click.UsageError("--cacert: it names no file")
     output, directory = read_places(outputs, directories)
     digest = read_digest(sha256)
     paths = [] if directory is None else output_paths(directory, addresses)
@@ -145,6 +149,8 @@ def get(
         progress = is_terminal(sys.stderr) and not quiet and not shown
     with progress_bar(reactor, shown=progress) as (advance, write_line):
         sources = make_sources(addresses, trust, write_line if verbose else None)
+        if directory is not None:
+            make_directory(directory)
         fetcher = Fetcher(
             reactor,
             DownloadOptions(
@@ -162,7 +168,10 @@ def get(
 def read_places(
     outputs: Sequence[str], directories: Sequence[str]
 ) -> tuple[str | None, str | None]:
-    """Return the file and the directory to write to, of which one is None, or both."""
+    """Return the file and the directory to write to, of which one is None, or both.
+
+    @raise UsageError: for more than one of them.
+    """
     if outputs and directories:
         raise click.UsageError("give --output or --directory, not both")
     if len(outputs) > 1 or len(directories) > 1:
@@ -181,6 +190,7 @@ def make_sources(
 
     @param trust: the authorities that sign certificates; None: the system's.
     @param write_line: is called with each event, in one line; None: no report.
+    @raise UsageError: for what is no address.
     """
     from twisted.internet import reactor
 
@@ -205,7 +215,10 @@ def make_sources(
 
 
 def read_authorities(path: str) -> Any:
-    """Read the authorities that sign certificates from a PEM file."""
+    """Read the authorities that sign certificates from a PEM file.
+
+    @raise UsageError: where it has none, or cannot be read.
+    """
     from poetry.addresses import BadAddress, authorities
 
     try:
@@ -215,22 +228,35 @@ def read_authorities(path: str) -> Any:
 
 
 def read_digest(text: str | None) -> str | None:
-    """Check a SHA-256, and return it in lower case."""
+    """Check a SHA-256, and return it in lower case.
+
+    @raise UsageError: for anything but 64 hexadecimal digits.
+    """
     if text is not None and not re.fullmatch("[0-9a-fA-F]{64}", text):
         raise click.UsageError(f"--sha256 {text}: not 64 hexadecimal digits")
     return text and text.lower()
 
 
 def output_paths(name: str, addresses: Sequence[str]) -> list[str]:
-    """Create the directory of that name; return the path of a file in it for each address."""
-    directory = Path(name)
+    """Return the path of a file in the directory of that name for each address.
+
+    @raise UsageError: where two addresses would have one file.
+    """
     files = [re.sub(r"[^\w.-]+", "_", address).strip("_") + ".txt" for address in addresses]
     if len(set(files)) < len(files):
         raise click.UsageError("two addresses would share a file in --directory")
+    return [str(Path(name) / file) for file in files]
+
+
+def make_directory(name: str) -> None:
+    """Create the directory of that name, unless there is one.
+
+    @raise ClickException: where it cannot be made.
+    """
+    directory = Path(name)
     try:
         directory.mkdir(parents=True, exist_ok=True)
     except FileExistsError as error:
         raise click.ClickException(f"{directory}: it is no directory") from error
     except OSError as error:
         raise click.ClickException(f"{directory}: {error.strerror}") from error
-    return [str(directory / file) for file in files]

@@ -4,9 +4,9 @@ from __future__ import annotations
 
 import os
 import sys
-import time
 from collections.abc import Callable, Iterator
 from contextlib import contextmanager
+from time import monotonic
 from typing import Any, TextIO
 
 DELAY = 0.5
@@ -54,11 +54,13 @@ class _Bar:
     """A progress bar of tqdm that is also updated while nothing comes."""
 
     def __init__(self, reactor: Any, stream: Any) -> None:
+        for name in [name for name in os.environ if name.startswith("TQDM_")]:
+            del os.environ[name]  # the options of the command decide
         from tqdm import tqdm
         from twisted.internet.task import LoopingCall
 
         self._stream = stream
-        self._last = time.time()
+        self._last = monotonic()
         self._tqdm = tqdm(
             unit="B",
             unit_scale=True,
@@ -81,7 +83,7 @@ class _Bar:
 
     def advance(self, size: int) -> None:
         """Advance the bar by `size` bytes."""
-        self._last = time.time()
+        self._last = monotonic()
         self._tqdm.set_postfix_str("", refresh=False)
         self._tqdm.update(size)
 
@@ -97,7 +99,7 @@ class _Bar:
         return self._tqdm.last_print_t >= self._tqdm.start_t + DELAY
 
     def _tick(self) -> None:
-        silence = time.time() - self._last
+        silence = monotonic() - self._last
         postfix = f"nothing for {silence:.0f} s" if silence >= SILENCE else ""
         self._tqdm.set_postfix_str(postfix, refresh=False)
         self._tqdm.update(0)

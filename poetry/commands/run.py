@@ -57,9 +57,8 @@ class ServiceRunner:
             signal.signal(number, lambda *_: self._reactor.callFromThread(self._stop))
         self._service.whenListening().addCallbacks(self._announce, self._cannot_listen)
 
-    def _announce(self, _: None) -> None:
+    def _announce(self, addresses: list[str]) -> None:
         names = [factory.name for _, factory in self._service.listeners] + ["metrics"]
-        addresses = self._service.addresses
         lines = [f"Serving {n} on {a}\n" for n, a in zip(names, addresses, strict=False)]
         if self._in_log:
             _log.info(
@@ -97,9 +96,10 @@ class ServiceRunner:
 
 
 def _ignore_signals() -> None:
-    """Ignore INT and TERM from now on, so that none changes the exit code."""
-    for number in (signal.SIGINT, signal.SIGTERM):
-        signal.signal(number, signal.SIG_IGN)
+    """Ignore INT, TERM and HUP from now on, so that none changes the exit code."""
+    for number in (signal.SIGINT, signal.SIGTERM, HANGUP):
+        if number is not None:
+            signal.signal(number, signal.SIG_IGN)
 
 
 def run_to_end(reactor: Any, work: Coroutine[Any, Any, bool]) -> int:
@@ -120,7 +120,7 @@ def run_to_end(reactor: Any, work: Coroutine[Any, Any, bool]) -> int:
     def start() -> None:
         if signal.getsignal(signal.SIGINT) != signal.SIG_IGN:
             signal.signal(signal.SIGINT, reactor.sigInt)
-        if HANGUP is not None and signal.getsignal(HANGUP) == signal.SIG_DFL:
+        if HANGUP is not None and signal.getsignal(HANGUP) != signal.SIG_IGN:
             signal.signal(HANGUP, reactor.sigTerm)
         done = Deferred.fromCoroutine(work)
         reactor.addSystemEventTrigger("before", "shutdown", done.cancel)

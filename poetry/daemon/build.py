@@ -7,7 +7,7 @@ from collections import Counter
 from collections.abc import Iterable, Sequence
 from typing import Any
 
-from twisted.internet.defer import Deferred
+from twisted.internet.defer import Deferred, DeferredLock
 from twisted.logger import Logger
 
 from poetry.addresses import server_endpoint
@@ -27,6 +27,7 @@ from poetry.serving.poems import (
 )
 from poetry.system.certificates import TLSEndpoint
 from poetry.system.clock import use_monotonic_time
+from poetry.system.descriptors import given_descriptor
 from poetry.system.features import HANGUP
 from poetry.wire.outgoing import Pace
 from poetry.wire.poem import Poem
@@ -69,8 +70,9 @@ def read_poem(argument: str | None) -> NamedPoem:
     if argument == "":
         raise BadPoem("POEM: it names no file")
     try:
+        given_descriptor(argument or "")
         return read_at_start(argument)
-    except (EmptyPoem, MemoryError, OSError) as error:
+    except (EmptyPoem, MemoryError, OverflowError, OSError) as error:
         raise BadPoem(f"{argument}: {explain_read_failure(error)}") from error
 
 
@@ -161,6 +163,10 @@ class DaemonService(PoetryService):
 
     _renewed = True
 
+    def __init__(self, *args: Any, **limits: Any) -> None:
+        super().__init__(*args, **limits)
+        self._one_reload = DeferredLock()
+
     def privilegedStartService(self) -> None:
         """Listen, with timers that are independent of the wall clock."""
         use_monotonic_time(self.clock)
@@ -171,6 +177,7 @@ class DaemonService(PoetryService):
         super().startService()
         if HANGUP is not None:
             signal.signal(HANGUP, lambda *_: self.clock.callFromThread(self.reload))
+            signal.pthread_sigmask(signal.SIG_UNBLOCK, [HANGUP])  # one may have come already
         self.whenListening().addCallbacks(lambda _: notify("READY=1"), lambda _: None)
 
     def reload(self) -> Deferred[None]:
@@ -181,7 +188,7 @@ class DaemonService(PoetryService):
         @return: fires with None when all are read.
         """
         notify("RELOADING=1")
-        return Deferred.fromCoroutine(self._reload())
+        return self._one_reload.run(lambda: Deferred.fromCoroutine(self._reload()))
 
     async def _reload(self) -> None:
         renewed = True
@@ -206,7 +213,7 @@ class DaemonService(PoetryService):
 async def renew(endpoint: TLSEndpoint, listener: str) -> bool:
     """Read the key and certificate of an endpoint again, in a thread, and log the result.
 
-    @param listener: the address that it listens on, for the log.
+    @param listener: the name of its listener, for the log.
     @return: whether they could be read.
     """
     try:

@@ -63,12 +63,12 @@ class Metrics:
             ),
             (
                 "last_reload_success",
-                "1 where the last reload read all poems, else 0.",
+                "1 where the last reload read all poems and certificates, else 0.",
                 lambda: service.reloaded_well,
             ),
             (
                 "last_reload_timestamp_seconds",
-                "When the poems were last read.",
+                "When the last reload ended; before the first, when the service was made.",
                 lambda: service.reloaded_at,
             ),
         ]

@@ -93,6 +93,9 @@ class ScrapeSite(Site):
         """Return the page at its path, and 404 elsewhere."""
         return self.resource if request.path == b"/metrics" else notFound()
 
+    def log(self, request: Request) -> None:
+        """Log nothing: a scraper comes every few seconds."""
+
     def acceptableProtocols(self) -> list[bytes]:
         """Return HTTP/1.1 alone, for ALPN: twisted.web would offer HTTP/2 too."""
         return [b"http/1.1"]

@@ -9,11 +9,14 @@ from twisted.application.service import Service
 from twisted.python import usage
 
 from poetry.daemon.build import UsageError, build_service
+from poetry.errors import printable
 from poetry.limits import DEFAULTS, Limits
 
 
 class Options(usage.Options):
-    """The options of `twistd poetry`, as `poetry serve` has them."""
+    """The options of `twistd poetry`: those of `poetry serve` that are not twistd's own affair, as
+    logs are, with addresses by `--listen` alone.
+    """
 
     synopsis = "[options] [POEM]..."
     optParameters: ClassVar[list[list[Any]]] = [
@@ -65,5 +68,5 @@ def makeService(options: Options) -> Service:
             metrics=options["metrics"],
         )
     except UsageError as error:
-        print(f"Error: {error}", file=sys.stderr)
+        print(f"Error: {printable(str(error))}", file=sys.stderr)
         raise SystemExit(2) from error

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import re
+from collections.abc import Iterator
 from contextlib import suppress
 from pathlib import Path
 from typing import Any
@@ -54,8 +55,13 @@ class TLSEndpoint:
     def renew(self) -> None:
         """Read the files again. If that fails, what was read before stays.
 
+        @raise BadCertificate: as well for what is no regular file: a FIFO could be waited for, for
+            ever.
         @raise Exception: as `__init__` does.
         """
+        for path in _paths_in(self._description):
+            if path.exists() and not path.is_file():
+                raise BadCertificate(f"{path} is no regular file")
         self._context = _read(self._description).context
 
 
@@ -90,11 +96,16 @@ def _read(description: str) -> _ListenRecorder:
 
 def _check_keys(description: str) -> None:
     """Refuse an encrypted key: OpenSSL would ask for its password at the terminal, deaf to TERM."""
-    for part in re.split(r"(?<!\\):", description):
-        path = Path(re.sub(r"\\(.)", r"\1", part.partition("=")[2] or part))
+    for path in _paths_in(description):
         with suppress(OSError):
             if path.is_file() and b"ENCRYPTED" in path.read_bytes():
                 raise BadCertificate(
                     f"{path} is encrypted, and a server starts without anybody to ask;"
                     f" decrypt it: openssl pkey -in {path} -out KEY"
                 )
+
+
+def _paths_in(description: str) -> Iterator[Path]:
+    """Generate the arguments of a description as paths, whether or not they are meant as such."""
+    for part in re.split(r"(?<!\\):", description):
+        yield Path(re.sub(r"\\(.)", r"\1", part.partition("=")[2] or part))

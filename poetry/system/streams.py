@@ -8,7 +8,7 @@ import select
 import stat
 from contextlib import suppress
 
-from poetry.system.features import NOT_BLOCKING
+from poetry.system.features import NOT_BLOCKING, fcntl
 
 PIECE = getattr(select, "PIPE_BUF", 4096)
 """Bytes per write(2): a writable pipe has room for as many (pipe(7)); any number on Windows."""
@@ -22,8 +22,12 @@ def reopened(descriptor: int) -> int | None:
 
     @return: a descriptor; None: it cannot be opened again, as a socket, a pipe or terminal of
         another user, and anything on a system without /dev/fd; or it must not be, as a regular
-        file, whose position is shared.
+        file, whose position is shared, and what is open for reading only.
     """
+    if fcntl is not None:
+        flags = fcntl.fcntl(descriptor, fcntl.F_GETFL)
+        if flags & os.O_ACCMODE == os.O_RDONLY:
+            return None
     mode = os.fstat(descriptor).st_mode
     if stat.S_ISFIFO(mode) or stat.S_ISCHR(mode):
         with suppress(OSError):
@@ -90,12 +94,12 @@ class LossyStream:
 def write_now(descriptor: int, text: str) -> None:
     """Write a text to a descriptor without blocking.
 
-    @raise OSError: if it cannot be written: EAGAIN if there is no room.
+    @raise OSError: if it cannot be written whole: EAGAIN if there is no room.
     """
     stream = LossyStream(descriptor)
     try:
         stream.write(text)
-        if stream.dropped:
+        if stream.dropped or not stream.flush():
             raise stream.error or BlockingIOError(errno.EAGAIN, "nobody reads it")
     finally:
         stream.close()

@@ -14,11 +14,22 @@ from pathlib import Path
 import pytest
 
 from tests.certificates import Certificates
-from tests.commands.tools import LONG, QUICK, SHORT, accept, error_of, port_of, started, written
+from tests.commands.tools import (
+    LONG,
+    QUICK,
+    RUN,
+    SHORT,
+    accept,
+    error_of,
+    port_of,
+    started,
+    written,
+)
 from tests.faults.bad import black_hole
 from tests.faults.readers import reset
 from tests.processes import (
     PATIENCE,
+    POETRY,
     SAMPLE,
     Server,
     eventually,
@@ -76,6 +87,62 @@ def test_output_to_a_pipe_and_a_device(served: Server) -> None:
     assert poetry("get", "-o", "-", served.addresses[0]).stdout == SHORT
     assert poetry("get", "-o", "/dev/stdout", served.addresses[0]).stdout == SHORT
     assert poetry("get", "-o", "/dev/null", served.addresses[0]).returncode == 0
+
+
+@pytest.mark.parametrize("number", range(3, 9))
+@pytest.mark.parametrize("form", ["/dev/fd/{}", "link"])
+def test_descriptor_that_was_not_given_is_an_error(
+    served: Server, tmp_path: Path, form: str, number: int
+) -> None:
+    """A poem is not lost in what the command has opened for itself."""
+    path = tmp_path / "link" if form == "link" else Path(form.format(number))
+    if form == "link":
+        path.symlink_to(f"/dev/fd/{number}")
+    result = poetry("get", "-o", path, served.addresses[0])
+    assert error_of(result, 1) == f"{path}: Bad file descriptor"
+
+
+@pytest.mark.parametrize("closed", ["1", "0,1", "0,2"])
+@pytest.mark.parametrize("name", ["/dev/stdin", "/dev/stdout", "/dev/stderr"])
+def test_closed_stream_is_an_error(served: Server, closed: str, name: str) -> None:
+    """A standard stream that is closed takes no poem, whatever has its number now."""
+    numbers = [int(number) for number in closed.split(",")]
+    if {"/dev/stdin": 0, "/dev/stdout": 1, "/dev/stderr": 2}[name] not in numbers:
+        return
+
+    def shut() -> None:
+        for number in numbers:
+            os.close(number)
+
+    assert run([*POETRY, "get", "-o", name, served.addresses[0]], before=shut).returncode == 1
+
+
+@pytest.mark.parametrize("kind", ["pipe", "device", "file"])
+def test_output_open_for_reading_is_an_error(
+    served: Server, tmp_path: Path, pipe: tuple[int, int], kind: str
+) -> None:
+    """A standard output that cannot be written to takes no poem."""
+    (tmp_path / "file").touch()
+    paths = {"pipe": f"/dev/fd/{pipe[0]}", "device": os.devnull, "file": str(tmp_path / "file")}
+    with (
+        Path(paths[kind]).open("rb") as output,
+        started("get", served.addresses[0], stdout=output) as process,
+    ):
+        _, stderr = process.communicate(timeout=PATIENCE)
+    assert (process.returncode, stderr) == (1, b"Error: standard output: Bad file descriptor\n")
+
+
+def test_bad_address_makes_no_directory(tmp_path: Path) -> None:
+    """All words are checked before anything is made."""
+    assert poetry("get", "-d", tmp_path / "new", "10000x").returncode == 2
+    assert not list(tmp_path.iterdir())
+
+
+def test_endless_authorities_are_none() -> None:
+    """A file without end is read as far as authorities go."""
+    limit = "import resource; resource.setrlimit(resource.RLIMIT_AS, (1 << 30, 1 << 30)); " + RUN
+    words = [sys.executable, "-c", limit, "get", "--cacert", "/dev/zero", "tls:127.0.0.1:9"]
+    assert error_of(run(words), 2).startswith("--cacert /dev/zero: no certificate is in it (PEM)")
 
 
 @pytest.mark.parametrize("output", ["/dev/stdout", "log"])

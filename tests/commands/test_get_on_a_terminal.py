@@ -15,7 +15,7 @@ import pytest
 from tests.commands.tools import HASTY, SHORT, accept, port_of, started, terminal
 from tests.faults.bad import black_hole
 from tests.faults.readers import reset
-from tests.processes import PATIENCE, Server, eventually
+from tests.processes import PATIENCE, Server, eventually, poetry
 
 
 @pytest.mark.parametrize(
@@ -49,6 +49,15 @@ def test_progress_is_shown_on_a_terminal(
     assert (b"B/s" in seen) is shown
     if not words and "stdout" not in terminals:
         assert stdout == SHORT * (count + 1)
+
+
+@pytest.mark.parametrize("name", ["TQDM_DISABLE=1", "TQDM_NCOLS=x", "TQDM_MININTERVAL=x"])
+def test_environment_of_tqdm_changes_nothing(served: Server, tmp_path: Path, name: str) -> None:
+    """The options of the command decide on its progress."""
+    variable, _, value = name.partition("=")
+    words = ("get", "--progress", "-o", tmp_path / "poem.txt", served.addresses[0])
+    result = poetry(*words, env={variable: value})
+    assert (result.returncode, result.stderr) == (0, b"")
 
 
 @pytest.mark.parametrize("progress", [[], ["--progress"]])

@@ -6,16 +6,35 @@ import signal
 import socket
 import subprocess
 import sys
+import time
 from pathlib import Path
 from typing import Any
 
 import pytest
 
-from tests.commands.tools import LONG, RUN, SHORT, accept, error_of, port_of, started, written
+from tests.commands.tools import (
+    LONG,
+    QUICK,
+    RUN,
+    SHORT,
+    accept,
+    error_of,
+    port_of,
+    started,
+    written,
+)
 from tests.faults.bad import black_hole
-from tests.processes import PATIENCE, POETRY, Command, Server, eventually, run
+from tests.processes import PATIENCE, POETRY, SERVE, Command, Server, eventually, run, running
 
-LATE = f"import atexit, os, signal; atexit.register(os.kill, os.getpid(), signal.SIGINT); {RUN}"
+LATE = "import atexit, os, signal; atexit.register(os.kill, os.getpid(), signal.{}); " + RUN
+EARLY = f"""
+import os, signal
+from poetry import cli
+real = cli.main
+cli.main = lambda: (os.kill(os.getpid(), signal.SIGHUP), real())
+{RUN}
+"""
+"""Hangs up as soon as the command may handle that, before the rest is loaded."""
 
 
 @pytest.mark.parametrize("number", [signal.SIGINT, signal.SIGTERM, signal.SIGHUP])
@@ -90,11 +109,38 @@ def test_interrupt_while_loading(
     assert (done.returncode, done.stdout, done.stderr) == (130, b"", b"")
 
 
-def test_interrupt_after_the_result_does_not_change_it() -> None:
-    """An interrupt while Python ends does not change the exit code."""
-    words = [sys.executable, "-c", LATE, "get", "unix:/no/such/socket"]
+@pytest.mark.parametrize("name", ["SIGINT", "SIGTERM", "SIGHUP"])
+def test_interrupt_after_the_result_does_not_change_it(name: str) -> None:
+    """A signal while Python ends does not change the exit code."""
+    words = [sys.executable, "-c", LATE.format(name), "get", "unix:/no/such/socket"]
     result = run(words)
     assert error_of(result, 1).startswith("unix:/no/such/socket: ")
+    with running([sys.executable, "-c", LATE.format(name), *QUICK[3:]]) as server:
+        assert server.stop() == 0
+
+
+def test_hangups_while_a_server_ends_do_not_change_its_result() -> None:
+    """HUPs that come with a stop, up to the last moment, leave the exit code alone."""
+    with running(QUICK) as server:
+        server.signal(signal.SIGTERM)
+        while server.process.poll() is None:
+            server.signal(signal.SIGHUP)
+            time.sleep(0.001)  # more often, Python's own handling recurses
+        assert server.wait() == 0
+
+
+@pytest.mark.parametrize("words", [("get", "1"), ("serve", "-")])
+def test_hangup_while_loading(words: Command) -> None:
+    """A terminal that closes ends a download, and a poem that it may have cut short."""
+    done = run([sys.executable, "-c", EARLY, *words])
+    assert (done.returncode, done.stdout, done.stderr) == (130, b"", b"")
+
+
+def test_hangup_while_a_server_loads_is_a_reload() -> None:
+    """A HUP waits until the server can reload."""
+    with running([sys.executable, "-c", EARLY, *SERVE[3:], "--log-format", "json"]) as server:
+        assert eventually(lambda: bool(server.logged("reloaded")))
+        assert server.stop() == 0
 
 
 def test_interrupt_while_reading_standard_input() -> None:

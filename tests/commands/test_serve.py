@@ -3,8 +3,13 @@
 from __future__ import annotations
 
 import errno
+import fcntl
+import os
 import signal
 import socket
+import sys
+import tempfile
+import termios
 import urllib.request
 from contextlib import closing
 from pathlib import Path
@@ -15,7 +20,7 @@ from twisted.internet.error import CannotListenError
 from poetry.commands.serve import explain_listen_failure
 from poetry.system.descriptors import LEAST
 from tests.certificates import Certificates
-from tests.commands.tools import LONG, QUICK, SHORT, Run, error_of, port_of
+from tests.commands.tools import LONG, QUICK, RUN, SHORT, Run, error_of, port_of, started
 from tests.processes import PATIENCE, SAMPLE, SERVE, eventually, poetry, running
 
 
@@ -176,6 +181,7 @@ def test_metrics_without_prometheus_client_say_what_to_install(poems: Path) -> N
         (".", "Is a directory"),
         ("{empty}", "it is empty, and there is no empty poem"),
         ("-", "it is empty, and there is no empty poem"),
+        ("/dev/fd/4", "Bad file descriptor"),
         ("10000", "No such file or directory; to listen on that port: -p 10000"),
         ("[::1]:80", "No such file or directory; to listen there: -l [::1]:80"),
     ],
@@ -184,6 +190,42 @@ def test_unusable_poem_is_one_line(poems: Path, word: str, message: str) -> None
     """A poem that cannot be served is one line, without a hint at the help."""
     given = word.format(empty=poems / "empty.txt")
     assert error_of(poetry("serve", given), 2) == f"{given}: {message}"
+
+
+def test_error_line_shows_control_characters() -> None:
+    """A name cannot set the terminal's title."""
+    assert error_of(poetry("serve", "x\x1by"), 2) == r"x\x1by: No such file or directory"
+
+
+def test_poem_of_a_nonblocking_pipe_is_read_to_its_end(pipe: tuple[int, int]) -> None:
+    """A standard input that another process has set not to block has no end before its end."""
+    reading, writing = pipe
+    os.set_blocking(reading, False)
+    with started("serve", "-p", "0", "-", stdin=reading) as process:
+        os.write(writing, SHORT)
+        assert eventually(lambda: fcntl.ioctl(reading, termios.FIONREAD, bytes(4)) == bytes(4))
+        os.write(writing, SHORT)
+        nowhere = os.open(os.devnull, os.O_WRONLY)
+        os.dup2(nowhere, writing)  # closes the pipe; the fixture closes the number
+        os.close(nowhere)
+        assert process.stdout is not None
+        address = process.stdout.readline().split()[-1].decode()
+        assert poetry("get", address).stdout == SHORT * 2
+        process.send_signal(signal.SIGTERM)
+        assert process.wait(PATIENCE) == 0
+
+
+def test_announcement_that_is_cut_short_is_an_error() -> None:
+    """A standard output with room for a part of the line is told of."""
+    with tempfile.TemporaryFile() as output:
+        limit = ("import resource; resource.setrlimit(resource.RLIMIT_FSIZE, (10, 10)); " + RUN,)
+        words = [sys.executable, "-c", *limit, "serve", "-p", "0"]
+        with started(command=tuple(words), stdout=output) as process:
+            assert process.stderr is not None
+            line = process.stderr.readline()
+            process.send_signal(signal.SIGTERM)
+            assert process.wait(PATIENCE) == 0
+    assert line == b"Error: standard output: File too large\n"
 
 
 @pytest.mark.parametrize(

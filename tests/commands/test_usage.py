@@ -21,6 +21,12 @@ from tests.processes import poetry, run
 
 HELPS: tuple[list[str], ...] = ([], ["serve"], ["get"])
 
+LONG_WORD = "x" * 300
+"""Longer than a file's name may be, and than a label of a host's."""
+
+MANY_DIGITS = "9" * 5_000
+"""More than Python converts to a number."""
+
 
 @pytest.mark.parametrize(
     ("words", "message"),
@@ -87,6 +93,18 @@ HELPS: tuple[list[str], ...] = ([], ["serve"], ["get"])
         ("get -o a -o b 1 2", "give --output or --directory once: -d DIR has a file an address"),
         ("get -d a -d b 1", "give --output or --directory once: -d DIR has a file an address"),
         ("get -v -q 1", "give --verbose or --quiet, not both"),
+        ("get --progress -q 1", "give --progress or --quiet, not both"),
+        ("get --cacert  1", "--cacert: it names no file"),
+        ("get --cacert /dev/fd/999 1", "--cacert /dev/fd/999: Bad file descriptor"),
+        ("get stdio:9", "'stdio:9' is no address: use PORT, HOST:PORT or an endpoint string"),
+        ("get tcp:a..b:9", "'tcp:a..b:9': 'a..b' is no host name"),
+        (f"get tcp:{LONG_WORD}:9", f"'tcp:{LONG_WORD}:9': '{LONG_WORD}' is no host name"),
+        (f"get {LONG_WORD}", f"'{LONG_WORD}' is no address: use PORT, HOST:PORT or an endpoint"),
+        (f"serve -l {LONG_WORD}", f"'{LONG_WORD}' is no address: use PORT, HOST:PORT or an"),
+        (f"get {MANY_DIGITS}", f"'{MANY_DIGITS}': port 99999999999999999999 is out of range"),
+        (f"serve -l 1:{MANY_DIGITS}", f"'1:{MANY_DIGITS}': port 99999999999999999999 is out of"),
+        ("serve -l unix:/tmp/a\nb", r"'unix:/tmp/a\nb': its path has characters that cannot be"),
+        ("serve -l unix:/tmp/\udcff", r"'unix:/tmp/\udcff': its path has characters that cannot"),
         ("get --cacert /no/ca.pem tls:h:1", "--cacert /no/ca.pem: No such file or directory"),
         ("get localhost", "'localhost' is no address: write localhost:PORT, the port as a number"),
         ("get poem.txt", "'poem.txt' is no address: it looks like a file: `serve poem.txt` sends"),

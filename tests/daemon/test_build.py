@@ -19,9 +19,11 @@ from poetry.daemon.build import UsageError, build_service, pair, read_poem
 from poetry.limits import Limits
 from poetry.server import PoetryService
 from poetry.serving.poems import PoemFactory
+from poetry.system.certificates import TLSEndpoint
 from poetry.wire.outgoing import Pace
 from tests.certificates import Certificates
 from tests.loop import until, wait
+from tests.processes import PATIENCE
 from tests.transfers import Log
 
 
@@ -233,3 +235,28 @@ def test_reload_reads_certificates(
     wait(service.reload())
     assert not service.reloaded_well
     assert log.names == ["renewed", "reloaded", "renewal_failed", "reloaded"]
+
+
+def test_reloads_of_certificates_run_one_at_a_time(
+    reactor: Reactor, certificates: Certificates, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """A renewal that is slow ends before the next begins, and so cannot undo it."""
+    service = build_service(reactor, [], [f"ssl:0:privateKey={certificates.path('good')}"])
+    begun, go = [threading.Event(), threading.Event()], threading.Event()
+    ended: list[int] = []
+
+    def renew(_: TLSEndpoint) -> None:
+        number = len(ended)
+        begun[number].set()
+        if number == 0:
+            go.wait(PATIENCE)
+        ended.append(number)
+
+    monkeypatch.setattr(TLSEndpoint, "renew", renew)
+    first, second = service.reload(), service.reload()
+    until(begun[0].is_set)
+    assert not begun[1].is_set()
+    go.set()
+    wait(first)
+    wait(second)
+    assert ended == [0, 1]

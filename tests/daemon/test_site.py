@@ -14,6 +14,7 @@ from twisted.python.failure import Failure
 
 import poetry.daemon.site
 from poetry.daemon.site import FRESH_SECONDS, SCRAPE_SECONDS, SCRAPES, Page, ScrapeSite
+from tests.transfers import Log
 
 ASK = b"GET /metrics HTTP/1.1\r\nHost: poem\r\n\r\n"
 DONE = Failure(ConnectionDone())
@@ -61,6 +62,14 @@ def test_get_answers_the_page(site: ScrapeSite) -> None:
     assert head.startswith(b"HTTP/1.1 200 ")
     assert {b"Content-Type: text/plain", b"Connection: close"} <= set(head.split(b"\r\n"))
     assert page == b"rendered: 1\n"
+
+
+def test_scrape_is_not_logged(site: ScrapeSite, log: Log) -> None:
+    """Under twistd, where Twisted's own lines are logged, a scrape has none."""
+    site.doStart()
+    answer(site)
+    site.doStop()
+    assert log == []
 
 
 def test_head_answers_the_headers(site: ScrapeSite) -> None:

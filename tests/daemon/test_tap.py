@@ -39,6 +39,7 @@ def test_bad_options_end_twistd(capsys: pytest.CaptureFixture[str]) -> None:
         parsed("--grace", "soon")
     for words, message in [
         (["none.txt"], "none.txt: No such file or directory"),
+        (["no\nfile"], r"no\nfile: No such file or directory"),
         (["--grace", "nan"], "grace has to be at least 0 s, not nan"),
         (["--num-bytes", "-1"], "num_bytes has to be at least 1, not -1"),
         (["--delay", "0"], "delay has to be more than 0 s, not 0"),

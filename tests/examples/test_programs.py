@@ -47,7 +47,7 @@ def test_hello_prints_its_poem() -> None:
     assert (done.returncode, done.stdout, done.stderr) == (0, b"b'So brief.'\n", b"")
 
 
-@pytest.mark.parametrize("name", ["get.py", "serve.py", "push.py", "inbox.py"])
+@pytest.mark.parametrize("name", ["get.py", "serve.py", "push.py", "inbox.py", "personal.py"])
 def test_program_without_its_words_prints_how_to_call_it(name: str) -> None:
     """A program that is called without its arguments prints its usage, and fails."""
     done = run(command(name))

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import datetime
+import os
 import re
 from pathlib import Path
 
@@ -96,6 +97,11 @@ def test_renewal_takes_usable_files_only(tmp_path: Path, certificates: Certifica
     with pytest.raises(BadCertificate):
         endpoint.renew()
     assert endpoint.getContext() is first
+    path.unlink()
+    os.mkfifo(path)
+    with pytest.raises(BadCertificate, match=f"{path} is no regular file"):
+        endpoint.renew()
+    path.unlink()
     path.write_bytes(certificates.path("misnamed").read_bytes())
     endpoint.renew()
     assert endpoint.getContext() is not first
