@@ -30,4 +30,6 @@ async def serve(reactor: Any, number: str) -> None:
 
 
 if __name__ == "__main__":
+    if len(sys.argv) != 2:
+        sys.exit(__doc__)
     react(serve, sys.argv[1:])
