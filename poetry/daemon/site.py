@@ -93,7 +93,7 @@ class ScrapeSite(Site):
         """Return the page at its path, and 404 elsewhere."""
         return self.resource if request.path == b"/metrics" else notFound()
 
-    def log(self, request: Request) -> None:
+    def log(self, request: Any) -> None:
         """Log nothing: a scraper comes every few seconds."""
 
     def acceptableProtocols(self) -> list[bytes]:
