@@ -176,6 +176,25 @@ def test_wrapper_that_fails_resets(secure: bool, certificates: Certificates, log
     log.clear()
 
 
+def test_failing_transport_is_logged_once(log: Log) -> None:
+    """A transport that fails may ask again before it is closed."""
+
+    class Refuses(StringTransport):
+        def write(self, data: bytes) -> None:
+            raise RuntimeError(len(data))
+
+    server = Server(LONG)
+    protocol = server.buildProtocol(None)
+    assert isinstance(protocol, PoetryProtocol)
+    protocol.makeConnection(Refuses())
+    assert isinstance(protocol.outgoing, Buffered)
+    for _ in range(2):
+        protocol.outgoing.resumeProducing()
+    assert protocol.outcome == "failed"
+    assert log.names == ["hook_failed"]
+    log.clear()
+
+
 def test_early_end_under_a_wrapper_is_a_reset() -> None:
     """A wrapper hides the half-close, so that an early end of the reader is a reset."""
     server = Server(LONG)
