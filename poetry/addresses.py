@@ -258,7 +258,7 @@ def _parse(parser: Any, reactor: Any, full: str, text: str) -> Any:
     except TypeError as error:
         reason = "too few or too many arguments" + _hint_of_arguments(text)
         raise BadAddress(f"{text!r} is no address: {reason}") from error
-    except BadCertificate as error:
+    except (BadCertificate, MemoryError) as error:  # MemoryError: MemoryDenyWriteExecute of systemd
         raise BadAddress(f"{text!r}: {error}") from error
     except Exception as error:
         reason = _reason(error, text, listening=listening)

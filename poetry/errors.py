@@ -1,10 +1,14 @@
-"""Errors of a poem, as exceptions that carry the data."""
+"""Errors of a poem, as exceptions that carry the data, and what makes a text one line.
+
+It loads nothing of Twisted's, as the commands name errors before they do.
+"""
 
 from __future__ import annotations
 
-from typing import Any
+from typing import TYPE_CHECKING, Any
 
-from twisted.python.failure import Failure
+if TYPE_CHECKING:
+    from twisted.python.failure import Failure
 
 
 def text_of(error: Any) -> str:
@@ -101,6 +105,11 @@ class PoemStopped(PoemError):
 
     def __str__(self) -> str:
         return "stopped before the end of the poem"
+
+
+def one_line(value: object) -> str:
+    """Return a value as text, with its line ends as blanks."""
+    return " ".join(str(value).split())
 
 
 def printable(text: str) -> str:

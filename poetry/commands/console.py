@@ -13,6 +13,7 @@ from typing import Any
 
 import click
 
+from poetry.errors import one_line, printable
 from poetry.system.streams import write_now
 
 FAILED, USAGE, INTERRUPTED = 1, 2, 130
@@ -20,9 +21,7 @@ FAILED, USAGE, INTERRUPTED = 1, 2, 130
 
 def complain(message: str, code: int) -> int:
     """Print an error in one line; return the exit code."""
-    line = " ".join(message.split())
-    shown = "".join(c if c.isprintable() else repr(c)[1:-1] for c in line)
-    write_to_stderr(f"Error: {shown}\n")
+    write_to_stderr(f"Error: {printable(one_line(message))}\n")
     return code
 
 

@@ -11,10 +11,10 @@ from twisted.internet.defer import Deferred, DeferredLock
 from twisted.logger import Logger
 
 from poetry.addresses import server_endpoint
-from poetry.daemon.logs import TransferLog, one_line
+from poetry.daemon.logs import TransferLog
 from poetry.daemon.metrics import Metrics
 from poetry.daemon.systemd import notify
-from poetry.errors import EmptyPoem
+from poetry.errors import EmptyPoem, one_line
 from poetry.limits import DEFAULTS, Limits, check_count, check_seconds
 from poetry.server import PoetryService
 from poetry.serving.poems import (

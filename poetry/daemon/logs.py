@@ -21,7 +21,7 @@ from twisted.python.failure import Failure
 from zope.interface import implementer
 
 from poetry.addresses import peer_address
-from poetry.errors import printable, text_of
+from poetry.errors import one_line, printable, text_of
 from poetry.protocol import PoetryProtocol
 from poetry.system.streams import LossyStream
 
@@ -70,11 +70,6 @@ class TransferLog:
             outcome=protocol.outcome,
             **reason,
         )
-
-
-def one_line(value: object) -> str:
-    """Return a value as text in one line."""
-    return " ".join(str(value).split())
 
 
 def format_text(event: LogEvent) -> str:
