@@ -7,7 +7,13 @@ from typing import Any
 from twisted.internet.interfaces import ISSLTransport
 
 from poetry.wire.kernel import end_stream, make_close_graceful
-from poetry.wire.layers import handle_of, innermost, make_close_abortive
+from poetry.wire.layers import (
+    EndedEarly,
+    handle_of,
+    innermost,
+    is_closing,
+    make_close_abortive,
+)
 from poetry.wire.outgoing import SHORT, Sender
 
 
@@ -33,26 +39,35 @@ class Buffered(Sender):
             self.register()
 
     def _hand_over(self, limit: int) -> int:
-        """Write a chunk."""
+        """Write a chunk.
+
+        @raise EndedEarly: if the transport is closing: what it still takes may be lost.
+        """
+        if is_closing(self._transport):
+            raise EndedEarly
         piece = bytes(self.poem.view[self.size : self.size + limit])
         self._transport.write(piece)
         return len(piece)
 
     def _end(self) -> None:
-        """End the stream once the kernel has the rest."""
+        """End the stream once the kernel has the rest.
+
+        @raise EndedEarly: if the transport is closing already.
+        """
         transport, handle = self._transport, handle_of(self._transport)
+        if is_closing(transport):
+            raise EndedEarly
         if handle is None:  # there is no kernel in memory
             self.unregister()
             self.finish()
             transport.loseConnection()  # the connection may be lost already
         elif ISSLTransport.providedBy(transport):  # it ends its stream when it is closed
             make_close_graceful(handle)
-            transport.loseConnection()
-            self.unregister()  # only now: a wrapper may have closed before, and TLS keeps a rest
+            self.unregister()
             self.finish()
+            transport.loseConnection()
         else:
             self.unregister()
-            innermost(transport).disconnecting = False  # a wrapper may have closed before
             self._wait_for_kernel()
             transport.loseConnection()
 

@@ -30,10 +30,10 @@ class HandshakeError(SSLError):
 
 
 class EndedEarly(ConnectionResetError):
-    """The reader sent close_notify before the last byte of the poem."""
+    """TLS, because of its reader, or a wrapper has begun to close before the last byte."""
 
     def __init__(self) -> None:
-        super().__init__(errno.ECONNRESET, "the reader ended TLS before the poem")
+        super().__init__(errno.ECONNRESET, "the connection began to close before the poem's end")
 
 
 def failed_in_tls(error: Any) -> bool:

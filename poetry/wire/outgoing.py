@@ -172,6 +172,7 @@ class Sender(Outgoing, ABC):
 
         @return: whether there is more to send.
         """
+        owner = self._owner  # a wrapper may lose the connection in between
         try:
             self.size += self._hand_over(limit)
             if self.size < len(self.poem.data):
@@ -180,9 +181,9 @@ class Sender(Outgoing, ABC):
         except OSError as error:
             self.broken(error)
         except Exception as error:  # of a wrapper: Twisted would end the stream, or nothing would
-            if self._owner.outcome is None:
+            if owner.outcome is None:
                 _log.failure("a transport failed on its poem", event="hook_failed")
-            self._owner.fail(error)
+            owner.fail(error)
         return False
 
     def finish(self) -> None:

@@ -108,6 +108,17 @@ class QueuesAndClosesEarly(Queues):
         ProtocolWrapper.loseConnection(self)
 
 
+class ClosesOnce(ClosesEarly):
+    """Passes no second close on."""
+
+    def loseConnection(self) -> None:
+        if not self.disconnecting:
+            super().loseConnection()  # type: ignore[no-untyped-call]
+
+
+EARLY = [ClosesEarly, QueuesAndClosesEarly, ClosesOnce]
+
+
 class Fails(ProtocolWrapper):
     """Takes one chunk."""
 
@@ -130,14 +141,11 @@ def wrapped(server: Server, wrapper: type[ProtocolWrapper], listen: str = HERE) 
     wait(port.stopListening())
 
 
-@pytest.mark.parametrize("wrapper", [Queues, ClosesEarly, QueuesAndClosesEarly])
 @EACH_POEM
-def test_wrapper_that_queues_or_closes_early_delivers(
-    poem: bytes, wrapper: type[ProtocolWrapper]
-) -> None:
+def test_wrapper_that_queues_delivers(poem: bytes) -> None:
     """The stream ends after what a wrapper has kept; its reader may speak."""
     server = Server(poem)
-    with wrapped(server, wrapper) as port, reader(port.getHost().port) as connection:
+    with wrapped(server, Queues) as port, reader(port.getHost().port) as connection:
         connection.sendall(b"GET / HTTP/1.1")
         assert drain(connection) == poem
         connection.sendall(b"more")
@@ -146,18 +154,40 @@ def test_wrapper_that_queues_or_closes_early_delivers(
     assert server.outcomes == ["sent"]
 
 
-@pytest.mark.parametrize("wrapper", [Queues, ClosesEarly])
 @EACH_POEM
-def test_wrapper_over_tls_that_queues_or_closes_early_delivers(
-    poem: bytes, wrapper: type[ProtocolWrapper], certificates: Certificates
-) -> None:
-    """No close_notify leaves before the rest that TLS or the wrapper keeps."""
+def test_wrapper_over_tls_that_queues_delivers(poem: bytes, certificates: Certificates) -> None:
+    """No close_notify leaves before the rest that the wrapper keeps."""
     server, client = Server(poem), PoetryClientFactory()
-    with wrapped(server, wrapper, certificates.listen("good")) as port:
+    with wrapped(server, Queues, certificates.listen("good")) as port:
         clientFromString(reactor, certificates.trusting(port.getHost().port)).connect(client)
         assert wait(client.received) == poem
         until(lambda: server.outcomes)
     assert server.outcomes == ["sent"]
+
+
+@pytest.mark.parametrize("wrapper", EARLY)
+@EACH_POEM
+def test_wrapper_that_closes_early_resets(poem: bytes, wrapper: type[ProtocolWrapper]) -> None:
+    """Nobody can tell whether a wrapper that has closed passes the rest on."""
+    server = Server(poem)
+    with wrapped(server, wrapper) as port, reader(port.getHost().port) as connection:
+        assert ended_with_reset(connection)
+        until(lambda: server.outcomes)
+    assert server.outcomes == ["truncated"]
+
+
+@pytest.mark.parametrize("wrapper", EARLY)
+@EACH_POEM
+def test_wrapper_over_tls_that_closes_early_resets(
+    poem: bytes, wrapper: type[ProtocolWrapper], certificates: Certificates
+) -> None:
+    """No close_notify may leave before the last piece, which TLS keeps until it is flushed."""
+    server, client = Server(poem), PoetryClientFactory()
+    with wrapped(server, wrapper, certificates.listen("good")) as port:
+        clientFromString(reactor, certificates.trusting(port.getHost().port)).connect(client)
+        assert isinstance(wait_error(client.received), PoemTruncated)
+        until(lambda: server.outcomes)
+    assert server.outcomes == ["truncated"]
 
 
 @pytest.mark.parametrize("secure", [False, True])
@@ -174,6 +204,25 @@ def test_wrapper_that_fails_resets(secure: bool, certificates: Certificates, log
     assert server.outcomes == ["failed"]
     assert "hook_failed" in log.names
     log.clear()
+
+
+class LosesInWrite(ProtocolWrapper):
+    """Loses its connection while it is written to."""
+
+    def write(self, data: bytes) -> None:
+        super().write(data)  # type: ignore[no-untyped-call]
+        below: Any = self.transport
+        below.connectionLost(Failure(error.ConnectionLost()))
+
+
+def test_connection_lost_in_a_write_is_truncated(log: Log) -> None:
+    """What a poem has forgotten by then is not asked for."""
+    server = Server(LONG)
+    with wrapped(server, LosesInWrite) as port, reader(port.getHost().port) as connection:
+        until(lambda: server.outcomes)
+        assert ended_with_reset(connection)
+    assert server.outcomes == ["truncated"]
+    assert "hook_failed" not in log.names
 
 
 def test_failing_transport_is_logged_once(log: Log) -> None:
