@@ -2,7 +2,8 @@
 
 Loading the rest takes a quarter of a second. Without these handlers an interrupt in that time would
 be a traceback, or be lost in a callback; and TERM would be lost in a container, whose process 1
-gets only signals that it has a handler for. A HUP, which a server takes for a reload, waits.
+gets only signals that it has a handler for. A HUP, which a server takes for a reload, waits; it
+ends one whose poem comes from a stream, which a terminal that closes may have cut short.
 """
 
 try:
@@ -23,13 +24,17 @@ def main() -> None:
         signal.signal(signal.SIGTERM, lambda *_: os._exit(0 if serves else 130))
     hangup = getattr(signal, "SIGHUP", None)
     if hangup is not None and signal.getsignal(hangup) is signal.SIG_DFL:
-        if serves and "-" not in sys.argv:  # a terminal that closes cuts standard input short
+        if serves and not any(map(_is_stream, sys.argv[2:])):
             signal.pthread_sigmask(signal.SIG_BLOCK, [hangup])
         else:
             signal.signal(hangup, lambda *_: os._exit(130))
     from poetry import cli
 
     cli.main()
+
+
+def _is_stream(word: str) -> bool:
+    return word == "-" or (os.path.exists(word) and not os.path.isfile(word))  # noqa: PTH110, PTH113
 
 
 if __name__ == "__main__":

@@ -155,7 +155,7 @@ def client_endpoint(
     host = rest.partition(":")[0]
     _check_unix(scheme, text)
     if scheme in ("ssl", "tcp", "tls"):
-        _check_name(host, text)
+        _check_name(rest, text)
     full = text
     if scheme == "ssl" and "hostname=" not in text and "=" not in host:
         # Without it Twisted checks the signature of the certificate, but not its name.
@@ -184,8 +184,11 @@ def _plain_client(
     return client
 
 
-def _check_name(host: str, text: str) -> None:
-    """Refuse what no resolver is asked for: Twisted's would never answer."""
+def _check_name(rest: str, text: str) -> None:
+    """Refuse a host that no resolver is asked for: Twisted's would never answer."""
+    words = re.split(r"(?<!\\):", rest)
+    named = [word.removeprefix("host=") for word in words if word.startswith("host=")]
+    host = re.sub(r"\\(.)", r"\1", (named or words)[0])
     try:
         host.encode("idna")
     except UnicodeError as error:

@@ -129,6 +129,8 @@ class PoetryProtocol(Protocol):
         self.started = monotonic()
         self._wire, self.transport = transport, sealed
         self.factory.connections.add(self)
+        if self.factory.service is not None:
+            self.factory.service.connectionBegan()
         if isinstance(transport, FileDescriptor):
             outer = getattr(transport, "protocol", self)
             passes_on = outer is not self and hasattr(outer, "readConnectionLost")
@@ -323,7 +325,8 @@ class PoetryFactory(Factory):
         more, `poemFailed` gets a `PoemTooLong`.
     @ivar sending: `poem` as it is sent, with what its readers share.
     @ivar pace: a rate limit; None: as fast as readers read.
-    @ivar service: the `PoetryService` that has the factory, which is told last of each end.
+    @ivar service: the `PoetryService` that has the factory, which is told of each connection, first
+        of its beginning and last of its end.
     """
 
     noisy = False

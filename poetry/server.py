@@ -169,7 +169,7 @@ class PoetryService(Service):
                 factory,
                 self._limiter,
                 adopted=isinstance(endpoint, AdoptedStreamServerEndpoint),
-                changed=self._watch,
+                closed=self._watch,
             )
         address = listening_address(port, secure=secure)
         self._open[index] = (port, address)
@@ -178,7 +178,6 @@ class PoetryService(Service):
         self.addresses = [each for _, each in in_order]
         if isinstance(factory, PoemFactory):
             factory.listener = address
-        self._watch()
         return port
 
     def _cannotListen(self, failure: Failure) -> None:
@@ -190,20 +189,16 @@ class PoetryService(Service):
 
     def _watch(self) -> None:
         """Sweep while there are connections, and leave no timer where none can come."""
-        if self.connections or self._accepts_unseen:
+        if self.connections:
             if not self._sweeping.running:
                 self._sweeping.clock = self.clock
                 self._sweeping.start(self._interval, now=False)
         elif self._sweeping.running and not self._limiter.accepting:
             self._sweeping.stop()
 
-    @property
-    def _accepts_unseen(self) -> bool:
-        """Whether a port is open that is none of Twisted's: nothing tells of its readers."""
-        return self._listening is not None and any(
-            index < len(self.listeners) and not isinstance(port, Listener)
-            for index, (port, _) in self._open.items()
-        )
+    def connectionBegan(self) -> None:
+        """Watch over the connections: one has joined them."""
+        self._watch()
 
     def connectionEnded(self, connection: PoetryProtocol) -> None:
         """Forget one of `connections`: its `PoetryProtocol` has ended."""
@@ -221,7 +216,7 @@ class PoetryService(Service):
         sweep(stopping, self._now, self.idle_timeout, 0.0)
         sweep(self.connections - stopping, self._now, self.idle_timeout, linger)
         self._limiter.report()
-        if not self.connections and not self._accepts_unseen and self._sweeping.running:
+        if not self.connections and self._sweeping.running:
             self._sweeping.stop()
 
     # Stopping
@@ -234,7 +229,6 @@ class PoetryService(Service):
         super().stopService()  # type: ignore[no-untyped-call]
         listening, self._listening = self._listening, None
         closed = succeed(None) if listening is None else listening.close()
-        self._watch()
         stop = Stopping(self.connections, self.grace, self.clock)
         if stop.connections:
             self._stops.append(stop)

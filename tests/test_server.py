@@ -368,10 +368,11 @@ def test_idle_reader_of_a_foreign_port_is_reset() -> None:
         clock.pump([1.0] * 10)
         assert ended_with_reset(connection)
     until(lambda: server.outcomes)
+    wait(service.ports[0].stopListening())
     clock.pump([1.0] * 10)
-    wait(service.stopService())
     assert server.outcomes == ["timed_out"]
     assert not clock.getDelayedCalls()
+    wait(service.stopService())
 
 
 def test_grace_bounds_a_stop(log: Log) -> None:

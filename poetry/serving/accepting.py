@@ -182,12 +182,12 @@ class Listener:
         limiter: ConnectionLimiter,
         *,
         adopted: bool,
-        changed: Callable[[], None],
+        closed: Callable[[], None],
     ) -> None:
         """@param factory: whose poem it serves; the port has it, or a wrapper around it.
 
         @param adopted: whether the socket was passed in: other processes may share it.
-        @param changed: called after each accepting, and when it is closed.
+        @param closed: is called when it is closed.
         @raise OSError: where there is no descriptor for it.
         """
         self._port = port
@@ -195,7 +195,7 @@ class Listener:
         self._factory = factory
         self._limiter = limiter
         self._adopted = adopted
-        self._changed = changed
+        self._closed = closed
         self._plain = port.factory is factory and port.addressFamily != UNIX
         self._sessions = 0
         self._starved = False
@@ -298,7 +298,6 @@ class Listener:
             self.connectionLost(connectionDone)
             return
         self._limiter.pause_if_full()
-        self._changed()
 
     def connectionLost(self, reason: Failure) -> None:
         """Close, for a stop, the reactor, or a socket or a port that is closed already."""
@@ -325,7 +324,7 @@ class Listener:
                 address=str(self._host),
                 reason=str(error),
             )
-        self._changed()
+        self._closed()
 
     # The limit
 

@@ -18,6 +18,9 @@ from twisted.internet.interfaces import (
 from twisted.internet.protocol import Factory
 from zope.interface import implementer
 
+_FILES = frozenset({"privateKey", "certKey", "extraCertChain", "dhParameters"})
+"""Arguments of a description that are files."""
+
 
 class BadCertificate(ValueError):
     """A key or a certificate cannot be used; the message is one line with the reason."""
@@ -106,6 +109,8 @@ def _check_keys(description: str) -> None:
 
 
 def _paths_in(description: str) -> Iterator[Path]:
-    """Generate the arguments of a description as paths, whether or not they are meant as such."""
-    for part in re.split(r"(?<!\\):", description):
-        yield Path(re.sub(r"\\(.)", r"\1", part.partition("=")[2] or part))
+    """Generate the paths in a description, `ssl:PORT:KEY:CERTIFICATE` or with names."""
+    for index, part in enumerate(re.split(r"(?<!\\):", description)):
+        name, _, value = part.rpartition("=")
+        if value and (name in _FILES or (not name and index in (2, 3))):
+            yield Path(re.sub(r"\\(.)", r"\1", value))

@@ -129,7 +129,7 @@ def test_hangups_while_a_server_ends_do_not_change_its_result() -> None:
         assert server.wait() == 0
 
 
-@pytest.mark.parametrize("words", [("get", "1"), ("serve", "-")])
+@pytest.mark.parametrize("words", [("get", "1"), ("serve", "-"), ("serve", "/dev/stdin")])
 def test_hangup_while_loading(words: Command) -> None:
     """A terminal that closes ends a download, and a poem that it may have cut short."""
     done = run([sys.executable, "-c", EARLY, *words])

@@ -98,6 +98,7 @@ MANY_DIGITS = "9" * 5_000
         ("get --cacert /dev/fd/999 1", "--cacert /dev/fd/999: Bad file descriptor"),
         ("get stdio:9", "'stdio:9' is no address: use PORT, HOST:PORT or an endpoint string"),
         ("get tcp:a..b:9", "'tcp:a..b:9': 'a..b' is no host name"),
+        ("get tcp:port=9:host=a..b", "'tcp:port=9:host=a..b': 'a..b' is no host name"),
         (f"get tcp:{LONG_WORD}:9", f"'tcp:{LONG_WORD}:9': '{LONG_WORD}' is no host name"),
         (f"get {LONG_WORD}", f"'{LONG_WORD}' is no address: use PORT, HOST:PORT or an endpoint"),
         (f"serve -l {LONG_WORD}", f"'{LONG_WORD}' is no address: use PORT, HOST:PORT or an"),

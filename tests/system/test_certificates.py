@@ -86,17 +86,25 @@ def test_encrypted_key_is_refused(
         assert said.startswith(f"{path} is encrypted, and a server starts without anybody to ask")
 
 
-def test_renewal_takes_usable_files_only(tmp_path: Path, certificates: Certificates) -> None:
+def test_renewal_takes_usable_files_only(
+    tmp_path: Path, certificates: Certificates, monkeypatch: pytest.MonkeyPatch
+) -> None:
     """Usable files replace the key and certificate in use; other files leave them."""
     path = tmp_path / "server.pem"
     path.write_bytes(certificates.path("good").read_bytes())
-    endpoint = server_endpoint(reactor, f"ssl:0:privateKey={path}")
+    endpoint = server_endpoint(reactor, f"ssl:0:privateKey={path}:interface=lo")
     assert isinstance(endpoint, TLSEndpoint)
     first = endpoint.getContext()
     path.write_bytes(b"")
     with pytest.raises(BadCertificate):
         endpoint.renew()
     assert endpoint.getContext() is first
+    path.write_bytes(certificates.path("good").read_bytes())
+    for word in ("ssl", "0", "lo"):
+        (tmp_path / word).mkdir()
+    monkeypatch.chdir(tmp_path)
+    endpoint.renew()  # none of these is a file of the endpoint's
+    first = endpoint.getContext()
     path.unlink()
     os.mkfifo(path)
     with pytest.raises(BadCertificate, match=f"{path} is no regular file"):
