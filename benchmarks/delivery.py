@@ -60,10 +60,15 @@ SCENARIOS = (
 )  # fmt: skip
 
 
-def make_certificate(directory: Path) -> tuple[Path, Path]:
+RSA, P_256 = "RSA", "P-256"
+KEYS = {RSA: ["rsa:2048"], P_256: ["ec", "-pkeyopt", "ec_paramgen_curve:P-256"]}
+"""The kinds of a certificate's key, as openssl's `-newkey` has them."""
+
+
+def make_certificate(directory: Path, kind: str = RSA) -> tuple[Path, Path]:
     """A certificate that signs itself, and its key: the load checks bytes, not names."""
     certificate, key = directory / "certificate.pem", directory / "key.pem"
-    command = ["openssl", "req", "-x509", "-newkey", "rsa:2048", "-nodes", "-days", "2"]
+    command = ["openssl", "req", "-x509", "-nodes", "-days", "2", "-newkey", *KEYS[kind]]
     names = ["-subj", "/CN=localhost", "-addext", "subjectAltName=IP:127.0.0.1,DNS:localhost"]
     files = ["-out", str(certificate), "-keyout", str(key)]
     subprocess.run([*command, *names, *files], check=True, capture_output=True)

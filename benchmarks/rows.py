@@ -12,7 +12,7 @@ from functools import partial
 from pathlib import Path
 
 from benchmarks.cost import LONG, SHORT, batch, hold, rounds
-from benchmarks.delivery import make_certificate
+from benchmarks.delivery import P_256, RSA, make_certificate
 from benchmarks.measure import Json, with_congestion, write_poem
 from benchmarks.peers import LIBRARY, LOGGING, NAMED, SHARING, THIS, TUTORIAL, Peer
 
@@ -29,7 +29,8 @@ class Work:
     together: int = 32
     rests: bool = False
     """All connect, rest after their first byte, and then read on."""
-    tls: bool = False
+    tls: str = ""
+    """The kind of the server's key; without one, plain TCP."""
     discard: bool = False
     """The kernel drops what the readers receive, so that they are not the limit."""
     rate: bool = False
@@ -51,11 +52,12 @@ class Work:
         poem = write_poem(directory, self.size)
         readers = max(self.readers // 20, 4) if quick else self.readers
         count = 1 if quick else 7
-        certificate = make_certificate(directory) if self.tls else None
+        certificate = make_certificate(directory, self.tls) if self.tls else None
         if self.rests:
             measure = hold(poem, self.readers)
         else:
-            measure = batch(poem, readers, self.together, tls=self.tls, discard=self.discard)
+            tls = certificate is not None
+            measure = batch(poem, readers, self.together, tls=tls, discard=self.discard)
         able = [peer for peer in peers if not peer.missing()]
         run = partial(rounds, able, poem, count, measure, certificate)
         return with_congestion(self.congestion, run) if self.congestion else run()
@@ -95,9 +97,10 @@ TABLES = {
         "CPU µs a poem over TLS",
         (*SERVERS, NAMED["nginx"]),
         [
-            Work("handshake and 3 kB", readers=500, tls=True),
-            Work("a thousand handshakes at once", readers=1_000, together=1_000, tls=True),
-            Work("10 MB", LONG, 20, 4, tls=True),
+            Work("handshake and 3 kB, P-256", readers=500, tls=P_256),
+            Work("handshake and 3 kB, RSA", readers=500, tls=RSA),
+            Work("a thousand handshakes at once, RSA", readers=1_000, together=1_000, tls=RSA),
+            Work("10 MB", LONG, 20, 4, tls=RSA),
         ],
     ),
     "logging": Table("CPU µs a 3 kB poem, with a log", LOGGING, [Work("32 at once")], THIS),
