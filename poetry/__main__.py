@@ -15,7 +15,9 @@ except KeyboardInterrupt:  # pragma: no cover (these take 3 ms of 180)
 
 
 def main() -> None:
-    """Run a command; until its reactor runs INT and TERM exit at once, and HUP ends only `get`."""
+    """Run a command; INT, TERM and HUP exit at once until its reactor runs, but HUP waits for a
+    server that can reload.
+    """
     if signal.getsignal(signal.SIGINT) is signal.default_int_handler:
         signal.signal(signal.SIGINT, lambda *_: os._exit(130))
     serves = sys.argv[1:2] == ["serve"]

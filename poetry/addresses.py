@@ -33,6 +33,7 @@ from twisted.internet.interfaces import (
 from poetry.system.adopted import WrongSocket, check_adopted
 from poetry.system.certificates import BadCertificate, TLSEndpoint
 from poetry.system.descriptors import given_descriptor
+from poetry.system.endpoint_strings import arguments_of
 from poetry.system.features import UNIX
 from poetry.system.unix import LONGEST, UnixEndpoint, check_path, path_in_text
 
@@ -155,7 +156,7 @@ def client_endpoint(
     host = rest.partition(":")[0]
     _check_unix(scheme, text)
     if scheme in ("ssl", "tcp", "tls"):
-        _check_name(rest, text)
+        _check_name(text)
     full = text
     if scheme == "ssl" and "hostname=" not in text and "=" not in host:
         # Without it Twisted checks the signature of the certificate, but not its name.
@@ -184,11 +185,12 @@ def _plain_client(
     return client
 
 
-def _check_name(rest: str, text: str) -> None:
+def _check_name(text: str) -> None:
     """Refuse a host that no resolver is asked for: Twisted's would never answer."""
-    words = re.split(r"(?<!\\):", rest)
-    named = [word.removeprefix("host=") for word in words if word.startswith("host=")]
-    host = re.sub(r"\\(.)", r"\1", (named or words)[0])
+    arguments = list(arguments_of(text))
+    named = (value for name, value in arguments if name == "host")
+    unnamed = (value for name, value in arguments if not name)
+    host = next(named, next(unnamed, ""))
     try:
         host.encode("idna")
     except UnicodeError as error:

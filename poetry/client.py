@@ -242,14 +242,14 @@ async def _connect(
     connecting = endpoint.connect(factory)
     late = False
 
-    def give_up() -> None:
+    def expire() -> None:
         nonlocal late
         late = True
         connecting.cancel()
 
     connected: Deferred[Any] = Deferred()  # a cancel is its own: each endpoint has another error
     connecting.chainDeferred(connected)
-    idle = _IdleTimeout(clock, timeout, give_up)
+    idle = _IdleTimeout(clock, timeout, expire)
     try:
         await connected
     except Exception as failed:

@@ -4,8 +4,10 @@ from __future__ import annotations
 
 import select
 import socket
-from contextlib import ExitStack
+from collections.abc import Iterator
+from contextlib import ExitStack, contextmanager
 from decimal import Decimal
+from pathlib import Path
 from typing import Any
 
 import pytest
@@ -25,6 +27,7 @@ from poetry.server import (
     PoetryService,
     serve_poem,
 )
+from poetry.serving.poems import PoemFactory
 from poetry.system.descriptors import raise_connection_limit
 from tests.ends import LONG, Server, ended_with_reset, port_of, queued, reader, serving
 from tests.loop import drain, poem_files, reactor, turn_until_still, until, wait, wait_error
@@ -289,14 +292,37 @@ def port_of_closed(service: PoetryService) -> int:
     return int(service.addresses[0].rpartition(":")[2])
 
 
-def test_cancelled_stop_is_a_cancel_and_goes_on(log: Log) -> None:
-    """A caller that waits for a stop no longer does not keep the service from stopping."""
-    clock = Clock()
+def test_reload_takes_new_text(tmp_path: Path) -> None:
+    """A program of one's own reloads poems that came from files, and knows when and how."""
+    path = tmp_path / "poem.txt"
+    path.write_bytes(b"old")
+    factory = PoemFactory.from_file(path)
+    service = PoetryService([(TCP4ServerEndpoint(reactor, 0), factory)])
+    before = service.reloaded_at
+    path.write_bytes(b"new")
+    wait(service.reload())
+    assert (factory.poem, service.reloaded_well) == (b"new", True)
+    path.unlink()
+    wait(service.reload())
+    assert (factory.poem, service.reloaded_well) == (b"new", False)
+    assert service.reloaded_at > before
+
+
+@contextmanager
+def cancelled_stop(clock: Clock) -> Iterator[PoetryService]:
+    """A service with a reader in flight, and with a stop for which nobody waits any more."""
     with serving(Server(LONG), clock=clock, grace=5) as service, reader(port_of(service)):
         until(lambda: service.connections)
         stopping = service.stopService()
         stopping.cancel()
         assert isinstance(wait_error(stopping), CancelledError)
+        yield service
+
+
+def test_cancelled_stop_is_a_cancel_and_goes_on(log: Log) -> None:
+    """A caller that waits for a stop no longer does not keep the service from stopping."""
+    clock = Clock()
+    with cancelled_stop(clock) as service:
         clock.advance(5)
         until(lambda: not service.connections)
     assert "grace_over" in log.names
@@ -305,11 +331,7 @@ def test_cancelled_stop_is_a_cancel_and_goes_on(log: Log) -> None:
 def test_cancelled_stop_leaves_no_timer() -> None:
     """The grace ends with its last reader, also where nobody waits for the stop any more."""
     clock = Clock()
-    with serving(Server(LONG), clock=clock, grace=5) as service, reader(port_of(service)):
-        until(lambda: service.connections)
-        stopping = service.stopService()
-        stopping.cancel()
-        assert isinstance(wait_error(stopping), CancelledError)
+    with cancelled_stop(clock) as service:
         service.abort()
         until(lambda: not service.connections)
         assert not clock.getDelayedCalls()

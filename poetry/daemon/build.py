@@ -7,7 +7,7 @@ from collections import Counter
 from collections.abc import Iterable, Sequence
 from typing import Any
 
-from twisted.internet.defer import Deferred, DeferredLock
+from twisted.internet.defer import Deferred
 from twisted.logger import Logger
 
 from poetry.addresses import server_endpoint
@@ -163,10 +163,6 @@ class DaemonService(PoetryService):
 
     _renewed = True
 
-    def __init__(self, *args: Any, **limits: Any) -> None:
-        super().__init__(*args, **limits)
-        self._one_reload = DeferredLock()
-
     def privilegedStartService(self) -> None:
         """Listen, with timers that are independent of the wall clock."""
         use_monotonic_time(self.clock)
@@ -188,7 +184,7 @@ class DaemonService(PoetryService):
         @return: fires with None when all are read.
         """
         notify("RELOADING=1")
-        return self._one_reload.run(lambda: Deferred.fromCoroutine(self._reload()))
+        return self._reloads.run(self._reload)
 
     async def _reload(self) -> None:
         renewed = True
@@ -196,7 +192,7 @@ class DaemonService(PoetryService):
             if isinstance(endpoint, TLSEndpoint):
                 renewed &= await renew(endpoint, getattr(factory, "listener", "metrics"))
         self._renewed = renewed
-        await super().reload()
+        await self._reloads.read_again()
         notify("READY=1")
 
     @property

@@ -6,7 +6,7 @@ import errno
 import os
 import stat
 import sys
-from collections.abc import Callable, Iterable
+from collections.abc import Callable, Coroutine, Iterable
 from importlib.resources import files
 from pathlib import Path
 from select import select
@@ -119,9 +119,18 @@ class Reloads:
 
         @return: fires with None when all are read. It fails only if it is cancelled.
         """
-        return self._one.run(lambda: Deferred.fromCoroutine(self._reload()))
+        return self.run(self.read_again)
 
-    async def _reload(self) -> None:
+    def run(self, work: Callable[[], Coroutine[Any, Any, None]]) -> Deferred[None]:
+        """Run a reload once those before it have ended.
+
+        @param work: its part for the poems is `read_again`.
+        @return: fires as the coroutine of `work` does.
+        """
+        return self._one.run(lambda: Deferred.fromCoroutine(work()))
+
+    async def read_again(self) -> None:
+        """Replace each poem whose file has changed, within `run`."""
         well = True
         for path, factories in self._served.items():
             shares = any(factory.sending and factory.sending.shared for factory in factories)

@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import re
 from collections.abc import Iterator
 from contextlib import suppress
 from pathlib import Path
@@ -17,6 +16,8 @@ from twisted.internet.interfaces import (
 )
 from twisted.internet.protocol import Factory
 from zope.interface import implementer
+
+from poetry.system.endpoint_strings import arguments_of
 
 _FILES = frozenset({"privateKey", "certKey", "extraCertChain", "dhParameters"})
 """Arguments of a description that are files."""
@@ -110,7 +111,6 @@ def _check_keys(description: str) -> None:
 
 def _paths_in(description: str) -> Iterator[Path]:
     """Generate the paths in a description, `ssl:PORT:KEY:CERTIFICATE` or with names."""
-    for index, part in enumerate(re.split(r"(?<!\\):", description)):
-        name, _, value = part.rpartition("=")
-        if value and (name in _FILES or (not name and index in (2, 3))):
-            yield Path(re.sub(r"\\(.)", r"\1", value))
+    for index, (name, value) in enumerate(arguments_of(description)):
+        if name in _FILES or (not name and index in (1, 2)):
+            yield Path(value)

@@ -4,7 +4,6 @@ from __future__ import annotations
 
 import errno
 import os
-import re
 import socket
 import stat
 import sys
@@ -19,6 +18,8 @@ from twisted.internet.interfaces import IListeningPort, IStreamServerEndpoint
 from twisted.internet.protocol import Factory
 from zope.interface import implementer
 
+from poetry.system.endpoint_strings import arguments_of
+
 LONGEST = 107 if sys.platform == "linux" else 103
 """Bytes of a socket's path: `sun_path` less its NUL (unix(7), and unix(4) of BSD and macOS)."""
 
@@ -28,9 +29,9 @@ def path_in_text(text: str) -> str:
 
     @param text: one that Twisted accepts.
     """
-    words = re.findall(r"(?:[^:\\]|\\.)+", text)[1:]
-    path = next((word for word in words if re.match("(address|path)=", word)), words[0])
-    return re.sub(r"\\(.)", r"\1", path.removeprefix("address=").removeprefix("path="))
+    arguments = list(arguments_of(text))
+    named = (value for name, value in arguments if name in ("address", "path"))
+    return next(named, arguments[0][1])
 
 
 def path_of_endpoint(endpoint: Any) -> str | None:

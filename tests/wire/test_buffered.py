@@ -154,11 +154,14 @@ def test_wrapper_that_queues_delivers(poem: bytes) -> None:
     assert server.outcomes == ["sent"]
 
 
+@pytest.mark.parametrize("wrapper", [ProtocolWrapper, Queues])
 @EACH_POEM
-def test_wrapper_over_tls_that_queues_delivers(poem: bytes, certificates: Certificates) -> None:
-    """No close_notify leaves before the rest that the wrapper keeps."""
+def test_wrapper_over_tls_delivers(
+    poem: bytes, wrapper: type[ProtocolWrapper], certificates: Certificates
+) -> None:
+    """The poem waits for the handshake, and its close_notify for the rest that a wrapper keeps."""
     server, client = Server(poem), PoetryClientFactory()
-    with wrapped(server, Queues, certificates.listen("good")) as port:
+    with wrapped(server, wrapper, certificates.listen("good")) as port:
         clientFromString(reactor, certificates.trusting(port.getHost().port)).connect(client)
         assert wait(client.received) == poem
         until(lambda: server.outcomes)
@@ -263,20 +266,6 @@ def test_input_under_a_wrapper_does_not_reset() -> None:
         connection.sendall(b"more")
         connection.close()
         until(lambda: server.outcomes)
-
-
-@EACH_POEM
-def test_wrapper_over_tls_delivers(poem: bytes, certificates: Certificates) -> None:
-    """A wrapper hides the handshake; the poem waits for it, and ends with a close_notify."""
-    server, client = Server(poem), PoetryClientFactory()
-    endpoint = serverFromString(reactor, certificates.listen("good"))
-    port = wait(endpoint.listen(WrappingFactory(server)))
-    address = certificates.trusting(port.getHost().port)
-    clientFromString(reactor, address).connect(client)
-    assert wait(client.received) == poem
-    until(lambda: server.outcomes)
-    assert server.outcomes == ["sent"]
-    wait(port.stopListening())
 
 
 def test_reset_by_a_reader_is_truncated() -> None:
