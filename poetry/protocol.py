@@ -37,7 +37,7 @@ from zope.interface import alsoProvides, classImplements, implementer
 
 from poetry.errors import EmptyPoem, PoemError, PoemStopped, PoemTooLong, PoemTruncated
 from poetry.wire import kind_of
-from poetry.wire.layers import abort, close, discard_input
+from poetry.wire.layers import abort, close, close_at_end, discard_input
 from poetry.wire.outgoing import Outgoing, Pace
 from poetry.wire.poem import Poem
 from poetry.wire.receiving import Incoming
@@ -185,7 +185,7 @@ class PoetryProtocol(Protocol):
     def readConnectionLost(self) -> None:
         """Close, unless the peer, which has half-closed, still reads our poem."""
         if self.outgoing is None:
-            close(self._wire)
+            close_at_end(self._wire)
         elif self.outgoing.ended:
             self._finish()
         else:

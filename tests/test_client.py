@@ -28,9 +28,10 @@ from poetry.client import ConsumerGone, download, get_poem, send_poem
 from poetry.errors import EmptyPoem, PoemTimedOut, PoemTooLong, PoemTruncated
 from poetry.protocol import PoetryClientFactory, PoetryServerFactory
 from poetry.server import PoetryService, serve_poem
+from poetry.wire.kernel import has_hung_up
 from poetry.wire.layers import innermost
 from tests.certificates import Certificates
-from tests.ends import LONG, Server, listening
+from tests.ends import LONG, Server, listening, reset
 from tests.faults.bad import serving, stall
 from tests.loop import reactor, until, wait, wait_error
 from tests.transfers import Log
@@ -194,6 +195,24 @@ def test_connection_that_comes_after_all_is_not_used(what: str, how: str, log: L
     assert server.outcomes in (["truncated"], ["empty"])
     assert not clock.getDelayedCalls()
     assert not [event for event in log if "log_failure" in event]
+
+
+def test_reset_that_is_reported_as_an_end_is_a_reset(silent: socket.socket, log: Log) -> None:
+    """Twisted takes a hang-up with nothing to read for an end, also in the middle of a reset."""
+    client = PoetryClientFactory()
+    connecting = endpoint_of(silent).connect(client)
+    until(lambda: connecting.called)
+    (protocol,) = client.connections
+    connection, _ = silent.accept()
+    connection.sendall(b"half")
+    until(lambda: protocol.size)
+    below = innermost(protocol.transport)
+    below.stopReading()
+    reset(connection)
+    until(lambda: has_hung_up(below.socket))
+    below.readConnectionLost(Failure(error.ConnectionDone()))  # as the reactor does
+    assert isinstance(wait_error(client.received), PoemTruncated)
+    assert log.names == []
 
 
 def test_poem_of_a_process() -> None:

@@ -42,6 +42,7 @@ from poetry.wire.layers import (
     HandshakeError,
     abort,
     as_address,
+    close_at_end,
     failed_in_tls,
     is_closing,
     log_connection_failure,
@@ -136,7 +137,7 @@ class Accepted:
         if IHalfCloseableProtocol.providedBy(self._protocol):
             self._protocol.readConnectionLost()
         else:
-            self.transport.connectionLost(connectionDone)
+            close_at_end(self.transport)
 
     def writeConnectionLost(self) -> None:
         """Pass on that a protocol that receives has half-closed."""

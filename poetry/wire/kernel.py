@@ -122,6 +122,14 @@ def peer_has_ended(handle: socket.socket) -> bool:
         return True
 
 
+def peer_has_ended_cleanly(handle: socket.socket) -> bool:
+    """Check whether the end of the peer's stream is next to be read, and no reset."""
+    try:
+        return not handle.recv(1, socket.MSG_PEEK | NOW)
+    except OSError:
+        return False
+
+
 def discard(handle: socket.socket) -> None:
     """Discard the input that has come: closing a socket with unread input resets the connection."""
     with suppress(OSError):
