@@ -17,7 +17,8 @@ PAGE = Path(__file__).with_name("twisted-poetry.1")
 
 EXITS = {
     "0": "It is done.",
-    "1": "It failed; one line on standard error says what, and at which address or file.",
+    "1": "It failed; one line on standard error says what, and at which address or file."
+    " Of an output that was closed early there is none.",
     "2": "The command line is wrong.",
     "130": "It was interrupted.",
 }

@@ -95,6 +95,7 @@ def send_poem(
     @return: fires with None when the reader has ended after all of the poem, or has acknowledged
         all and not ended for `timeout` seconds. Fails with `PoemTruncated` or `PoemTimedOut`, or
         with Twisted's own error if there was no connection. Cancelling it resets the connection.
+        On a Unix socket a receiver that has read everything cannot refuse it.
     """
     _check_arguments(endpoint, timeout, max_time)
     if poem is None:

@@ -37,11 +37,16 @@ from zope.interface import alsoProvides, classImplements, implementer
 
 from poetry.errors import EmptyPoem, PoemError, PoemStopped, PoemTooLong, PoemTruncated
 from poetry.wire import kind_of
-from poetry.wire.layers import abort, close, close_at_end, discard_input
+from poetry.wire.kernel import is_acknowledged
+from poetry.wire.layers import abort, close, discard_input, handle_of, innermost
 from poetry.wire.outgoing import Outgoing, Pace
 from poetry.wire.poem import Poem
 from poetry.wire.receiving import Incoming
 from poetry.wire.sealed import Sealed, WriteRefused
+
+ACKNOWLEDGED_INTERVAL = 0.1
+"""Seconds between two looks whether a reader that has ended has acknowledged everything: no event
+tells, and a round trip between continents takes as long."""
 
 _log = Logger()
 
@@ -84,6 +89,7 @@ class PoetryProtocol(Protocol):
     _wire: Any = None  # the transport, without a seal around it
     _received = 0
     _reader_ended = False
+    _waiting: Any = None  # the timer of the next look at what is not acknowledged
     _made = False
     _secured = False
     _collected: bytearray | None = None
@@ -184,17 +190,35 @@ class PoetryProtocol(Protocol):
 
     def readConnectionLost(self) -> None:
         """Close, unless the peer, which has half-closed, still reads our poem."""
-        if self.outgoing is None:
-            close_at_end(self._wire)
-        elif self.outgoing.ended:
-            self._finish()
-        else:
-            self._reader_ended = True
+        self._reader_ended = True
+        if self.incoming is not None:
+            self.incoming.close_at_end()
+        elif self.outgoing is not None and self.outgoing.ended:
+            self.streamEnded()
 
     def streamEnded(self) -> None:
-        """Close if the reader has half-closed already; else wait for its end."""
-        if self._reader_ended:
+        """Close once the reader has ended, and has acknowledged everything.
+
+        Its end may come before: it has half-closed, or was closed while bytes are under way to it,
+        and then a reset follows.
+        """
+        if not self._reader_ended or self._waiting is not None:
+            return
+        handle = handle_of(self._wire)
+        try:
+            acknowledged = handle is None or is_acknowledged(handle)
+        except OSError as error:
+            self.fail(PoemTruncated(self.size, Failure(error)))
+            return
+        if acknowledged:
             self._finish()
+        else:
+            reactor = innermost(self._wire).reactor
+            self._waiting = reactor.callLater(ACKNOWLEDGED_INTERVAL, self._look_again)
+
+    def _look_again(self) -> None:
+        self._waiting = None
+        self.streamEnded()
 
     def writeConnectionLost(self) -> None:
         """Ignore: a poem ends its stream on the socket itself; a receiver may half-close."""
@@ -229,6 +253,9 @@ class PoetryProtocol(Protocol):
             self.factory.connections.remove(self)
         except KeyError:  # it was told already
             return
+        if self._waiting is not None:
+            self._waiting.cancel()
+            self._waiting = None
         try:
             self._report(reason)
         finally:

@@ -9,7 +9,10 @@ from typing import Any
 
 import pytest
 from twisted.internet.endpoints import TCP4ClientEndpoint, serverFromString
+from twisted.internet.interfaces import IStreamServerEndpoint
+from twisted.protocols.policies import WrappingFactory
 from twisted.python.failure import Failure
+from zope.interface import implementer
 
 from poetry import PoetryClientFactory, PoetryProtocol, PoetryServerFactory, PoetryService
 from poetry.wire.kernel import unacknowledged
@@ -73,6 +76,17 @@ def reader(port: int) -> Iterator[socket.socket]:
 
 
 HERE = "tcp:0:interface=127.0.0.1"
+
+
+@implementer(IStreamServerEndpoint)
+class Wraps:
+    """An endpoint that puts a wrapper of Twisted's around each protocol."""
+
+    def __init__(self, listen: str) -> None:
+        self._endpoint = serverFromString(reactor, listen)
+
+    def listen(self, factory: Any) -> Any:
+        return self._endpoint.listen(WrappingFactory(factory))
 
 
 @contextmanager

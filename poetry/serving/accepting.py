@@ -134,8 +134,11 @@ class Accepted:
 
     def readConnectionLost(self) -> None:
         """Pass a half-close on; to a protocol that does not know of them, as the end."""
+        conversation = self._conversation
         if IHalfCloseableProtocol.providedBy(self._protocol):
             self._protocol.readConnectionLost()
+        elif conversation is not None and conversation.outgoing and conversation.outgoing.ended:
+            conversation.readConnectionLost()
         else:
             close_at_end(self.transport)
 

@@ -97,6 +97,11 @@ class Sent(ReadOnly, Outgoing):
         self._limiter = limiter
         self._lingering = lingering
 
+    @property
+    def reactor(self) -> Any:
+        """The reactor, as Twisted's transports have it."""
+        return self._lingering.reactor
+
     def linger(self, protocol: PoetryProtocol) -> None:
         """Attach to a protocol, as its outgoing poem and its transport, and linger."""
         self._protocol = protocol
@@ -129,6 +134,10 @@ class Sent(ReadOnly, Outgoing):
         if self.socket is not None:
             make_close_abortive(self.socket)
         self.connectionLost(Failure(ConnectionAborted()))
+
+    def readConnectionLost(self) -> None:
+        """Tell the protocol: the reader has ended before it has acknowledged everything."""
+        self._protocol.readConnectionLost()
 
     def connectionLost(self, reason: Failure) -> None:
         """Close the socket, and tell the protocol, once."""

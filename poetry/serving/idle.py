@@ -4,7 +4,9 @@ from __future__ import annotations
 
 from collections.abc import Iterable
 
-from poetry.errors import PoemTimedOut
+from twisted.python.failure import Failure
+
+from poetry.errors import PoemTimedOut, PoemTruncated
 from poetry.protocol import PoetryProtocol
 from poetry.wire.kernel import peer_has_ended, unacknowledged
 from poetry.wire.layers import handle_of, log_connection_failure
@@ -34,8 +36,11 @@ def _look(connection: PoetryProtocol, now: float, idle: float, linger: float) ->
     if progress != connection.progress or (outgoing and outgoing.pacing and not queued):
         connection.progress, connection.progressed = progress, now
     elif outgoing is not None and outgoing.ended and not queued:
-        # The reactor has missed an end that is still unread.
-        forgotten = handle is not None and peer_has_ended(handle)
+        try:  # the reactor may have missed an end that is still unread
+            forgotten = handle is not None and peer_has_ended(handle)
+        except OSError as error:
+            connection.fail(PoemTruncated(connection.size, Failure(error)))
+            return
         if forgotten or now - connection.progressed >= linger:
             connection.release()
     elif now - connection.progressed >= idle:

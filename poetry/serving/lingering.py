@@ -20,7 +20,7 @@ from twisted.internet.protocol import connectionDone
 from twisted.python.failure import Failure
 from zope.interface import implementer
 
-from poetry.wire.kernel import DISCARDED, NOW
+from poetry.wire.kernel import DISCARDED, NOW, unacknowledged
 from poetry.wire.layers import log_connection_failure
 
 INTERVAL = 0.005
@@ -43,6 +43,7 @@ class Lingerer(Protocol):
 
     @property
     def socket(self) -> socket.socket: ...
+    def readConnectionLost(self) -> None: ...
     def connectionLost(self, reason: Failure) -> None: ...
 
 
@@ -58,12 +59,17 @@ class LingeringClose:
 
     After a rest, new ones are due at the first look, and a crowd is registered at once (`hurry`).
 
+    One that ends before it has acknowledged everything is not looked at any more: a timer of its
+    protocol's waits for that (`readConnectionLost`).
+
     An exception out of `doRead` makes the reactor drop all of them, so none gets that far.
+
+    @ivar reactor: an IReactorFDSet and IReactorTime.
     """
 
     def __init__(self, reactor: Any) -> None:
         """@param reactor: an IReactorFDSet and IReactorTime."""
-        self._reactor = reactor
+        self.reactor = reactor
         self._lingering: dict[int, Lingerer] = {}
         self._new: set[int] = set()
         self._due: set[int] = set()
@@ -76,14 +82,15 @@ class LingeringClose:
     def open(self) -> None:
         """Make the epoll, once, and before a crowd takes the low numbers, which select(2) needs."""
         if self._at_shutdown is None:
-            self._at_shutdown = self._reactor.addSystemEventTrigger(
+            self._at_shutdown = self.reactor.addSystemEventTrigger(
                 "during", "shutdown", self._shut_down
             )
             with suppress(OSError):
                 self._epoll = select.epoll()
 
     def add(self, connection: Lingerer) -> None:
-        """Wait for the end of a reader; then call its `connectionLost`."""
+        """Wait for the end of a reader; then call its `connectionLost`, or its
+        `readConnectionLost` if it has not acknowledged everything."""
         descriptor = connection.socket.fileno()
         self._lingering[descriptor] = connection
         self._new.add(descriptor)
@@ -124,7 +131,7 @@ class LingeringClose:
         try:
             if self._epoll is None:
                 raise OSError(errno.EMFILE, os.strerror(errno.EMFILE))
-            self._reactor.addReader(self)
+            self.reactor.addReader(self)
         except OSError:
             self._look_later()
         else:
@@ -136,8 +143,8 @@ class LingeringClose:
             return
         self.open()
         if self._epoll is not None:
-            self._reactor.removeReader(self)
-        self._timer = self._reactor.callLater(INTERVAL, self._look)
+            self.reactor.removeReader(self)
+        self._timer = self.reactor.callLater(INTERVAL, self._look)
 
     def _cancel(self) -> None:
         if self._timer is not None:
@@ -146,11 +153,11 @@ class LingeringClose:
 
     def _stop(self) -> None:
         if self._epoll is not None:
-            self._reactor.removeReader(self)
+            self.reactor.removeReader(self)
             self._epoll.close()
             self._epoll = None
         if self._at_shutdown is not None:
-            self._reactor.removeSystemEventTrigger(self._at_shutdown)
+            self.reactor.removeSystemEventTrigger(self._at_shutdown)
             self._at_shutdown = None
         self._cancel()
 
@@ -180,7 +187,7 @@ class LingeringClose:
         if self._closed:
             self._stop()
         elif self._epoll is not None:
-            self._reactor.removeReader(self)
+            self.reactor.removeReader(self)
 
     def _ready(self) -> set[int]:
         """Return the descriptors to look at: those that are due, and those with an event."""
@@ -201,7 +208,10 @@ class LingeringClose:
             if connection.socket.recv_into(DISCARDED, 0, NOW):
                 self._arm(descriptor)
                 return True
-            _lose(connection, connectionDone)
+            if unacknowledged(connection.socket):
+                connection.readConnectionLost()
+            else:
+                _lose(connection, connectionDone)
         except BlockingIOError:  # it stays, or its number was another's
             self._arm(descriptor)
         except OSError:

@@ -169,11 +169,14 @@ def close_at_end(transport: Any) -> None:
     """Close the connection of a receiver whose peer has ended, or has reset it.
 
     While another processor handles a reset, epoll reports a hang-up with nothing to read yet, which
-    Twisted takes for the end of the stream (4 of 720 resets, measured). A sender need not know: its
-    reader has had everything.
+    Twisted takes for the end of the stream (4 of 720 resets, measured).
     """
     handle = handle_of(transport)
-    if handle is None or kernel.peer_has_ended_cleanly(handle):
+    try:
+        ended = handle is None or kernel.peer_has_ended(handle)
+    except OSError:
+        ended = False
+    if ended:
         close(transport)
     else:
         _lose(innermost(transport), Failure(ConnectionLost()))

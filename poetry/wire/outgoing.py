@@ -42,6 +42,9 @@ class Owner(Protocol):
     def streamEnded(self) -> None:
         """Handle the end of our stream: the kernel has its last byte."""
 
+    def readConnectionLost(self) -> None:
+        """Handle the end of the reader's stream."""
+
     def fail(self, error: BaseException) -> None:
         """Abort the transfer: the poem cannot be sent."""
 

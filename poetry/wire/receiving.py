@@ -11,7 +11,14 @@ from twisted.internet.interfaces import IPushProducer, ISSLTransport
 from twisted.python.failure import Failure
 from zope.interface import implementer
 
-from poetry.wire.layers import RECEIVED_SHUTDOWN, innermost, is_closing, is_tls, read_at_most
+from poetry.wire.layers import (
+    RECEIVED_SHUTDOWN,
+    close_at_end,
+    innermost,
+    is_closing,
+    is_tls,
+    read_at_most,
+)
 
 RECEIVE_BUFFER = 1024 * 1024
 """Bytes a read: 100 MB took 0.15 s with 1 MiB and 0.23 s with Twisted's 64 KiB (measured)."""
@@ -31,6 +38,7 @@ class Incoming:
         self._transport = transport
         self._fail = fail
         self._holders: set[object] = set()
+        self._ended = False
         # OpenSSL's connection, which Twisted forgets before it is asked how the stream ended.
         self._tls = transport.getHandle() if is_tls(transport) else None
 
@@ -62,6 +70,11 @@ class Incoming:
         except Exception as refused:
             self._fail(refused)
 
+    def close_at_end(self) -> None:
+        """Close the connection: the sender has ended, or has reset it."""
+        self._ended = not is_closing(self._transport)
+        close_at_end(self._transport)
+
     def was_whole(self, reason: Failure) -> bool:
         """Check whether the sender ended its stream cleanly, rather than by a reset, and before us.
 
@@ -70,7 +83,7 @@ class Incoming:
 
         @param reason: of the lost connection.
         """
-        if is_closing(self._transport):
+        if is_closing(self._transport) and not self._ended:
             return False
         if self._tls is None:
             return isinstance(reason.value, ConnectionDone)

@@ -2,25 +2,27 @@
 
 from __future__ import annotations
 
+from contextlib import suppress
 from typing import Any
 
+from OpenSSL import SSL
 from twisted.internet.interfaces import IHalfCloseableProtocol
 from twisted.protocols.tls import TLSMemoryBIOProtocol
 from twisted.python.failure import Failure
 from zope.interface import implementer
 
+from poetry.errors import PoemTruncated
 from poetry.wire.buffered import Buffered
 from poetry.wire.layers import (
     RECEIVED_SHUTDOWN,
     SENT_SHUTDOWN,
     EndedEarly,
-    close,
     innermost,
     is_closing,
     make_close_abortive,
     read_at_most,
 )
-from poetry.wire.outgoing import SHORT
+from poetry.wire.outgoing import SHORT, Owner
 
 SMALL_READ = 4 * 1024
 """Bytes to read at a time from a reader, which has nothing to say: 64 KiB of KeyUpdates (RFC 8446,
@@ -89,7 +91,8 @@ class Tls(Buffered):
     def finish(self) -> None:
         """Keep from TLS what the reader still says, and call the owner."""
         below = innermost(self._transport)
-        below.protocol = _Lingering(below, self._transport.getHandle())
+        connection = self._transport.getHandle()
+        below.protocol = _Lingering(below.protocol, connection, self._owner, self.size)
         super().finish()
 
     def resumeProducing(self) -> None:
@@ -100,28 +103,42 @@ class Tls(Buffered):
 
 @implementer(IHalfCloseableProtocol)
 class _Lingering:
-    """Stands between TCP and TLS after our end of the stream, and discards input.
+    """Stands between TCP and TLS after our end of the stream, and answers nothing.
 
-    OpenSSL would answer a KeyUpdate, where nothing can be sent any more. And many readers close
-    without a close_notify, once they have ours: Twisted reports that and a reset as the same,
-    unless OpenSSL is told that a close_notify has come.
+    OpenSSL would answer a KeyUpdate, where nothing can be sent any more; but an alert means that
+    the reader refuses the poem, as one does that wanted a certificate of ours (RFC 8446, 4.4.2.4).
+    And many readers close without a close_notify, once they have ours: Twisted reports that and a
+    reset as the same, unless OpenSSL is told that a close_notify has come.
     """
 
-    def __init__(self, below: Any, connection: Any) -> None:
-        """@param below: the reactor's own transport.
+    def __init__(self, above: Any, connection: Any, owner: Owner, size: int) -> None:
+        """@param above: what stood there.
 
         @param connection: OpenSSL's.
+        @param size: bytes of the poem that was sent.
         """
-        self._below = below
-        self._above = below.protocol
+        self._above = above
         self._connection = connection
+        self._owner = owner
+        self._size = size
 
     def dataReceived(self, data: bytes) -> None:
-        """Discard what the reader says."""
+        """Let OpenSSL read what the reader says, and discard both that and the answer."""
+        try:
+            self._connection.bio_write(data)
+            while True:
+                self._connection.recv(SMALL_READ)
+        except (SSL.WantReadError, SSL.ZeroReturnError):
+            with suppress(SSL.WantReadError):
+                while True:
+                    self._connection.bio_read(SMALL_READ)
+        except SSL.Error:
+            if self._connection.get_shutdown() & RECEIVED_SHUTDOWN:  # a fatal alert, and no rubbish
+                self._owner.fail(PoemTruncated(self._size, Failure()))
 
     def readConnectionLost(self) -> None:
-        """Close: the reader has ended."""
-        close(self._below)
+        """Pass on that the reader has ended."""
+        self._owner.readConnectionLost()
 
     def writeConnectionLost(self) -> None:
         """Ignore: our stream is ended on the socket itself."""

@@ -29,7 +29,6 @@ from twisted.internet.protocol import Protocol, ServerFactory
 from twisted.internet.task import Clock
 from twisted.internet.tcp import Port
 from twisted.internet.tcp import Server as Transport
-from twisted.protocols.policies import WrappingFactory
 from twisted.python.failure import Failure
 from zope.interface import implementer
 from zope.interface.verify import verifyObject
@@ -50,6 +49,7 @@ from tests.ends import (
     HERE,
     LONG,
     Server,
+    Wraps,
     ended_with_reset,
     port_of,
     reader,
@@ -457,17 +457,6 @@ def test_receiver_ends_cleanly() -> None:
         assert drain(connection) == b""
         until(lambda: server.outcomes)
     assert server.results == [POEM]
-
-
-@implementer(IStreamServerEndpoint)
-class Wraps:
-    """An endpoint that puts a wrapper of Twisted's around each protocol."""
-
-    def __init__(self, listen: str) -> None:
-        self._endpoint = serverFromString(reactor, listen)
-
-    def listen(self, factory: Any) -> Any:
-        return self._endpoint.listen(WrappingFactory(factory))
 
 
 def test_connections_of_a_wrapped_factory_are_counted() -> None:

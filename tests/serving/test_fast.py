@@ -199,17 +199,6 @@ def test_abortConnection_on_a_sent_transport_is_truncated() -> None:
             transport.getHost()
 
 
-def test_slow_reader_gets_the_poem_after_the_close() -> None:
-    """The kernel delivers what it has although the connection is closed by then."""
-    server = Server(poem(SHORT))
-    with serving(server) as service, socket.socket() as connection:
-        connection.setsockopt(socket.SOL_SOCKET, socket.SO_RCVBUF, 1)
-        connection.connect(("127.0.0.1", port_of(service)))
-        connection.shutdown(socket.SHUT_WR)
-        until(lambda: server.outcomes)
-        assert (server.outcomes, drain(connection)) == (["sent"], poem(SHORT))
-
-
 def test_reset_by_a_reader_is_truncated() -> None:
     """The poem of a reader that resets counts as truncated; other readers are served as before."""
     server = Server(POEM)

@@ -82,6 +82,9 @@ class Connection:
         self._lingering = lingering
         lingering.add(self)
 
+    def readConnectionLost(self) -> None:
+        raise AssertionError("a Unix socket has nothing under way")
+
     def connectionLost(self, reason: Failure) -> None:
         self._lingering.remove(self)
         self.handle.close()
@@ -377,6 +380,9 @@ def test_one_poll_ends_more_readers_than_epoll_gives_by_default(
         def __init__(self) -> None:
             self.socket: Any = ours.dup()
             self.socket.setblocking(False)
+
+        def readConnectionLost(self) -> None:
+            raise AssertionError("a Unix socket has nothing under way")
 
         def connectionLost(self, _: Failure) -> None:
             lingering.remove(self)

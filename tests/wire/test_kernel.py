@@ -149,5 +149,5 @@ def test_end_of_the_peer_is_seen_without_reading() -> None:
         assert not kernel.peer_has_ended(sender)
         reader.close()
         until(lambda: kernel.peer_has_ended(sender))
-    with socket.socket() as unconnected:
-        assert kernel.peer_has_ended(unconnected)
+    with socket.socket() as unconnected, pytest.raises(OSError, match="not connected"):
+        kernel.peer_has_ended(unconnected)

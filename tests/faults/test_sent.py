@@ -1,0 +1,252 @@
+"""A poem counts as sent once its reader has acknowledged it and ended, and not before."""
+
+from __future__ import annotations
+
+import os
+import socket
+import ssl
+from collections.abc import Callable, Iterator
+from contextlib import AbstractContextManager, contextmanager, suppress
+from typing import Any
+
+import pytest
+from twisted.internet import error
+from twisted.internet.endpoints import SSL4ServerEndpoint
+from twisted.internet.ssl import Certificate, PrivateCertificate
+from twisted.internet.stdio import StandardIO as _StandardIO
+from twisted.python.failure import Failure
+
+from poetry import PoetryClientFactory, PoetryProtocol, PoetryService, send_poem
+from poetry.addresses import client_endpoint
+from poetry.errors import PoemTimedOut, PoemTruncated
+from poetry.serving.idle import sweep
+from poetry.wire.kernel import has_hung_up
+from poetry.wire.layers import innermost
+from poetry.wire.outgoing import SHORT
+from tests.certificates import Certificates
+from tests.ends import HERE, Server, Wraps, listening, port_of, queued, reset, serving
+from tests.faults.readers import poem
+from tests.loop import drain, reactor, until, wait, wait_error
+
+POEM = poem(SHORT)
+StandardIO: Any = _StandardIO  # mypy takes it for that of Windows
+
+
+class Mine(PoetryProtocol):
+    """Somebody's own, which does not go the fast way."""
+
+
+@contextmanager
+def fast(server: Server) -> Iterator[int]:
+    with serving(server) as service:
+        yield port_of(service)
+
+
+@contextmanager
+def subclass(server: Server) -> Iterator[int]:
+    server.protocol = Mine
+    with fast(server) as port:
+        yield port
+
+
+@contextmanager
+def over_tls(server: Server, certificates: Certificates) -> Iterator[int]:
+    with serving(server, listen=certificates.listen("good")) as service:
+        yield port_of(service)
+
+
+Way = Callable[[Server], AbstractContextManager[int]]
+each_way = pytest.mark.parametrize("way", [fast, subclass, listening])
+
+
+@contextmanager
+def slow(port: int) -> Iterator[socket.socket]:
+    """A reader whose kernel takes a few kB until it reads."""
+    with socket.socket() as connection:
+        connection.settimeout(20)
+        connection.setsockopt(socket.SOL_SOCKET, socket.SO_RCVBUF, 1)
+        connection.connect(("127.0.0.1", port))
+        yield connection
+
+
+def turn() -> None:
+    """Turn the reactor as often as what it has may take."""
+    for _ in range(5):
+        reactor.iterate(0.02)
+
+
+def only(server: Server) -> PoetryProtocol:
+    """Return the protocol of the one reader, once its stream is ended."""
+    until(lambda: server.connections)
+    (protocol,) = server.connections
+    until(lambda: protocol.outgoing is not None and protocol.outgoing.ended)
+    return protocol
+
+
+@each_way
+def test_reader_that_half_closes_may_take_its_time(way: Way) -> None:
+    """It has ended, and gets the rest; the poem counts as sent when it has all, and once."""
+    server = Server(POEM)
+    with way(server) as port, slow(port) as connection:
+        connection.shutdown(socket.SHUT_WR)
+        only(server)
+        turn()
+        assert not server.outcomes
+        assert drain(connection) == POEM
+        until(lambda: server.outcomes)
+    assert (server.results, server.outcomes) == (["sent"], ["sent"])
+
+
+@each_way
+def test_reader_that_ends_and_then_resets_has_not_got_it(way: Way) -> None:
+    """Its end comes first, as of one that is killed while bytes are under way: not sent."""
+    server = Server(POEM)
+    with way(server) as port, slow(port) as connection:
+        connection.shutdown(socket.SHUT_WR)
+        only(server)
+        turn()
+        reset(connection)
+        until(lambda: server.outcomes)
+    assert server.outcomes == ["truncated"]
+
+
+@each_way
+def test_stop_lets_a_reader_go_that_has_ended(way: Way) -> None:
+    """A stop leaves the rest to the kernel, and no timer behind."""
+    server = Server(POEM)
+    with way(server) as port, slow(port) as connection:
+        connection.shutdown(socket.SHUT_WR)
+        protocol = only(server)
+        turn()
+        protocol.stop()
+        assert server.outcomes == ["sent"]
+        assert drain(connection) == POEM
+    assert not [call for call in reactor.getDelayedCalls() if "_look_again" in str(call)]
+
+
+def test_reader_that_ends_and_takes_nothing_is_idle() -> None:
+    """The sweep resets it like any other."""
+    server = Server(POEM)
+    with listening(server) as port, slow(port) as connection:
+        connection.shutdown(socket.SHUT_WR)
+        protocol = only(server)
+        turn()
+        for now in (0.0, 10.0):
+            sweep([protocol], now, 10.0, 30.0)
+        assert protocol.outcome == "timed_out"
+        assert isinstance(server.results[0], PoemTimedOut)
+
+
+def test_reader_that_ends_under_a_wrapper_and_resets() -> None:
+    """A wrapper that hides the half-close changes nothing."""
+    server = Server(POEM)
+    service = PoetryService([(Wraps(HERE), server)], clock=reactor)
+    service.startService()
+    with slow(port_of(service)) as connection:
+        only(server)
+        connection.shutdown(socket.SHUT_WR)
+        turn()
+        reset(connection)
+        until(lambda: server.outcomes)
+    assert server.outcomes == ["truncated"]
+    wait(service.stopService())
+
+
+def test_sweep_sees_a_reset_that_the_reactor_has_not() -> None:
+    """All is acknowledged, and the reader has not read it: its reset is no end."""
+    server = Server(b"short")
+    with listening(server) as port, socket.create_connection(("127.0.0.1", port)) as connection:
+        protocol = only(server)
+        until(lambda: not queued(protocol))
+        sweep([protocol], 0, 10.0, 30.0)
+        reset(connection)
+        sweep([protocol], 1, 10.0, 30.0)
+        assert protocol.outcome == "truncated"
+
+
+def test_reset_that_is_reported_as_an_end_is_a_reset_for_a_sender_too() -> None:
+    """Twisted takes a hang-up with nothing to read for an end, also in the middle of a reset."""
+    server = Server(b"short")
+    with listening(server) as port, socket.create_connection(("127.0.0.1", port)) as connection:
+        protocol = only(server)
+        until(lambda: not queued(protocol))
+        below = innermost(protocol.transport)
+        below.stopReading()
+        reset(connection)
+        until(lambda: has_hung_up(below.socket))
+        below.readConnectionLost(Failure(error.ConnectionDone()))  # as the reactor does
+        until(lambda: server.outcomes)
+    assert server.outcomes == ["truncated"]
+
+
+def test_killed_receiver_fails_a_sender() -> None:
+    """send_poem fails if its receiver ends while bytes are under way, and resets then."""
+    with socket.create_server(("127.0.0.1", 0)) as receiver:
+        receiver.setsockopt(socket.SOL_SOCKET, socket.SO_RCVBUF, 1)
+        port = receiver.getsockname()[1]
+        sending = send_poem(client_endpoint(reactor, f"127.0.0.1:{port}"), POEM)
+        receiver.setblocking(False)
+        connections: list[socket.socket] = []
+
+        def accepted() -> bool:
+            with suppress(BlockingIOError):
+                connections.append(receiver.accept()[0])
+            return bool(connections)
+
+        until(accepted)
+        connections[0].shutdown(socket.SHUT_WR)
+        turn()
+        reset(connections[0])
+        assert isinstance(wait_error(sending), PoemTruncated)
+
+
+def test_alert_after_the_poem_refuses_it(certificates: Certificates) -> None:
+    """A receiver that wants a certificate of its client says so after the handshake, in TLS 1.3."""
+    pem = certificates.path("good").read_bytes()
+    authority = Certificate.loadPEM(certificates.authority.read_bytes())
+    receiver = Server()
+    context = PrivateCertificate.loadPEM(pem).options(authority)
+    listen = SSL4ServerEndpoint(reactor, 0, context, interface="127.0.0.1").listen(receiver)
+    port = wait(listen)
+    endpoint = client_endpoint(reactor, certificates.trusting(port.getHost().port))
+    assert isinstance(wait_error(send_poem(endpoint, POEM)), PoemTruncated)
+    until(lambda: receiver.results)
+    assert receiver.outcomes == ["handshake"]
+    wait(port.stopListening())
+
+
+def test_reader_over_tls_that_ends_and_then_resets(certificates: Certificates) -> None:
+    """Over TLS as well, the poem of a reader that has not acknowledged all is not sent."""
+    server = Server(POEM)
+    with over_tls(server, certificates) as port, slow(port) as connection:
+        incoming, outgoing = ssl.MemoryBIO(), ssl.MemoryBIO()
+        context = certificates.context(ssl.TLSVersion.TLSv1_2)
+        tls = context.wrap_bio(incoming, outgoing, server_hostname="127.0.0.1")
+        connection.setblocking(False)
+        while tls.version() is None or outgoing.pending:
+            with suppress(ssl.SSLWantReadError):
+                tls.do_handshake()
+            connection.sendall(outgoing.read())
+            reactor.iterate(0.02)
+            with suppress(BlockingIOError):
+                incoming.write(connection.recv(1000))
+        only(server)
+        connection.shutdown(socket.SHUT_WR)
+        turn()
+        assert not server.outcomes
+        reset(connection)
+        until(lambda: server.outcomes)
+    assert server.outcomes == ["truncated"]
+
+
+def test_poem_from_standard_input_of_the_reactor_is_whole() -> None:
+    """A transport that closes later is not taken for one that was closed before the end."""
+    ends, back = os.pipe(), os.pipe()
+    client = PoetryClientFactory()
+    StandardIO(client.buildProtocol(None), stdin=ends[0], stdout=back[1])
+    os.write(ends[1], b"hello")
+    os.close(ends[1])
+    try:
+        assert wait(client.received) == b"hello"
+    finally:
+        os.close(back[0])
