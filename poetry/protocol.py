@@ -37,16 +37,13 @@ from zope.interface import alsoProvides, classImplements, implementer
 
 from poetry.errors import EmptyPoem, PoemError, PoemStopped, PoemTooLong, PoemTruncated
 from poetry.wire import kind_of
+from poetry.wire.acknowledging import Acknowledging
 from poetry.wire.kernel import is_acknowledged
 from poetry.wire.layers import abort, close, discard_input, handle_of, innermost
 from poetry.wire.outgoing import Outgoing, Pace
 from poetry.wire.poem import Poem
 from poetry.wire.receiving import Incoming
 from poetry.wire.sealed import Sealed, WriteRefused
-
-ACKNOWLEDGED_INTERVAL = 0.1
-"""Seconds between two looks whether a reader that has ended has acknowledged everything: no event
-tells, and a round trip between continents takes as long."""
 
 _log = Logger()
 
@@ -89,7 +86,7 @@ class PoetryProtocol(Protocol):
     _wire: Any = None  # the transport, without a seal around it
     _received = 0
     _reader_ended = False
-    _waiting: Any = None  # the timer of the next look at what is not acknowledged
+    _acknowledging: Acknowledging | None = None
     _made = False
     _secured = False
     _collected: bytearray | None = None
@@ -202,23 +199,20 @@ class PoetryProtocol(Protocol):
         Its end may come before: it has half-closed, or was closed while bytes are under way to it,
         and then a reset follows.
         """
-        if not self._reader_ended or self._waiting is not None:
-            return
+        if self._reader_ended and self._acknowledging is None and not self._look():
+            self._acknowledging = Acknowledging(innermost(self._wire), self._look)
+
+    def _look(self) -> bool:
+        """Close if the reader has acknowledged everything; return whether the transfer is over."""
         handle = handle_of(self._wire)
         try:
             acknowledged = handle is None or is_acknowledged(handle)
         except OSError as error:
             self.fail(PoemTruncated(self.size, Failure(error)))
-            return
+            return True
         if acknowledged:
             self._finish()
-        else:
-            reactor = innermost(self._wire).reactor
-            self._waiting = reactor.callLater(ACKNOWLEDGED_INTERVAL, self._look_again)
-
-    def _look_again(self) -> None:
-        self._waiting = None
-        self.streamEnded()
+        return acknowledged
 
     def writeConnectionLost(self) -> None:
         """Ignore: a poem ends its stream on the socket itself; a receiver may half-close."""
@@ -253,9 +247,8 @@ class PoetryProtocol(Protocol):
             self.factory.connections.remove(self)
         except KeyError:  # it was told already
             return
-        if self._waiting is not None:
-            self._waiting.cancel()
-            self._waiting = None
+        if self._acknowledging is not None:
+            self._acknowledging.cancel()
         try:
             self._report(reason)
         finally:

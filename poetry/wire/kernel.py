@@ -30,6 +30,8 @@ _COUNT = bytearray(4)
 _MOST_INPUT = 6 * 1024 * 1024
 """Bytes that a receive buffer held at most before Linux 6.16: tcp_rmem (ip-sysctl)."""
 
+_RESET = frozenset({errno.ECONNRESET, errno.EPIPE})
+
 FULL = frozenset({errno.EAGAIN, errno.EWOULDBLOCK, errno.ENOBUFS})
 """Errors of send(2) that mean that the kernel has no room now."""
 
@@ -120,12 +122,25 @@ def unacknowledged(handle: socket.socket) -> int:
 def is_acknowledged(handle: socket.socket) -> bool:
     """Check whether the peer has acknowledged everything; True if the kernel does not tell.
 
-    @raise OSError: if the connection was reset, or is broken: after the peer's end no read tells.
+    A connection survives other errors, as of a host that is unreachable for a while (RFC 1122,
+    4.2.3.9), until it is closed.
+
+    @raise OSError: if the connection was reset, or is closed: after the peer's end no read tells.
     """
     number = handle.getsockopt(socket.SOL_SOCKET, socket.SO_ERROR)
-    if number:
+    left = unacknowledged(handle)
+    if number in _RESET or (left and _is_closed(handle)):
+        number = number or errno.ECONNRESET
         raise OSError(number, os.strerror(number))
-    return not unacknowledged(handle)
+    return not left
+
+
+def _is_closed(handle: socket.socket) -> bool:
+    """Check whether the kernel has given the connection up (tcp_info, tcpi_state: TCP_CLOSE)."""
+    try:
+        return handle.getsockopt(socket.IPPROTO_TCP, socket.TCP_INFO, 1) == b"\x07"
+    except (AttributeError, OSError):  # only Linux tells, and only of TCP
+        return False
 
 
 def peer_has_ended(handle: socket.socket) -> bool:

@@ -29,6 +29,10 @@ SMALL_READ = 4 * 1024
 4.6.3) at a time delayed another reader, of 10 MB without TLS, by 535 ms, 4 KiB by 76 ms
 (measured)."""
 
+MOST_HEARD = 16 * 1024
+"""Bytes that OpenSSL still reads after our end of the stream, in search of an alert, which has two:
+what it does not read it keeps, and a KeyUpdate of 22 bytes takes 11 us (measured)."""
+
 
 class Tls(Buffered):
     """Encrypted by OpenSSL into the buffer of the transport below.
@@ -121,18 +125,25 @@ class _Lingering:
         self._connection = connection
         self._owner = owner
         self._size = size
+        self._left = MOST_HEARD
 
     def dataReceived(self, data: bytes) -> None:
         """Let OpenSSL read what the reader says, and discard both that and the answer."""
+        if self._left <= 0:
+            return
+        self._left -= len(data)
         try:
             self._connection.bio_write(data)
             while True:
                 self._connection.recv(SMALL_READ)
-        except (SSL.WantReadError, SSL.ZeroReturnError):
+        except SSL.WantReadError:
             with suppress(SSL.WantReadError):
                 while True:
                     self._connection.bio_read(SMALL_READ)
+        except SSL.ZeroReturnError:
+            self._left = 0
         except SSL.Error:
+            self._left = 0
             if self._connection.get_shutdown() & RECEIVED_SHUTDOWN:  # a fatal alert, and no rubbish
                 self._owner.fail(PoemTruncated(self._size, Failure()))
 

@@ -7,9 +7,11 @@ import socket
 import ssl
 from collections.abc import Callable, Iterator
 from contextlib import AbstractContextManager, contextmanager, suppress
+from threading import Thread
 from typing import Any
 
 import pytest
+from OpenSSL import SSL
 from twisted.internet import error
 from twisted.internet.endpoints import SSL4ServerEndpoint
 from twisted.internet.ssl import Certificate, PrivateCertificate
@@ -23,6 +25,7 @@ from poetry.serving.idle import sweep
 from poetry.wire.kernel import has_hung_up
 from poetry.wire.layers import innermost
 from poetry.wire.outgoing import SHORT
+from poetry.wire.tls import MOST_HEARD, SMALL_READ
 from tests.certificates import Certificates
 from tests.ends import HERE, Server, Wraps, listening, port_of, queued, reset, serving
 from tests.faults.readers import poem
@@ -121,7 +124,7 @@ def test_stop_lets_a_reader_go_that_has_ended(way: Way) -> None:
         protocol.stop()
         assert server.outcomes == ["sent"]
         assert drain(connection) == POEM
-    assert not [call for call in reactor.getDelayedCalls() if "_look_again" in str(call)]
+    assert not [call for call in reactor.getDelayedCalls() if "_due" in str(call)]
 
 
 def test_reader_that_ends_and_takes_nothing_is_idle() -> None:
@@ -237,6 +240,39 @@ def test_reader_over_tls_that_ends_and_then_resets(certificates: Certificates) -
         reset(connection)
         until(lambda: server.outcomes)
     assert server.outcomes == ["truncated"]
+
+
+@pytest.mark.parametrize("first", ["close_notify", "rubbish"])
+def test_flood_after_the_end_is_not_heard(
+    first: str, certificates: Certificates, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """Over TLS a reader may say no more than an alert: OpenSSL would keep the rest in memory."""
+    heard: list[int] = []
+    write = SSL.Connection.bio_write
+
+    def bio_write(connection: SSL.Connection, data: bytes) -> int:
+        heard.append(len(data))
+        return write(connection, data)
+
+    def flood(port: int) -> None:
+        with socket.create_connection(("127.0.0.1", port), 20) as plain:
+            tls = certificates.context().wrap_socket(plain, server_hostname="127.0.0.1")
+            while tls.recv(1000):
+                pass
+            heard.clear()
+            below = tls.unwrap() if first == "close_notify" else socket.socket(fileno=tls.detach())
+            with below:
+                below.sendall(bytes(500_000))
+
+    monkeypatch.setattr(SSL.Connection, "bio_write", bio_write)
+    server = Server(POEM)
+    with over_tls(server, certificates) as port:
+        thread = Thread(target=flood, args=[port])
+        thread.start()
+        until(lambda: server.outcomes)
+        thread.join()
+    assert server.outcomes == ["sent"]
+    assert sum(heard) <= MOST_HEARD + SMALL_READ
 
 
 def test_poem_from_standard_input_of_the_reactor_is_whole() -> None:

@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+import errno
+import os
 import socket
 import sys
 from contextlib import ExitStack
@@ -15,7 +17,7 @@ from poetry.system.features import EPOLL, fcntl, termios
 from poetry.wire import kernel
 from poetry.wire.kernel import unacknowledged
 from poetry.wire.pages import LARGE, collapse
-from tests.ends import tcp_pair
+from tests.ends import reset, tcp_pair
 from tests.loop import until
 
 
@@ -151,3 +153,33 @@ def test_end_of_the_peer_is_seen_without_reading() -> None:
         until(lambda: kernel.peer_has_ended(sender))
     with socket.socket() as unconnected, pytest.raises(OSError, match="not connected"):
         kernel.peer_has_ended(unconnected)
+
+
+def test_acknowledgement_survives_an_unreachable_host(monkeypatch: pytest.MonkeyPatch) -> None:
+    """An error that TCP survives is none until the kernel gives the connection up."""
+    with tcp_pair() as (reader, sender):
+        assert kernel.is_acknowledged(sender)
+        soft = SimpleNamespace(
+            getsockopt=lambda level, option, *size: (
+                sender.getsockopt(level, option, *size) if size else errno.EHOSTUNREACH
+            ),
+            fileno=sender.fileno,
+        )
+        monkeypatch.setattr(kernel, "unacknowledged", lambda _: 1)
+        assert not kernel.is_acknowledged(soft)  # type: ignore[arg-type]
+        reset(reader)
+        until(lambda: kernel.has_hung_up(sender))
+        with pytest.raises(OSError, match=os.strerror(errno.EHOSTUNREACH)):
+            kernel.is_acknowledged(soft)  # type: ignore[arg-type]
+        with pytest.raises(ConnectionResetError):
+            kernel.is_acknowledged(sender)
+        with pytest.raises(ConnectionResetError):  # which the call before has taken from the socket
+            kernel.is_acknowledged(sender)
+
+
+def test_closing_of_a_unix_socket_is_not_told() -> None:
+    """Only TCP tells that the kernel has given a connection up."""
+    ours, other = socket.socketpair()
+    with ours, other:
+        ours.sendall(b"unread")
+        assert not kernel.is_acknowledged(ours)
