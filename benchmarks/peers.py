@@ -160,6 +160,7 @@ LIBRARY = (
     Peer(f"{THIS}, bare factory", "poetry", program("library_server.py", "bare"), tls=False),
     Peer(f"{THIS}, subclass", "poetry", program("library_server.py", "subclass"), tls=False),
     NAMED[TUTORIAL],
+    Peer(f"{TUTORIAL}, with the promise", "twisted", program("promise_server.py"), tls=False),
 )
 
 ACCESS_LOG = (
