@@ -45,6 +45,9 @@ class Owner(Protocol):
     def readConnectionLost(self) -> None:
         """Handle the end of the reader's stream."""
 
+    def connectionLost(self, reason: Failure) -> None:
+        """Handle the loss of the connection."""
+
     def fail(self, error: BaseException) -> None:
         """Abort the transfer: the poem cannot be sent."""
 

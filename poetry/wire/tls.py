@@ -157,7 +157,12 @@ class _Lingering:
     def connectionLost(self, reason: Failure) -> None:
         """Pass on how TCP ended."""
         self._connection.set_shutdown(SENT_SHUTDOWN | RECEIVED_SHUTDOWN)
-        self._above.connectionLost(reason)
+        try:
+            self._above.connectionLost(reason)
+        except (
+            IndexError
+        ):  # of Twisted 25.5, where OpenSSL has failed before and has no more to say
+            self._owner.connectionLost(reason)
 
 
 def write_now(transport: Any, data: bytes) -> None:

@@ -8,13 +8,16 @@ import ssl
 from collections.abc import Callable, Iterator
 from contextlib import contextmanager, suppress
 from threading import Event, Thread
+from types import SimpleNamespace
 from typing import Any
 
 import pytest
 from twisted.internet.endpoints import clientFromString, serverFromString, wrapClientTLS
+from twisted.internet.protocol import connectionDone
 from twisted.internet.ssl import optionsForClientTLS
 from twisted.internet.task import Clock
 from twisted.protocols.policies import WrappingFactory
+from twisted.python.failure import Failure
 
 from poetry import PoetryClientFactory, PoetryProtocol
 from poetry.addresses import authorities
@@ -22,7 +25,7 @@ from poetry.errors import EmptyPoem, PoemTruncated
 from poetry.serving.idle import sweep
 from poetry.wire.layers import innermost
 from poetry.wire.outgoing import Pace
-from poetry.wire.tls import write_now
+from poetry.wire.tls import _Lingering, write_now
 from tests.certificates import Certificates
 from tests.ends import (
     EACH_POEM,
@@ -363,3 +366,20 @@ def until_tls(step: Callable[[], Any]) -> Any:
 
     until(done)
     return results[0]
+
+
+def test_loss_is_told_where_twisted_fails_on_it() -> None:
+    """Twisted 25.5 raises an IndexError where OpenSSL has failed before, as on rubbish."""
+    lost: list[Any] = []
+
+    def fail(_: Failure) -> None:
+        raise IndexError
+
+    lingering = _Lingering(
+        SimpleNamespace(connectionLost=fail),
+        SimpleNamespace(set_shutdown=lambda _: None),
+        SimpleNamespace(connectionLost=lost.append),
+        1,
+    )
+    lingering.connectionLost(connectionDone)
+    assert lost == [connectionDone]
