@@ -208,7 +208,7 @@ class PoetryProtocol(Protocol):
         try:
             acknowledged = handle is None or is_acknowledged(handle)
         except OSError as error:
-            self.fail(PoemTruncated(self.size, Failure(error)))
+            self.truncate(error)
             return True
         if acknowledged:
             self._finish()
@@ -240,6 +240,10 @@ class PoetryProtocol(Protocol):
             return
         self._failed(getattr(error, "outcome", PoemError.outcome), Failure(error))
         abort(self._wire)
+
+    def truncate(self, error: BaseException) -> None:
+        """Abort the transfer: the connection failed with `error` before the end of the poem."""
+        self.fail(PoemTruncated(self.size, Failure(error)))
 
     def connectionLost(self, reason: Failure = connectionDone) -> None:
         """Report the outcome to the factory's hooks and observers, once."""

@@ -9,14 +9,15 @@ from typing import Any
 
 import pytest
 from twisted.internet.endpoints import TCP4ClientEndpoint, serverFromString
+from twisted.internet.error import ConnectionDone
 from twisted.internet.interfaces import IStreamServerEndpoint
 from twisted.protocols.policies import WrappingFactory
 from twisted.python.failure import Failure
 from zope.interface import implementer
 
 from poetry import PoetryClientFactory, PoetryProtocol, PoetryServerFactory, PoetryService
-from poetry.wire.kernel import unacknowledged
-from poetry.wire.layers import handle_of
+from poetry.wire.kernel import has_hung_up, unacknowledged
+from poetry.wire.layers import handle_of, innermost
 from poetry.wire.outgoing import SHORT
 from tests.faults.readers import reset as reset
 from tests.loop import drain, reactor, until, wait
@@ -151,3 +152,12 @@ def ended_with_reset(connection: socket.socket) -> bool:
     except ConnectionResetError:
         return True
     return False
+
+
+def reset_seen_as_an_end(protocol: PoetryProtocol, peer: socket.socket) -> None:
+    """Reset a connection, and report that as Twisted does in the middle of a reset: as an end."""
+    below = innermost(protocol.transport)
+    below.stopReading()
+    reset(peer)
+    until(lambda: has_hung_up(below.socket))
+    below.readConnectionLost(Failure(ConnectionDone()))

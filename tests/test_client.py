@@ -28,10 +28,9 @@ from poetry.client import ConsumerGone, download, get_poem, send_poem
 from poetry.errors import EmptyPoem, PoemTimedOut, PoemTooLong, PoemTruncated
 from poetry.protocol import PoetryClientFactory, PoetryServerFactory
 from poetry.server import PoetryService, serve_poem
-from poetry.wire.kernel import has_hung_up
 from poetry.wire.layers import innermost
 from tests.certificates import Certificates
-from tests.ends import LONG, Server, listening, reset
+from tests.ends import LONG, Server, listening, reset_seen_as_an_end
 from tests.faults.bad import serving, stall
 from tests.loop import reactor, until, wait, wait_error
 from tests.transfers import Log
@@ -206,11 +205,7 @@ def test_reset_that_is_reported_as_an_end_is_a_reset(silent: socket.socket, log:
     connection, _ = silent.accept()
     connection.sendall(b"half")
     until(lambda: protocol.size)
-    below = innermost(protocol.transport)
-    below.stopReading()
-    reset(connection)
-    until(lambda: has_hung_up(below.socket))
-    below.readConnectionLost(Failure(error.ConnectionDone()))  # as the reactor does
+    reset_seen_as_an_end(protocol, connection)
     assert isinstance(wait_error(client.received), PoemTruncated)
     assert log.names == []
 

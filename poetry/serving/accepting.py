@@ -23,7 +23,6 @@ from twisted.python.failure import Failure
 from zope.interface import implementer
 
 from poetry.addresses import BACKLOG
-from poetry.errors import PoemTruncated
 from poetry.protocol import PoetryProtocol, PoetryServerFactory
 from poetry.serving.fast import Sent, end_at_once, poem_for_all, send_at_once
 from poetry.serving.limiter import ConnectionLimiter
@@ -130,7 +129,7 @@ class Accepted:
         if outgoing.backed_up:
             self.transport.pauseProducing()
         if outgoing.unfinished and is_closing(self.transport):
-            conversation.fail(PoemTruncated(outgoing.size, Failure(EndedEarly())))
+            conversation.truncate(EndedEarly())
 
     def readConnectionLost(self) -> None:
         """Pass a half-close on; to a protocol that does not know of them, as the end."""

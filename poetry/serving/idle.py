@@ -4,9 +4,7 @@ from __future__ import annotations
 
 from collections.abc import Iterable
 
-from twisted.python.failure import Failure
-
-from poetry.errors import PoemTimedOut, PoemTruncated
+from poetry.errors import PoemTimedOut
 from poetry.protocol import PoetryProtocol
 from poetry.wire.kernel import peer_has_ended, unacknowledged
 from poetry.wire.layers import handle_of, log_connection_failure
@@ -39,7 +37,7 @@ def _look(connection: PoetryProtocol, now: float, idle: float, linger: float) ->
         try:  # the reactor may have missed an end that is still unread
             forgotten = handle is not None and peer_has_ended(handle)
         except OSError as error:
-            connection.fail(PoemTruncated(connection.size, Failure(error)))
+            connection.truncate(error)
             return
         if forgotten or now - connection.progressed >= linger:
             connection.release()

@@ -95,6 +95,6 @@ class Buffered(Sender):
             try:
                 end_stream(below.socket)
             except OSError as error:
-                self.broken(error)
+                self._owner.truncate(error)
             else:
                 self.finish()

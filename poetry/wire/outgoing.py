@@ -16,7 +16,6 @@ from twisted.logger import Logger
 from twisted.python.failure import Failure
 from zope.interface import implementer
 
-from poetry.errors import PoemTruncated
 from poetry.wire.layers import is_of_openssl, make_close_abortive, reset_before_close
 from poetry.wire.poem import Poem
 
@@ -50,6 +49,9 @@ class Owner(Protocol):
 
     def fail(self, error: BaseException) -> None:
         """Abort the transfer: the poem cannot be sent."""
+
+    def truncate(self, error: BaseException) -> None:
+        """Abort the transfer: the connection failed before the end of the poem."""
 
 
 class Outgoing:
@@ -185,7 +187,7 @@ class Sender(Outgoing, ABC):
                 return True
             self._end()
         except OSError as error:
-            self.broken(error)
+            owner.truncate(error)
         except Exception as error:  # of a wrapper: Twisted would end the stream, or nothing would
             if owner.outcome is None:
                 _log.failure("a transport failed on its poem", event="hook_failed")
@@ -196,10 +198,6 @@ class Sender(Outgoing, ABC):
         """Note that the stream is ended, and call the owner."""
         self.ended = True
         self._owner.streamEnded()
-
-    def broken(self, error: OSError) -> None:
-        """Abort: the connection failed with `error`."""
-        self._owner.fail(PoemTruncated(self.size, Failure(error)))
 
     def register(self) -> None:
         """Become the producer of the transport, and send what it takes."""

@@ -5,9 +5,6 @@ from __future__ import annotations
 from typing import Any, NoReturn
 
 from twisted.internet.error import ConnectionAborted
-from twisted.python.failure import Failure
-
-from poetry.errors import PoemTruncated
 
 
 class WriteRefused(RuntimeError):
@@ -56,8 +53,7 @@ class Sealed(ReadOnly):
     def abortConnection(self) -> None:
         """Reset the connection now, whatever the protocol does next."""
         if self._protocol.outcome is None:
-            reason = Failure(ConnectionAborted())
-            self._protocol.fail(PoemTruncated(self._protocol.size, reason))
+            self._protocol.truncate(ConnectionAborted())
         else:
             self._sealed.abortConnection()
 

@@ -11,7 +11,6 @@ from twisted.protocols.tls import TLSMemoryBIOProtocol
 from twisted.python.failure import Failure
 from zope.interface import implementer
 
-from poetry.errors import PoemTruncated
 from poetry.wire.buffered import Buffered
 from poetry.wire.layers import (
     RECEIVED_SHUTDOWN,
@@ -96,7 +95,7 @@ class Tls(Buffered):
         """Keep from TLS what the reader still says, and call the owner."""
         below = innermost(self._transport)
         connection = self._transport.getHandle()
-        below.protocol = _Lingering(below.protocol, connection, self._owner, self.size)
+        below.protocol = _Lingering(below.protocol, connection, self._owner)
         super().finish()
 
     def resumeProducing(self) -> None:
@@ -115,16 +114,14 @@ class _Lingering:
     reset as the same, unless OpenSSL is told that a close_notify has come.
     """
 
-    def __init__(self, above: Any, connection: Any, owner: Owner, size: int) -> None:
+    def __init__(self, above: Any, connection: Any, owner: Owner) -> None:
         """@param above: what stood there.
 
         @param connection: OpenSSL's.
-        @param size: bytes of the poem that was sent.
         """
         self._above = above
         self._connection = connection
         self._owner = owner
-        self._size = size
         self._left = MOST_HEARD
 
     def dataReceived(self, data: bytes) -> None:
@@ -142,10 +139,10 @@ class _Lingering:
                     self._connection.bio_read(SMALL_READ)
         except SSL.ZeroReturnError:
             self._left = 0
-        except SSL.Error:
+        except SSL.Error as error:
             self._left = 0
             if self._connection.get_shutdown() & RECEIVED_SHUTDOWN:  # a fatal alert, and no rubbish
-                self._owner.fail(PoemTruncated(self._size, Failure()))
+                self._owner.truncate(error)
 
     def readConnectionLost(self) -> None:
         """Pass on that the reader has ended."""
@@ -159,9 +156,7 @@ class _Lingering:
         self._connection.set_shutdown(SENT_SHUTDOWN | RECEIVED_SHUTDOWN)
         try:
             self._above.connectionLost(reason)
-        except (
-            IndexError
-        ):  # of Twisted 25.5, where OpenSSL has failed before and has no more to say
+        except IndexError:  # of Twisted 25.5, where OpenSSL has failed before
             self._owner.connectionLost(reason)
 
 

@@ -12,22 +12,28 @@ from typing import Any
 
 import pytest
 from OpenSSL import SSL
-from twisted.internet import error
 from twisted.internet.endpoints import SSL4ServerEndpoint
 from twisted.internet.ssl import Certificate, PrivateCertificate
 from twisted.internet.stdio import StandardIO as _StandardIO
-from twisted.python.failure import Failure
 
 from poetry import PoetryClientFactory, PoetryProtocol, PoetryService, send_poem
 from poetry.addresses import client_endpoint
 from poetry.errors import PoemTimedOut, PoemTruncated
 from poetry.serving.idle import sweep
-from poetry.wire.kernel import has_hung_up
-from poetry.wire.layers import innermost
 from poetry.wire.outgoing import SHORT
 from poetry.wire.tls import MOST_HEARD, SMALL_READ
 from tests.certificates import Certificates
-from tests.ends import HERE, Server, Wraps, listening, port_of, queued, reset, serving
+from tests.ends import (
+    HERE,
+    Server,
+    Wraps,
+    listening,
+    port_of,
+    queued,
+    reset,
+    reset_seen_as_an_end,
+    serving,
+)
 from tests.faults.readers import poem
 from tests.loop import drain, reactor, until, wait, wait_error
 
@@ -86,14 +92,21 @@ def only(server: Server) -> PoetryProtocol:
     return protocol
 
 
-@each_way
-def test_reader_that_half_closes_may_take_its_time(way: Way) -> None:
-    """It has ended, and gets the rest; the poem counts as sent when it has all, and once."""
+@contextmanager
+def half_closed(way: Way) -> Iterator[tuple[Server, PoetryProtocol, socket.socket]]:
+    """A reader that has half-closed and has read nothing, which the server knows."""
     server = Server(POEM)
     with way(server) as port, slow(port) as connection:
         connection.shutdown(socket.SHUT_WR)
-        only(server)
+        protocol = only(server)
         turn()
+        yield server, protocol, connection
+
+
+@each_way
+def test_reader_that_half_closes_may_take_its_time(way: Way) -> None:
+    """It has ended, and gets the rest; the poem counts as sent when it has all, and once."""
+    with half_closed(way) as (server, _, connection):
         assert not server.outcomes
         assert drain(connection) == POEM
         until(lambda: server.outcomes)
@@ -103,11 +116,7 @@ def test_reader_that_half_closes_may_take_its_time(way: Way) -> None:
 @each_way
 def test_reader_that_ends_and_then_resets_has_not_got_it(way: Way) -> None:
     """Its end comes first, as of one that is killed while bytes are under way: not sent."""
-    server = Server(POEM)
-    with way(server) as port, slow(port) as connection:
-        connection.shutdown(socket.SHUT_WR)
-        only(server)
-        turn()
+    with half_closed(way) as (server, _, connection):
         reset(connection)
         until(lambda: server.outcomes)
     assert server.outcomes == ["truncated"]
@@ -116,11 +125,7 @@ def test_reader_that_ends_and_then_resets_has_not_got_it(way: Way) -> None:
 @each_way
 def test_stop_lets_a_reader_go_that_has_ended(way: Way) -> None:
     """A stop leaves the rest to the kernel, and no timer behind."""
-    server = Server(POEM)
-    with way(server) as port, slow(port) as connection:
-        connection.shutdown(socket.SHUT_WR)
-        protocol = only(server)
-        turn()
+    with half_closed(way) as (server, protocol, connection):
         protocol.stop()
         assert server.outcomes == ["sent"]
         assert drain(connection) == POEM
@@ -129,11 +134,7 @@ def test_stop_lets_a_reader_go_that_has_ended(way: Way) -> None:
 
 def test_reader_that_ends_and_takes_nothing_is_idle() -> None:
     """The sweep resets it like any other."""
-    server = Server(POEM)
-    with listening(server) as port, slow(port) as connection:
-        connection.shutdown(socket.SHUT_WR)
-        protocol = only(server)
-        turn()
+    with half_closed(listening) as (server, protocol, _):
         for now in (0.0, 10.0):
             sweep([protocol], now, 10.0, 30.0)
         assert protocol.outcome == "timed_out"
@@ -173,11 +174,7 @@ def test_reset_that_is_reported_as_an_end_is_a_reset_for_a_sender_too() -> None:
     with listening(server) as port, socket.create_connection(("127.0.0.1", port)) as connection:
         protocol = only(server)
         until(lambda: not queued(protocol))
-        below = innermost(protocol.transport)
-        below.stopReading()
-        reset(connection)
-        until(lambda: has_hung_up(below.socket))
-        below.readConnectionLost(Failure(error.ConnectionDone()))  # as the reactor does
+        reset_seen_as_an_end(protocol, connection)
         until(lambda: server.outcomes)
     assert server.outcomes == ["truncated"]
 

@@ -17,7 +17,6 @@ from typing import Any
 import pytest
 from twisted.internet.error import ConnectionDone, ConnectionLost
 from twisted.internet.interfaces import IReadDescriptor
-from twisted.internet.testing import MemoryReactorClock
 from twisted.python.failure import Failure
 from zope.interface.verify import verifyObject
 
@@ -25,24 +24,13 @@ from poetry.serving.lingering import CROWD, INTERVAL, LingeringClose
 from poetry.system.descriptors import raise_limit
 from poetry.system.features import EPOLL
 from tests.calls import failing
+from tests.memory import MemoryReactor
 
 pytestmark = pytest.mark.skipif(not EPOLL, reason="this system has no epoll")
 
 
-class Reactor(MemoryReactorClock):
-    """A reactor in memory that keeps the calls for its shutdown, and polls by hand."""
-
-    def __init__(self) -> None:
-        super().__init__()  # type: ignore[no-untyped-call]
-        self.at_shutdown: list[Any] = []
-
-    def addSystemEventTrigger(self, phase: str, event: str, call: Any) -> Any:  # type: ignore[override]
-        assert (phase, event) == ("during", "shutdown")
-        self.at_shutdown.append(call)
-        return call
-
-    def removeSystemEventTrigger(self, call: Any) -> None:
-        self.at_shutdown.remove(call)
+class Reactor(MemoryReactor):
+    """A reactor in memory that polls by hand."""
 
     def poll(self) -> None:
         """Call each reader that is readable."""

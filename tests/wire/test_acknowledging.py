@@ -5,26 +5,14 @@ from __future__ import annotations
 from typing import Any
 
 from twisted.internet.error import ConnectionLost
-from twisted.internet.testing import MemoryReactorClock
 from twisted.python.failure import Failure
 
 from poetry.wire.acknowledging import FIRST, MOST, Acknowledging
+from tests.memory import MemoryReactor
 
 
-class Reactor(MemoryReactorClock):
-    """A reactor in memory that keeps the calls for its shutdown."""
-
-    def __init__(self) -> None:
-        super().__init__()  # type: ignore[no-untyped-call]
-        self.at_shutdown: list[Any] = []
-
-    def addSystemEventTrigger(self, phase: str, event: str, call: Any) -> Any:  # type: ignore[override]
-        assert (phase, event) == ("during", "shutdown")
-        self.at_shutdown.append(call)
-        return call
-
-    def removeSystemEventTrigger(self, call: Any) -> None:
-        self.at_shutdown.remove(call)
+class Reactor(MemoryReactor):
+    """A reactor in memory."""
 
     @property
     def rests(self) -> bool:

@@ -379,7 +379,6 @@ def test_loss_is_told_where_twisted_fails_on_it() -> None:
         SimpleNamespace(connectionLost=fail),
         SimpleNamespace(set_shutdown=lambda _: None),
         SimpleNamespace(connectionLost=lost.append),
-        1,
     )
     lingering.connectionLost(connectionDone)
     assert lost == [connectionDone]
