@@ -29,6 +29,8 @@ class Work:
     together: int = 32
     rests: bool = False
     """All connect, rest after their first byte, and then read on."""
+    rounds: int = 7
+    """How often each peer is measured: more often where a round is short, and scatters."""
     tls: str = ""
     """The kind of the server's key; without one, plain TCP."""
     discard: bool = False
@@ -51,7 +53,7 @@ class Work:
         """A list a field for each peer, with an entry a round."""
         poem = write_poem(directory, self.size)
         readers = max(self.readers // 20, 4) if quick else self.readers
-        count = 1 if quick else 7
+        count = 1 if quick else self.rounds
         certificate = make_certificate(directory, self.tls) if self.tls else None
         if self.rests:
             measure = hold(poem, self.readers)
@@ -90,7 +92,7 @@ TABLES = {
         [
             Work("32 at once"),
             Work("one at a time", together=1),
-            Work("ten that come, rest and go", readers=10, rests=True),
+            Work("ten that come, rest and go", readers=10, rests=True, rounds=21),
         ],
     ),
     "tls": Table(
