@@ -33,7 +33,7 @@ from twisted.internet.interfaces import (
 from poetry.system.adopted import WrongSocket, check_adopted
 from poetry.system.certificates import BadCertificate, TLSEndpoint
 from poetry.system.descriptors import given_descriptor
-from poetry.system.endpoint_strings import arguments_of
+from poetry.system.endpoint_strings import argument_of, type_of
 from poetry.system.features import UNIX
 from poetry.system.unix import LONGEST, UnixEndpoint, check_path, path_in_text
 
@@ -54,8 +54,9 @@ _NO_LISTENERS = {
 }
 """Types of endpoints on which nothing is served, and why."""
 
+_OF_TCP = frozenset({"ssl", "tcp", "tcp6", "tls"})
 _WITH_BACKLOG = frozenset({"ssl", "tcp", "tcp6", "unix"})
-_HIGHEST_PORT, _LONGEST_PORT = 65535, 5
+_HIGHEST_PORT = 65535
 _PLAIN = re.compile(
     r"(?:(?:\[(?P<v6>[0-9A-Fa-f.]*:[0-9A-Fa-f:.]*(?:%\w+)?)\]|(?P<host>[^\s:\[\]/=*@?#]+)):)?(?P<port>\d+)"
 )
@@ -95,15 +96,28 @@ def split(text: str) -> HostPort | None:
     @raise BadAddress: if the port is out of range, or the IPv6 address is invalid.
     """
     plain = _PLAIN.fullmatch(text)
-    if plain is None or plain["host"] in ENDPOINT_TYPES:
+    if plain is None or (plain["host"] and type_of(text) in ENDPOINT_TYPES):
         return None
-    port = int(plain["port"][-_LONGEST_PORT:])
-    if port > _HIGHEST_PORT or plain["port"][:-_LONGEST_PORT].strip("0"):
-        number = plain["port"][:20]
-        raise BadAddress(f"{text!r}: port {number} is out of range (0 to {_HIGHEST_PORT})")
+    port = _checked_port(text, plain["port"])
     if plain["v6"] is not None and not isIPv6Address(plain["v6"]):
         raise BadAddress(f"{text!r}: {plain['v6']} is no IPv6 address")
     return HostPort(plain["v6"] or plain["host"] or "127.0.0.1", port)
+
+
+def _checked_port(text: str, digits: str) -> int:
+    """Convert a port of an address; Twisted would find out that it is none when it is used."""
+    try:
+        port = int(digits)
+    except ValueError:  # more digits than Python converts
+        port = -1
+    if not 0 <= port <= _HIGHEST_PORT:
+        raise BadAddress(f"{text!r}: port {digits[:20]} is out of range (0 to {_HIGHEST_PORT})")
+    return port
+
+
+def _refuse_zero(text: str, port: int) -> None:
+    if port == 0:
+        raise BadAddress(f"{text!r}: port 0 is not one to connect to (1 to {_HIGHEST_PORT})")
 
 
 def server_endpoint(reactor: Any, text: str) -> IStreamServerEndpoint:
@@ -116,17 +130,18 @@ def server_endpoint(reactor: Any, text: str) -> IStreamServerEndpoint:
         make = TCP6ServerEndpoint if ":" in plain.host else TCP4ServerEndpoint
         endpoint: IStreamServerEndpoint = make(reactor, plain.port, BACKLOG, plain.host)
         return endpoint
-    scheme = text.partition(":")[0]
-    full = text
-    _check_unix(scheme, text)
+    scheme, full = type_of(text), text
+    _check_unix(text)
     if scheme == "unix" and not text.isprintable():
         raise BadAddress(f"{text!r}: its path has characters that cannot be printed")
     if scheme in _NO_LISTENERS:
         raise BadAddress(f"{text!r}: {_NO_LISTENERS[scheme]}")
-    if scheme in _WITH_BACKLOG and ":backlog=" not in text:
+    if scheme in _WITH_BACKLOG and argument_of(text, "backlog") is None:
         full = f"{text}:backlog={BACKLOG}"
     parser = TLSEndpoint if scheme == "ssl" else serverFromString
     server: IStreamServerEndpoint = _parse(parser, reactor, full, text)
+    if scheme in _OF_TCP:
+        _checked_port(text, argument_of(text, "port", 0) or "")
     if isinstance(server, AdoptedStreamServerEndpoint):
         try:
             server = check_adopted(reactor, server)
@@ -147,29 +162,30 @@ def client_endpoint(
     plain = split(text)
     if plain is not None:
         return _plain_client(reactor, plain, text, timeout)
-    scheme, _, rest = text.partition(":")
+    scheme, rest = type_of(text), text.partition(":")[2]
     plain = split(rest) if scheme == "tls" and ":" in rest else None
     if plain is not None:
         return _over_tls(_plain_client(reactor, plain, text, timeout), plain.host, text, trust)
     if trust is not None and scheme in ("ssl", "tls"):
         raise BadAddress(f"{text!r}: with --cacert, write tls:HOST:PORT")
-    host = rest.partition(":")[0]
-    _check_unix(scheme, text)
-    if scheme in ("ssl", "tcp", "tls"):
-        _check_name(text)
-    full = text
-    if scheme == "ssl" and "hostname=" not in text and "=" not in host:
+    _check_unix(text)
+    full, host = text, argument_of(text, "host", 0) or ""
+    if scheme in _OF_TCP:
+        _check_name(text, host)
+    if scheme == "ssl" and argument_of(text, "hostname") is None:
         # Without it Twisted checks the signature of the certificate, but not its name.
-        full = f"{text}:hostname={host}"
+        full = f"{text}:hostname={quoteStringArgument(host)}"
     client: IStreamClientEndpoint = _parse(clientFromString, reactor, full, text)
+    if scheme in _OF_TCP:
+        place = 1 if argument_of(text, "host") is None else 0
+        _refuse_zero(text, _checked_port(text, argument_of(text, "port", place) or ""))
     return client
 
 
 def _plain_client(
     reactor: Any, plain: HostPort, text: str, timeout: float
 ) -> IStreamClientEndpoint:
-    if plain.port == 0:
-        raise BadAddress(f"{text!r}: port 0 is not one to connect to (1 to {_HIGHEST_PORT})")
+    _refuse_zero(text, plain.port)
     # A numeric address needs no resolver, and HostnameEndpoint fails 0.3 s later.
     make: Any = HostnameEndpoint
     if isIPAddress(plain.host):
@@ -185,12 +201,8 @@ def _plain_client(
     return client
 
 
-def _check_name(text: str) -> None:
+def _check_name(text: str, host: str) -> None:
     """Refuse a host that no resolver is asked for: Twisted's would never answer."""
-    arguments = list(arguments_of(text))
-    named = (value for name, value in arguments if name == "host")
-    unnamed = (value for name, value in arguments if not name)
-    host = next(named, next(unnamed, ""))
     try:
         host.encode("idna")
     except UnicodeError as error:
@@ -239,10 +251,12 @@ def _over_tls(
     return wrapClientTLS(options, endpoint)
 
 
-def _check_unix(scheme: str, text: str) -> None:
-    if scheme == "unix" and UNIX is None:
+def _check_unix(text: str) -> None:
+    if type_of(text) != "unix":
+        return
+    if UNIX is None:
         raise BadAddress(f"{text!r}: this system has no Unix sockets")
-    if text == "unix:":
+    if text[len("unix") :] == ":":
         raise BadAddress(f"{text!r}: it names no path")
 
 
@@ -252,7 +266,7 @@ def _parse(parser: Any, reactor: Any, full: str, text: str) -> Any:
         raise BadAddress(f"{text!r} is no address: {_hint(text, listening=listening)}")
     try:
         endpoint = parser(reactor, full)
-        if text.startswith("unix:"):
+        if type_of(text) == "unix":
             check_path(path_in_text(text))
     except (ImportError, NameError) as error:  # NameError: of what Twisted could not import
         raise _needs_tls(text, error) from error
@@ -287,15 +301,15 @@ def _needs_tls(text: str, error: Exception) -> BadAddress:
 
 def _hint_of_arguments(text: str) -> str:
     """Return a hint for an address that may be right but for an argument too many, or ""."""
-    if text.startswith("unix:") and "=" in text:
+    if type_of(text) == "unix" and "=" in text:
         return r"; a path has \= for each ="
     return _hint_without_tcp(text)
 
 
 def _hint_without_tcp(text: str) -> str:
     """Return a hint for an address that is right without its `tcp:`, or ""."""
-    scheme, _, rest = text.partition(":")
-    return f"; write {rest}" if scheme == "tcp" and _PLAIN.fullmatch(rest) else ""
+    rest = text.partition(":")[2]
+    return f"; write {rest}" if type_of(text) == "tcp" and _PLAIN.fullmatch(rest) else ""
 
 
 def _hint(text: str, *, listening: bool) -> str:

@@ -13,6 +13,7 @@ from twisted.internet.address import HostnameAddress, IPv4Address, IPv6Address, 
 from twisted.internet.error import CannotListenError
 from twisted.internet.interfaces import IHostnameResolver
 from twisted.internet.protocol import ServerFactory
+from twisted.internet.ssl import optionsForClientTLS
 from twisted.internet.testing import MemoryReactorClock, StringTransport
 from zope.interface import implementer
 
@@ -124,10 +125,19 @@ def test_near_miss_is_refused_with_a_correction(parse: Any, text: str, instead: 
     [
         (server_endpoint, "tcp:x", "invalid literal for int()"),
         (server_endpoint, "tcp:", "invalid literal for int()"),
+        (server_endpoint, "tcp:65536", "port 65536 is out of range (0 to 65535)"),
+        (server_endpoint, "tcp6:port=-1", "port -1 is out of range (0 to 65535)"),
+        (client_endpoint, "tcp:localhost:65536", "port 65536 is out of range (0 to 65535)"),
+        (client_endpoint, "tcp:host=localhost:-1", "port -1 is out of range (0 to 65535)"),
+        (client_endpoint, "ssl:localhost:port=70000", "port 70000 is out of range (0 to 65535)"),
+        (client_endpoint, "tls:localhost:-1", "port -1 is out of range (0 to 65535)"),
         (server_endpoint, "tcp:0:frob=1", "too few or too many arguments"),
         (server_endpoint, "ssl:0:privateKey=/no/such/key", "No such file or directory"),
         (server_endpoint, "systemd:domain=INET:index=0", "no such socket was passed in"),
         (server_endpoint, "stdio:", "not a listener"),
+        (server_endpoint, "HAProxy:tcp:0", "the PROXY protocol is not supported"),
+        (server_endpoint, "unix:mode=660", "too few or too many arguments"),
+        (client_endpoint, "ssl:host=:port=1", "Empty domain"),
         (server_endpoint, "unix:/a=b", "too few or too many arguments; a path has \\= for each ="),
         (client_endpoint, "unix:/a=b", "too few or too many arguments; a path has \\= for each ="),
         (server_endpoint, "tls:127.0.0.1:0", "to listen, write ssl:PORT:interface=ADDR:"),
@@ -145,6 +155,7 @@ def test_near_miss_is_refused_with_a_correction(parse: Any, text: str, instead: 
         (client_endpoint, "tls:a..b:80", "'a..b' is no host name"),
         (client_endpoint, "tls:127.0.0.1:0", "port 0 is not one to connect to"),
         (client_endpoint, "tls:poem_server:80", "no certificate can be for 'poem_server'"),
+        (client_endpoint, "tcp:127.0.0.1:0", "port 0 is not one to connect to"),
         (client_endpoint, "127.0.0.1:0", "port 0 is not one to connect to"),
     ],
 )
@@ -321,21 +332,46 @@ def test_announced_tls_address_on_ipv6_reaches_the_listener(
 
 
 @pytest.mark.parametrize(
-    ("text", "checked"),
+    ("text", "name"),
     [
-        ("ssl:poems.example.org:1", True),
-        ("ssl:poems.example.org:1:hostname=other.example.org", True),
-        ("ssl:host=poems.example.org:port=1", False),
+        ("ssl:poems.example.org:1", "poems.example.org"),
+        ("SSL:poems.example.org:1", "poems.example.org"),
+        ("ssl:poems.example.org:1:hostname=other.example.org", "other.example.org"),
+        ("ssl:host=poems.example.org:port=1", "poems.example.org"),
+        ("ssl:port=1:host=poems.example.org", "poems.example.org"),
+        ("ssl:1:host=poems.example.org", "poems.example.org"),
     ],
 )
 def test_ssl_endpoint_checks_the_certificates_name(
-    monkeypatch: pytest.MonkeyPatch, text: str, *, checked: bool
+    monkeypatch: pytest.MonkeyPatch, text: str, name: str
 ) -> None:
-    """`ssl:` is given a name to compare, where Twisted would check none."""
-    given: list[str] = []
-    monkeypatch.setattr("poetry.addresses.clientFromString", lambda _, full: given.append(full))
+    """`ssl:` is given the name of its host to compare, however that is written."""
+    checked: list[str] = []
+    make = optionsForClientTLS
+
+    def options(hostname: str, **rest: Any) -> Any:
+        checked.append(hostname)
+        return make(hostname, **rest)
+
+    monkeypatch.setattr("twisted.internet.ssl.optionsForClientTLS", options)
+    monkeypatch.setattr("twisted.internet.endpoints.optionsForClientTLS", options)
     client_endpoint(MemoryReactorClock(), text)
-    assert ("hostname=" in given[0]) is checked
+    assert checked == [name]
+
+
+@pytest.mark.parametrize(
+    "form", ["ssl:127.0.0.1:{}", "ssl:host=127.0.0.1:port={}", "SSL:{}:host=127.0.0.1"]
+)
+def test_certificate_for_another_name_is_refused(
+    certificates: Certificates, monkeypatch: pytest.MonkeyPatch, form: str
+) -> None:
+    """A certificate for another name is refused, in whichever form an address has its host."""
+    monkeypatch.setenv("SSL_CERT_FILE", str(certificates.authority))
+    text = certificates.listen("misnamed")
+    port = wait(server_endpoint(reactor, text).listen(PoetryServerFactory(b"a poem")))
+    got = get_poem(client_endpoint(reactor, form.format(port.getHost().port)))
+    assert wait(got.addErrback(lambda failure: type(failure.value).__name__)) == "VerificationError"
+    wait(port.stopListening())
 
 
 @pytest.mark.parametrize(

@@ -17,9 +17,9 @@ from twisted.internet.interfaces import (
 from twisted.internet.protocol import Factory
 from zope.interface import implementer
 
-from poetry.system.endpoint_strings import arguments_of
+from poetry.system.endpoint_strings import argument_of
 
-_FILES = frozenset({"privateKey", "certKey", "extraCertChain", "dhParameters"})
+_FILES = {"privateKey": 1, "certKey": 2, "extraCertChain": None, "dhParameters": None}
 """Arguments of a description that are files."""
 
 
@@ -111,6 +111,7 @@ def _check_keys(description: str) -> None:
 
 def _paths_in(description: str) -> Iterator[Path]:
     """Generate the paths in a description, `ssl:PORT:KEY:CERTIFICATE` or with names."""
-    for index, (name, value) in enumerate(arguments_of(description)):
-        if name in _FILES or (not name and index in (1, 2)):
-            yield Path(value)
+    for name, index in _FILES.items():
+        path = argument_of(description, name, index)
+        if path is not None:
+            yield Path(path)

@@ -3,19 +3,24 @@
 from __future__ import annotations
 
 import re
-from collections.abc import Iterator
 
 
-def arguments_of(text: str) -> Iterator[tuple[str, str]]:
-    """Generate the name and the value of each argument, the first of which follows the type.
+def type_of(text: str) -> str:
+    """Return the type in lower case, as Twisted ignores its case."""
+    return text.partition(":")[0].lower()
 
-    @param text: a backslash makes `:` and `=` a part of a value.
-    @return: the name is "" where there is none.
+
+def argument_of(text: str, name: str, index: int | None = None) -> str | None:
+    """Return the value of an argument that has this name, or has none and the place `index`.
+
+    @param text: the type, and its arguments after colons; a backslash makes `:` and `=` a part of a
+        value.
+    @param index: from 0, among the arguments without a name; None: the argument always has it.
+    @return: None: there is none.
     """
-    for word in re.findall(r"(?:[^:\\]|\\.)+", text)[1:]:
-        name, *value = re.split(r"(?<!\\)=", word, maxsplit=1)
-        yield (name, _unescaped(value[0])) if value else ("", _unescaped(name))
-
-
-def _unescaped(word: str) -> str:
-    return re.sub(r"\\(.)", r"\1", word)
+    words = re.findall(r":((?:[^:\\]|\\.)*)", text)
+    pairs = [re.split(r"(?<!\\)=", word, maxsplit=1) for word in words]
+    values = [value for word, *rest in pairs for value in rest if word == name]
+    if index is not None and not values:
+        values = [word for word, *rest in pairs if not rest][index : index + 1]
+    return re.sub(r"\\(.)", r"\1", values[-1]) if values else None

@@ -18,7 +18,7 @@ from twisted.internet.interfaces import IListeningPort, IStreamServerEndpoint
 from twisted.internet.protocol import Factory
 from zope.interface import implementer
 
-from poetry.system.endpoint_strings import arguments_of
+from poetry.system.endpoint_strings import argument_of
 
 LONGEST = 107 if sys.platform == "linux" else 103
 """Bytes of a socket's path: `sun_path` less its NUL (unix(7), and unix(4) of BSD and macOS)."""
@@ -29,9 +29,7 @@ def path_in_text(text: str) -> str:
 
     @param text: one that Twisted accepts.
     """
-    arguments = list(arguments_of(text))
-    named = (value for name, value in arguments if name in ("address", "path"))
-    return next(named, arguments[0][1])
+    return argument_of(text, "address") or argument_of(text, "path", 0) or ""
 
 
 def path_of_endpoint(endpoint: Any) -> str | None:
