@@ -55,7 +55,10 @@ _NO_LISTENERS = {
 """Types of endpoints on which nothing is served, and why."""
 
 _OF_TCP = frozenset({"ssl", "tcp", "tcp6", "tls"})
-_WITH_BACKLOG = frozenset({"ssl", "tcp", "tcp6", "unix"})
+_OF_SOCKETS = _OF_TCP | {"unix"}
+_NO_TIMEOUT = 10**9
+"""Seconds, in the place of Twisted's 30 for each attempt to connect: its caller has its own."""
+
 _HIGHEST_PORT = 65535
 _PLAIN = re.compile(
     r"(?:(?:\[(?P<v6>[0-9A-Fa-f.]*:[0-9A-Fa-f:.]*(?:%\w+)?)\]|(?P<host>[^\s:\[\]/=*@?#]+)):)?(?P<port>\d+)"
@@ -136,7 +139,7 @@ def server_endpoint(reactor: Any, text: str) -> IStreamServerEndpoint:
         raise BadAddress(f"{text!r}: its path has characters that cannot be printed")
     if scheme in _NO_LISTENERS:
         raise BadAddress(f"{text!r}: {_NO_LISTENERS[scheme]}")
-    if scheme in _WITH_BACKLOG and argument_of(text, "backlog") is None:
+    if scheme in _OF_SOCKETS and argument_of(text, "backlog") is None:
         full = f"{text}:backlog={BACKLOG}"
     parser = TLSEndpoint if scheme == "ssl" else serverFromString
     server: IStreamServerEndpoint = _parse(parser, reactor, full, text)
@@ -150,22 +153,19 @@ def server_endpoint(reactor: Any, text: str) -> IStreamServerEndpoint:
     return UnixEndpoint(server, path_in_text(text)) if scheme == "unix" else server
 
 
-def client_endpoint(
-    reactor: Any, text: str, timeout: float = 30.0, trust: Any = None
-) -> IStreamClientEndpoint:
-    """Make an endpoint to connect to.
+def client_endpoint(reactor: Any, text: str, trust: Any = None) -> IStreamClientEndpoint:
+    """Make an endpoint to connect to, without a timeout unless the text has one.
 
-    @param timeout: seconds for each attempt, if the text is a plain address.
     @param trust: the authorities that sign certificates, of `authorities`; None: the system's.
     @raise BadAddress: if the text is no address to connect to.
     """
     plain = split(text)
     if plain is not None:
-        return _plain_client(reactor, plain, text, timeout)
+        return _plain_client(reactor, plain, text)
     scheme, rest = type_of(text), text.partition(":")[2]
     plain = split(rest) if scheme == "tls" and ":" in rest else None
     if plain is not None:
-        return _over_tls(_plain_client(reactor, plain, text, timeout), plain.host, text, trust)
+        return _over_tls(_plain_client(reactor, plain, text), plain.host, text, trust)
     if trust is not None and scheme in ("ssl", "tls"):
         raise BadAddress(f"{text!r}: with --cacert, write tls:HOST:PORT")
     _check_unix(text)
@@ -174,7 +174,9 @@ def client_endpoint(
         _check_name(text, host)
     if scheme == "ssl" and argument_of(text, "hostname") is None:
         # Without it Twisted checks the signature of the certificate, but not its name.
-        full = f"{text}:hostname={quoteStringArgument(host)}"
+        full += f":hostname={quoteStringArgument(host)}"
+    if scheme in _OF_SOCKETS and argument_of(text, "timeout", 2) is None:
+        full += f":timeout={_NO_TIMEOUT}"
     client: IStreamClientEndpoint = _parse(clientFromString, reactor, full, text)
     if scheme in _OF_TCP:
         place = 1 if argument_of(text, "host") is None else 0
@@ -182,9 +184,7 @@ def client_endpoint(
     return client
 
 
-def _plain_client(
-    reactor: Any, plain: HostPort, text: str, timeout: float
-) -> IStreamClientEndpoint:
+def _plain_client(reactor: Any, plain: HostPort, text: str) -> IStreamClientEndpoint:
     _refuse_zero(text, plain.port)
     # A numeric address needs no resolver, and HostnameEndpoint fails 0.3 s later.
     make: Any = HostnameEndpoint
@@ -197,7 +197,7 @@ def _plain_client(
             raise BadAddress(f"{text!r}: {plain.host!r} is no host name")
         # IDNA forbids the name, so HostnameEndpoint refuses it; a resolver may have it (IPv4).
         make = TCP4ClientEndpoint
-    client: IStreamClientEndpoint = make(reactor, plain.host, plain.port, timeout)
+    client: IStreamClientEndpoint = make(reactor, plain.host, plain.port, _NO_TIMEOUT)
     return client
 
 

@@ -332,6 +332,26 @@ def test_announced_tls_address_on_ipv6_reaches_the_listener(
 
 
 @pytest.mark.parametrize(
+    ("text", "attempts"),
+    [
+        ("127.0.0.1:1", "tcpClients"),
+        ("tcp:127.0.0.1:1", "tcpClients"),
+        ("ssl:127.0.0.1:1", "sslClients"),
+        ("unix:/run/poem", "unixClients"),
+    ],
+)
+def test_whoever_connects_has_the_timeout(text: str, attempts: str) -> None:
+    """An endpoint waits longer than any caller, unless its address has a timeout of its own."""
+    clock = MemoryReactorClock()
+    client_endpoint(clock, text).connect(ServerFactory())
+    if text != "127.0.0.1:1":
+        client_endpoint(clock, f"{text}:timeout=7").connect(ServerFactory())
+    waits = [wait for attempt in getattr(clock, attempts) for wait in attempt if type(wait) is int]
+    assert [wait for wait in waits if wait > 1] == [10**9, 7][: len(getattr(clock, attempts))]
+    client_endpoint(clock, "tls:poems.example.org:1:30")  # by place
+
+
+@pytest.mark.parametrize(
     ("text", "name"),
     [
         ("ssl:poems.example.org:1", "poems.example.org"),

@@ -394,7 +394,7 @@ def test_tls_that_owes_answers_is_not_read(certificates: Certificates) -> None:
     with serving(stall, context) as port:
         connected: list[Any] = []
         trust = authorities(str(certificates.authority))
-        endpoint = client_endpoint(reactor, f"tls:127.0.0.1:{port}", 30, trust)
+        endpoint = client_endpoint(reactor, f"tls:127.0.0.1:{port}", trust)
         done = downloading(Watching(endpoint, connected), output.write, output, clock)
         until(lambda: connected and connected[0].transport.getPeerCertificate())
         transport = innermost(connected[0].transport)

@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import math
 import re
 import sys
 from collections.abc import Callable, Sequence
@@ -199,14 +198,14 @@ def make_sources(
 
     def source(address: str) -> Source:
         if write_line is None:
-            return Source(address, client_endpoint(reactor, address, math.inf, trust))
+            return Source(address, client_endpoint(reactor, address, trust))
         from poetry.download.verbose import VerboseReactor
 
         def report(line: str) -> None:
             write_line(f"{address}: {line}")
 
         verbose: Any = VerboseReactor(reactor, report)
-        return Source(address, client_endpoint(verbose, address, math.inf, trust), report)
+        return Source(address, client_endpoint(verbose, address, trust), report)
 
     try:
         return [source(address) for address in addresses]
