@@ -30,12 +30,12 @@ from twisted.internet.interfaces import (
     IStreamServerEndpoint,
 )
 
-from poetry.system.adopted import WrongSocket, check_adopted
+from poetry.system.adopted import WrongSocket, adopt
 from poetry.system.certificates import BadCertificate, TLSEndpoint
 from poetry.system.descriptors import given_descriptor
 from poetry.system.endpoint_strings import argument_of, type_of
 from poetry.system.features import UNIX
-from poetry.system.unix import LONGEST, UnixEndpoint, check_path, path_in_text
+from poetry.system.unix import LONGEST, check_path, path_in_text, unix_address, unix_reactor
 
 BACKLOG = 4096
 """Most readers that wait in the kernel to be accepted. With Twisted's 50, 2,580 of 4,000 at once
@@ -134,23 +134,29 @@ def server_endpoint(reactor: Any, text: str) -> IStreamServerEndpoint:
         endpoint: IStreamServerEndpoint = make(reactor, plain.port, BACKLOG, plain.host)
         return endpoint
     scheme, full = type_of(text), text
-    _check_unix(text)
-    if scheme == "unix" and not text.isprintable():
-        raise BadAddress(f"{text!r}: its path has characters that cannot be printed")
-    if scheme in _NO_LISTENERS:
-        raise BadAddress(f"{text!r}: {_NO_LISTENERS[scheme]}")
+    _check_type(scheme, text)
     if scheme in _OF_SOCKETS and argument_of(text, "backlog") is None:
         full = f"{text}:backlog={BACKLOG}"
     parser = TLSEndpoint if scheme == "ssl" else serverFromString
+    if scheme == "unix":
+        reactor = unix_reactor(reactor)
     server: IStreamServerEndpoint = _parse(parser, reactor, full, text)
     if scheme in _OF_TCP:
         _checked_port(text, argument_of(text, "port", 0) or "")
     if isinstance(server, AdoptedStreamServerEndpoint):
         try:
-            server = check_adopted(reactor, server)
+            server = adopt(reactor, server)
         except WrongSocket as error:
             raise BadAddress(f"{text!r}: {error}") from error
-    return UnixEndpoint(server, path_in_text(text)) if scheme == "unix" else server
+    return server
+
+
+def _check_type(scheme: str, text: str) -> None:
+    _check_unix(text)
+    if scheme == "unix" and not text.isprintable():
+        raise BadAddress(f"{text!r}: its path has characters that cannot be printed")
+    if scheme in _NO_LISTENERS:
+        raise BadAddress(f"{text!r}: {_NO_LISTENERS[scheme]}")
 
 
 def client_endpoint(reactor: Any, text: str, trust: Any = None) -> IStreamClientEndpoint:
@@ -367,8 +373,7 @@ def peer_address(transport: Any) -> str:
 
 def _format(address: Any) -> str:
     if isinstance(address, UNIXAddress):
-        path = quoteStringArgument(os.fsdecode(address.name or b""))
-        return f"unix:{path}".replace("=", r"\=")
+        return unix_address(address.name or b"")
     if not hasattr(address, "host"):
         return str(address)
     return (

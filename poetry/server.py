@@ -23,6 +23,7 @@ from poetry.serving.limiter import ConnectionLimiter
 from poetry.serving.listening import Listening
 from poetry.serving.poems import PoemFactory, Reloads
 from poetry.serving.stopping import Stopping, stop_all
+from poetry.system.adopted import adopt, is_own
 from poetry.system.descriptors import raise_connection_limit
 from poetry.wire.layers import serves_tls
 
@@ -65,12 +66,11 @@ class PoetryService(Service):
         @param grace: seconds that a stop waits for readers in flight.
         @param clock: an IReactorTime; None: the global reactor.
         @raise TypeError: if an argument is of another type than it should be.
-        @raise ValueError: if a limit is out of range, or a factory is in another service.
+        @raise ValueError: if a limit is out of range, a factory is in another service, or a socket
+            that was passed in cannot be listened on.
         """
         Limits(max_connections, idle_timeout, grace).check()
-        self.listeners = list(listeners)
-        for endpoint, factory in self.listeners:
-            _check_listener(endpoint, factory)
+        self.listeners = [_checked(endpoint, factory) for endpoint, factory in listeners]
         self.max_connections = max_connections
         self.idle_timeout = idle_timeout
         self.grace = grace
@@ -168,7 +168,7 @@ class PoetryService(Service):
                 port,
                 factory,
                 self._limiter,
-                adopted=isinstance(endpoint, AdoptedStreamServerEndpoint),
+                own=is_own(endpoint),
                 closed=self._watch,
             )
         address = listening_address(port, secure=secure)
@@ -268,13 +268,16 @@ class PoetryService(Service):
         return self._reloads.well
 
 
-def _check_listener(endpoint: object, factory: object) -> None:
+def _checked(endpoint: Any, factory: object) -> tuple[IStreamServerEndpoint, PoetryServerFactory]:
     if not hasattr(endpoint, "listen"):
         raise TypeError(f"{endpoint!r} is no endpoint: make one with serverFromString")
     if not isinstance(factory, PoetryServerFactory):
         raise TypeError(f"{factory!r} is no PoetryServerFactory")
     if factory.service is not None:
         raise ValueError(f"{factory!r} is in another service already")
+    if isinstance(endpoint, AdoptedStreamServerEndpoint):
+        endpoint = adopt(endpoint.reactor, endpoint)
+    return endpoint, factory
 
 
 def serve_poem(

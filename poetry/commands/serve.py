@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 import errno
-import os
 import re
 import sys
 from collections.abc import Sequence
@@ -237,13 +236,9 @@ def explain_listen_failure(error: Any, addresses: Sequence[str] = ()) -> str:
     @param addresses: those the server was to listen on.
     """
     reason = error.socketError
-    if isinstance(reason, str):  # Twisted could not lock a Unix socket
-        reason = OSError(errno.EADDRINUSE, reason)
     reason = system_error(reason)
     number = getattr(reason, "errno", None)  # an endpoint has errors of its own
     host, port = error.interface, error.port
-    if isinstance(port, bytes):
-        port = os.fsdecode(port)
     address = ":".join(str(part) for part in (host and bracketed(host), port) if part)
     message = message_of(reason)
     if number == errno.EADDRNOTAVAIL:

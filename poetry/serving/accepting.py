@@ -184,12 +184,12 @@ class Listener:
         factory: PoetryServerFactory,
         limiter: ConnectionLimiter,
         *,
-        adopted: bool,
+        own: bool,
         closed: Callable[[], None],
     ) -> None:
         """@param factory: whose poem it serves; the port has it, or a wrapper around it.
 
-        @param adopted: whether the socket was passed in: other processes may share it.
+        @param own: whether no other process has the socket; in doubt, it was passed in.
         @param closed: is called when it is closed.
         @raise OSError: where there is no descriptor for it.
         """
@@ -197,7 +197,7 @@ class Listener:
         self._reactor: Any = port.reactor
         self._factory = factory
         self._limiter = limiter
-        self._adopted = adopted
+        self._own = own
         self._closed = closed
         self._plain = port.factory is factory and port.addressFamily != UNIX
         self._sessions = 0
@@ -234,10 +234,10 @@ class Listener:
         """Make close abortive for every accepted connection, by inheritance (Linux).
 
         @return: how many of the next connections have to be armed one by one: those that were
-            queued before. Of a passed-in socket, all (infinity): the socket is left as the other
-            processes that share it need it.
+            queued before. Of a socket that may have been passed in, all (infinity): it is left as
+            the other processes that share it need it.
         """
-        if self._adopted or sys.platform != "linux":
+        if not self._own or sys.platform != "linux":
             return math.inf
         make_close_abortive(self._socket)
         return accept_queue(self._socket)
@@ -259,7 +259,7 @@ class Listener:
         try:
             self._listen()
         except BaseException:
-            close_port(self._port, connectionDone, adopted=self._adopted)
+            close_port(self._port, connectionDone)
             raise
 
     def stopListening(self) -> Deferred[None]:
@@ -319,7 +319,7 @@ class Listener:
         self._socket.close()
         self._lingering.close()
         try:
-            close_port(self._port, reason, adopted=self._adopted)
+            close_port(self._port, reason)
         except Exception as error:
             _log.error(
                 "cannot close {address} properly: {reason}",
@@ -450,18 +450,13 @@ def duplicate(listening: socket.socket) -> socket.socket:
     return ListeningSocket(own.family, own.type, own.proto, own.detach())
 
 
-def close_port(port: Port, reason: Failure, *, adopted: bool) -> None:
-    """Close a port of Twisted's, now.
-
-    A Unix socket may be gone already, or be ours to remove no longer (after a change of user, say):
-    the port is closed all the same. The path of a passed-in one is not ours.
+def close_port(port: Port, reason: Failure) -> None:
+    """Close a port of Twisted's, now, even if its Unix socket is gone or not ours to remove any
+    longer (after a change of user, say).
 
     @raise OSError: where it could not be removed.
     """
     if not port.connected:
-        return
-    if adopted:
-        Port.connectionLost(port, reason)
         return
     try:
         port.connectionLost(reason)

@@ -6,27 +6,37 @@ import os
 import socket
 from typing import Any
 
-from twisted.internet.endpoints import AdoptedStreamServerEndpoint
+from twisted.internet.endpoints import (
+    AdoptedStreamServerEndpoint,
+    SSL4ServerEndpoint,
+    TCP4ServerEndpoint,
+    TCP6ServerEndpoint,
+    UNIXServerEndpoint,
+)
 
+from poetry.system.certificates import TLSEndpoint
 from poetry.system.features import UNIX
+from poetry.system.unix import unix_reactor
 
 _KINDS = {socket.AF_INET: "IP", socket.AF_INET6: "IP", UNIX: "Unix"}
+
+_OWN = (TCP4ServerEndpoint, TCP6ServerEndpoint, SSL4ServerEndpoint, TLSEndpoint, UNIXServerEndpoint)
+"""Endpoints that make their sockets themselves; a wrapper may have one that was passed in."""
 
 
 class WrongSocket(ValueError):
     """The passed-in descriptor cannot be listened on; the message is one line with the reason."""
 
 
-def check_adopted(
-    reactor: Any, endpoint: AdoptedStreamServerEndpoint
-) -> AdoptedStreamServerEndpoint:
-    """Check that the socket of an endpoint, which was passed in, is a stream socket that listens.
+def adopt(reactor: Any, endpoint: AdoptedStreamServerEndpoint) -> AdoptedStreamServerEndpoint:
+    """Check that the socket of an endpoint, which was passed in, is a stream socket that listens,
+    and leave it as it is for the other processes that have it.
 
     A socket that is connected already (systemd's `Accept=yes`) or is for datagrams would be a
     traceback in each iteration of the reactor. Peers of an IPv6 socket that is described as INET
     would have wrong addresses, so the family is the socket's own.
 
-    @return: an endpoint with the family of the socket.
+    @return: an endpoint with the family of the socket, on which `adopt` may be called again.
     @raise WrongSocket: if it is no stream socket that listens, if it is a Unix socket and described
         as another or the other way round, or if its family is neither IP nor Unix, as vsock(7).
     """
@@ -48,4 +58,11 @@ def check_adopted(
         raise WrongSocket(
             f"the socket that was passed in is {family.name}: write domain={family.name[3:]}"
         )
+    if family == UNIX:
+        reactor = unix_reactor(reactor)
     return AdoptedStreamServerEndpoint(reactor, endpoint.fileno, family)
+
+
+def is_own(endpoint: object) -> bool:
+    """Check whether no other process has the socket of an endpoint; in doubt one has."""
+    return isinstance(endpoint, _OWN)

@@ -16,7 +16,7 @@ from typing import Any
 
 import pytest
 from OpenSSL import SSL
-from twisted.internet.defer import succeed
+from twisted.internet.defer import Deferred, fail, succeed
 from twisted.internet.endpoints import (
     AdoptedStreamServerEndpoint,
     TCP6ServerEndpoint,
@@ -42,6 +42,7 @@ from poetry import (
     send_poem,
 )
 from poetry.serving.accepting import AGAIN, AT_ONCE, Listener
+from poetry.system.adopted import adopt
 from poetry.wire import kernel
 from tests.calls import failing
 from tests.certificates import Certificates
@@ -179,6 +180,72 @@ def test_passed_in_socket_keeps_its_options() -> None:
             assert drain(connection) == POEM
         wait(service.ports[0].stopListening())
         assert linger_of(others.socket) == (1, 0)
+
+
+@implementer(IStreamServerEndpoint)
+class Wrapped:
+    """An endpoint around another, whose socket may be anybody's; it may listen later."""
+
+    def __init__(self, inner: IStreamServerEndpoint, when: Deferred[None] | None = None) -> None:
+        self._inner = inner
+        self._when = succeed(None) if when is None else when
+
+    def listen(self, factory: Any) -> Any:
+        return self._when.addCallback(lambda _: self._inner.listen(factory))
+
+
+def test_socket_of_an_unknown_endpoint_keeps_its_options() -> None:
+    """A socket that may have been passed in keeps its SO_LINGER, and its readers are reset."""
+    with socket.create_server(("127.0.0.1", 0)) as shared:
+        passed_in = AdoptedStreamServerEndpoint(reactor, os.dup(shared.fileno()), socket.AF_INET)
+        service = PoetryService([(Wrapped(passed_in), Server(LONG))], clock=reactor)
+        service.startService()
+        with reader(port_of(service)) as connection:
+            until(lambda: service.connections)
+            assert linger_of(shared) == (0, 0)
+            service.abort()
+            with pytest.raises(ConnectionResetError):
+                drain(connection)
+        wait(service.stopService())
+
+
+@pytest.mark.parametrize("end", ["stop", "failed start", "stop before it listens"])
+@pytest.mark.parametrize("family", [socket.AF_INET, socket.AF_UNIX])
+def test_passed_in_socket_outlives_a_server(tmp_path: Path, family: int, end: str) -> None:
+    """A passed-in socket is neither changed nor shut down nor removed: others have it too."""
+    path = tmp_path / "socket"
+    with socket.socket(family) as shared:
+        shared.bind(("127.0.0.1", 0) if family == socket.AF_INET else str(path))
+        shared.listen()
+        for file in tmp_path.iterdir():
+            file.chmod(0o600)
+        modes = [file.stat().st_mode for file in tmp_path.iterdir()]
+
+        def served() -> None:
+            with socket.socket(family) as connection:
+                connection.connect(shared.getsockname())
+                assert drain(connection) == POEM
+
+        when: Deferred[None] = Deferred()
+        endpoint: Any = AdoptedStreamServerEndpoint(reactor, os.dup(shared.fileno()), family)
+        if end == "stop before it listens":
+            endpoint = Wrapped(adopt(reactor, endpoint), when)
+        listeners = [(endpoint, Server(POEM))]
+        if end == "failed start":
+            failed: Deferred[None] = fail(CannotListenError("", 0, OSError("none")))
+            listeners.append((Wrapped(endpoint, failed), Server(POEM)))
+        service = PoetryService(listeners, clock=reactor)
+        with suppress(CannotListenError):
+            service.startService()
+        if end == "stop":
+            served()
+        stopped = service.stopService()
+        when.callback(None)
+        wait(stopped)
+        with socket.socket(family) as connection:
+            connection.connect(shared.getsockname())
+            shared.accept()[0].close()
+        assert [file.stat().st_mode for file in tmp_path.iterdir()] == modes
 
 
 def test_early_readers_get_the_abortive_close_too(monkeypatch: pytest.MonkeyPatch) -> None:

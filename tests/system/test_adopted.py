@@ -14,7 +14,7 @@ from twisted.internet.endpoints import AdoptedStreamServerEndpoint
 from twisted.internet.testing import MemoryReactor
 
 from poetry.addresses import BadAddress, server_endpoint
-from poetry.system.adopted import WrongSocket, check_adopted
+from poetry.system.adopted import WrongSocket, adopt
 
 Make = Callable[[ExitStack, Path], socket.socket]
 
@@ -71,7 +71,7 @@ def ipv6(stack: ExitStack, _: Path) -> socket.socket:
 
 def checked_as(family: int, descriptor: int) -> AdoptedStreamServerEndpoint:
     reactor = MemoryReactor()
-    return check_adopted(reactor, AdoptedStreamServerEndpoint(reactor, descriptor, family))
+    return adopt(reactor, AdoptedStreamServerEndpoint(reactor, descriptor, family))
 
 
 @pytest.mark.parametrize(

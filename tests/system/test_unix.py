@@ -5,6 +5,7 @@ from __future__ import annotations
 import errno
 import os
 import socket
+import stat
 from pathlib import Path
 
 import pytest
@@ -12,41 +13,87 @@ from twisted.internet.error import CannotListenError
 
 from poetry import PoetryServerFactory
 from poetry.addresses import server_endpoint
-from poetry.system.unix import path_in_text, remove_stale
+from poetry.system.unix import path_in_text
+from poetry.system.unix_ports import remove_stale
 from tests.loop import reactor, wait, wait_error
 
 
-def left_behind(path: Path, pid: str) -> None:
-    """The socket and lock that a killed server leaves."""
+def left_behind(path: Path) -> None:
+    """The socket that a killed server leaves."""
     with socket.socket(socket.AF_UNIX) as listener:
         listener.bind(str(path))
         listener.listen()
-    path.with_name(f"{path.name}.lock").symlink_to(pid)
 
 
 @pytest.mark.parametrize(
-    "form", ["unix:{}", "unix:{}:mode=600", "unix:address={}", "unix:mode=600:address={}"]
+    ("form", "mode"),
+    [
+        ("unix:{}", 0o666),
+        ("unix:{}:mode=600", 0o600),
+        ("unix:address={}", 0o666),
+        ("unix:mode=600:address={}", 0o600),
+    ],
 )
-@pytest.mark.parametrize("pid", ["1", str(os.getpid()), "nonsense"], ids=["1", "own", "none"])
-def test_dead_socket_is_taken_over(tmp_path: Path, form: str, pid: str) -> None:
-    """A socket without a server is taken over, whichever process has its lock's number by now."""
+def test_dead_socket_is_taken_over(tmp_path: Path, form: str, mode: int) -> None:
+    """A socket without a server is taken over, and nothing is left of its successor."""
     path = tmp_path / "a:poem"
-    left_behind(path, pid)
+    left_behind(path)
     address = form.format(str(path).replace(":", "\\:"))
     port = wait(server_endpoint(reactor, address).listen(PoetryServerFactory(b"poem")))
+    assert stat.S_IMODE(path.stat().st_mode) == mode
     with socket.socket(socket.AF_UNIX) as reader:
         reader.connect(str(path))
     wait(port.stopListening())
     assert not list(tmp_path.iterdir())
 
 
-def test_lock_without_a_socket_is_ignored(tmp_path: Path) -> None:
-    """Without a socket a lock hinders no server."""
-    path = tmp_path / "poem"
-    left_behind(path, "1")
-    path.unlink()
-    port = wait(server_endpoint(reactor, f"unix:{path}").listen(PoetryServerFactory(b"poem")))
+@pytest.mark.parametrize("endpoint", ["unix:{}", "unix:{}:lockfile=1"])
+def test_file_beside_the_socket_is_left_alone(tmp_path: Path, endpoint: str) -> None:
+    """A file that has the name of Twisted's lock is neither read nor removed."""
+    path, lock = tmp_path / "poetry", tmp_path / "poetry.lock"
+    lock.write_text("of another program", encoding="utf-8")
+    address = endpoint.format(path)
+    port = wait(server_endpoint(reactor, address).listen(PoetryServerFactory(b"poem")))
     wait(port.stopListening())
+    assert [file.name for file in tmp_path.iterdir()] == ["poetry.lock"]
+    assert lock.read_text(encoding="utf-8") == "of another program"
+
+
+@pytest.mark.parametrize("how", ["file", "link", "server", "renamed"])
+def test_what_has_taken_the_sockets_place_is_left_alone(tmp_path: Path, how: str) -> None:
+    """A stop removes its own socket, and nothing that is at its path by then."""
+    path, other = tmp_path / "socket", tmp_path / "other"
+    first = wait(server_endpoint(reactor, f"unix:{path}").listen(PoetryServerFactory(b"poem")))
+    path.unlink()
+    second = None
+    if how == "file":
+        path.write_text("mine", encoding="utf-8")
+    elif how == "link":
+        path.symlink_to(other)
+    else:
+        where = path if how == "server" else other
+        listening = server_endpoint(reactor, f"unix:{where}").listen(PoetryServerFactory(b"poem"))
+        second = wait(listening)
+        where.replace(path)
+    wait(first.stopListening())
+    assert os.path.lexists(path)
+    if second is not None:
+        with socket.socket(socket.AF_UNIX) as reader:
+            reader.connect(str(path))
+        wait(second.stopListening())
+
+
+@pytest.mark.parametrize("mode", ["77777777777", "10000", "-1"])
+def test_failed_start_leaves_no_socket(tmp_path: Path, mode: str) -> None:
+    """A server that cannot start leaves nothing at its path."""
+    path = tmp_path / "poem"
+    again = server_endpoint(reactor, f"unix:{path}:mode={mode}").listen(PoetryServerFactory(b"x"))
+    assert f"mode {mode} is out of range" in str(wait_error(again))
+    full = server_endpoint(reactor, f"unix:{path}:backlog={2**40}").listen(
+        PoetryServerFactory(b"x")
+    )
+    assert isinstance(wait_error(full), OverflowError)
+    assert not list(tmp_path.iterdir())
 
 
 def test_served_socket_is_left_alone(tmp_path: Path) -> None:
@@ -56,7 +103,7 @@ def test_served_socket_is_left_alone(tmp_path: Path) -> None:
     again = server_endpoint(reactor, f"unix:{path}").listen(PoetryServerFactory(b"poem"))
     error = wait_error(again)
     assert isinstance(error, CannotListenError)
-    assert (error.port, error.socketError.strerror) == (str(path), "a server answers on it")
+    assert (error.port, error.socketError.strerror) == (f"unix:{path}", "a server answers on it")
     wait(port.stopListening())
 
 
@@ -67,6 +114,15 @@ def test_other_file_is_left_alone(tmp_path: Path) -> None:
     again = server_endpoint(reactor, f"unix:{path}").listen(PoetryServerFactory(b"poem"))
     assert "a file that is no socket is there" in str(wait_error(again))
     assert path.read_text(encoding="utf-8") == "not a socket"
+
+
+def test_link_is_left_alone(tmp_path: Path) -> None:
+    """A symbolic link is no socket, wherever it leads."""
+    path = tmp_path / "poem"
+    path.symlink_to("nowhere")
+    again = server_endpoint(reactor, f"unix:{path}").listen(PoetryServerFactory(b"poem"))
+    assert "a file that is no socket is there" in str(wait_error(again))
+    assert path.is_symlink()
 
 
 def test_socket_that_cannot_be_probed_is_left_alone(tmp_path: Path) -> None:
