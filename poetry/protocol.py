@@ -190,8 +190,8 @@ class PoetryProtocol(Protocol):
         self._reader_ended = True
         if self.incoming is not None:
             self.incoming.close_at_end()
-        elif self.outgoing is not None and self.outgoing.ended:
-            self.streamEnded()
+        elif self.outgoing is not None and (self.outgoing.ended or self.outgoing.paced):
+            self._close_or_watch()
 
     def streamEnded(self) -> None:
         """Close once the reader has ended, and has acknowledged everything.
@@ -199,27 +199,50 @@ class PoetryProtocol(Protocol):
         Its end may come before: it has half-closed, or was closed while bytes are under way to it,
         and then a reset follows.
         """
-        if self._reader_ended and self._acknowledging is None and not self._look():
+        if self._reader_ended:
+            self._close_or_watch()
+
+    def _close_or_watch(self) -> None:
+        if not self._look() and self._acknowledging is None:
             self._acknowledging = Acknowledging(innermost(self._wire), self._look)
 
     def _look(self) -> bool:
-        """Close if the reader has acknowledged everything; return whether the transfer is over."""
+        """Close if the reader has all of the poem; return whether the transfer is over."""
+        acknowledged = self._is_acknowledged()
+        over = acknowledged is None or (acknowledged and self._ended)
+        if acknowledged and over:
+            self._finish()
+        return over
+
+    def _is_acknowledged(self) -> bool | None:
+        """Check whether the reader has acknowledged everything; None: it has reset the connection,
+        and the transfer has failed.
+        """
         handle = handle_of(self._wire)
         try:
-            acknowledged = handle is None or is_acknowledged(handle)
+            return handle is None or is_acknowledged(handle)
         except OSError as error:
             self.truncate(error)
-            return True
-        if acknowledged:
-            self._finish()
-        return acknowledged
+            return None
+
+    @property
+    def _ended(self) -> bool:
+        """Whether our stream is ended: the kernel has all of it."""
+        return self.outgoing is not None and self.outgoing.ended
 
     def writeConnectionLost(self) -> None:
         """Ignore: a poem ends its stream on the socket itself; a receiver may half-close."""
 
     def release(self) -> None:
-        """Close gracefully, and leave the delivery to the kernel, which has the whole stream."""
+        """Close gracefully: the kernel has the whole stream, and delivers what is left of it. That
+        is not called sent, as a reader may still reset it.
+        """
+        acknowledged = self._is_acknowledged()
+        if acknowledged is None:
+            return
         discard_input(self._wire)
+        if not acknowledged and self.outcome is None:
+            self._failed(PoemStopped.outcome, Failure(PoemStopped()))
         self._finish()
 
     def _finish(self) -> None:
@@ -229,7 +252,7 @@ class PoetryProtocol(Protocol):
 
     def stop(self) -> None:
         """End the transfer now: gracefully where the kernel has all of it, else with a reset."""
-        if self.outgoing is not None and self.outgoing.ended:
+        if self._ended:
             self.release()
         else:
             self.fail(PoemStopped())
@@ -407,10 +430,7 @@ class PoetryFactory(Factory):
         """
 
     def poemSent(self, poem: bytes) -> object:
-        """Handle the end of a reader, after the end of our stream. Override.
-
-        It has the whole poem, unless a stop let it go before: then the kernel delivers the rest.
-        """
+        """Handle a poem that was sent: its reader's kernel has acknowledged all of it. Override."""
 
     def poemFailed(self, reason: Failure) -> object:
         """Handle the failure of a transfer in either direction. Override.

@@ -36,6 +36,7 @@ from poetry.protocol import (
     PoetryProtocol,
     PoetryServerFactory,
 )
+from poetry.wire.kernel import unacknowledged
 from tests.ends import (
     EACH_POEM,
     LONG,
@@ -429,7 +430,9 @@ def test_stop_closes_gracefully_after_the_last_byte() -> None:
     server = Server(b"short")
     with listening(server) as port, reader(port) as connection:
         until(lambda: server.connections)
-        next(iter(server.connections)).stop()
+        (protocol,) = server.connections
+        until(lambda: not unacknowledged(protocol.transport.getHandle()))
+        protocol.stop()
         assert drain(connection) == b"short"
         until(lambda: server.outcomes)
     assert server.outcomes == ["sent"]
@@ -478,6 +481,7 @@ def test_second_stop_does_nothing() -> None:
     with listening(server) as port, reader(port) as connection:
         until(lambda: server.connections)
         (protocol,) = server.connections
+        until(lambda: not unacknowledged(protocol.transport.getHandle()))
         protocol.stop()
         protocol.stop()
         assert drain(connection) == b"short"

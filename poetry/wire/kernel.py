@@ -127,8 +127,8 @@ def is_acknowledged(handle: socket.socket) -> bool:
 
     @raise OSError: if the connection was reset, or is closed: after the peer's end no read tells.
     """
+    left = unacknowledged(handle)  # first: the end of a Unix socket's reader empties the queue
     number = handle.getsockopt(socket.SOL_SOCKET, socket.SO_ERROR)
-    left = unacknowledged(handle)
     if number in _RESET or (left and _is_closed(handle)):
         number = number or errno.ECONNRESET
         raise OSError(number, os.strerror(number))
@@ -185,9 +185,12 @@ def has_hung_up(listening: socket.socket) -> bool:
     return bool(poll.poll(0))
 
 
-def named(address: tuple[Any, ...]) -> tuple[Any, ...]:
-    """Name the interface in an address that has one (IPv6)."""
-    if len(address) == 4 and address[3]:
+def named(address: Any) -> Any:
+    """Name the interface in an address that has one (IPv6).
+
+    @param address: as of Python's sockets: a pair, four of IPv6, or the name of a Unix socket.
+    """
+    if isinstance(address, tuple) and len(address) == 4 and address[3]:
         numeric = socket.NI_NUMERICHOST | socket.NI_NUMERICSERV
         return (socket.getnameinfo(address, numeric)[0], *address[1:])
     return address

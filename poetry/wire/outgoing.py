@@ -10,13 +10,13 @@ from __future__ import annotations
 from abc import ABC, abstractmethod
 from typing import Any, ClassVar, NamedTuple, Protocol
 
-from twisted.internet.error import ConnectionClosed, ConnectionDone
+from twisted.internet.error import ConnectionDone
 from twisted.internet.interfaces import IPullProducer, IPushProducer
 from twisted.logger import Logger
 from twisted.python.failure import Failure
 from zope.interface import implementer
 
-from poetry.wire.layers import is_of_openssl, make_close_abortive, reset_before_close
+from poetry.wire.layers import make_close_abortive, reset_before_close
 from poetry.wire.poem import Poem
 
 _log = Logger()
@@ -89,6 +89,11 @@ class Outgoing:
         return self.begun and self.size < len(self.poem.data)
 
     @property
+    def paced(self) -> bool:
+        """Whether there is a rate limit: between its bytes the reactor has nothing of it."""
+        return False
+
+    @property
     def pacing(self) -> bool:
         """Whether the next bytes are not due yet, so that the reader cannot be blamed."""
         return False
@@ -101,11 +106,9 @@ class Outgoing:
     def was_delivered(self, reason: Failure) -> bool:
         """Check whether the reader ended properly after our end of the stream.
 
-        @param reason: of the lost connection. If our own code raised it, the reader did not reset.
+        @param reason: of the lost connection.
         """
-        value = reason.value
-        failed = isinstance(value, ConnectionClosed) or is_of_openssl(value)
-        return self.ended and (isinstance(value, ConnectionDone) or not failed)
+        return self.ended and isinstance(reason.value, ConnectionDone)
 
 
 @implementer(IPushProducer, IPullProducer)
@@ -154,6 +157,11 @@ class Sender(Outgoing, ABC):
     def forget(self) -> None:
         """Drop the poem, and what refers back to the connection."""
         del self.poem, self._owner, self._transport
+
+    @property
+    def paced(self) -> bool:
+        """Whether there is a rate limit."""
+        return self._pace is not None
 
     @property
     def pacing(self) -> bool:

@@ -20,7 +20,8 @@ from poetry import PoetryClientFactory, PoetryProtocol, PoetryService, send_poem
 from poetry.addresses import client_endpoint
 from poetry.errors import PoemTimedOut, PoemTruncated
 from poetry.serving.idle import sweep
-from poetry.wire.outgoing import SHORT
+from poetry.wire.kernel import unacknowledged
+from poetry.wire.outgoing import SHORT, Pace
 from poetry.wire.tls import MOST_HEARD, SMALL_READ
 from tests.certificates import Certificates
 from tests.ends import (
@@ -124,12 +125,34 @@ def test_reader_that_ends_and_then_resets_has_not_got_it(way: Way) -> None:
 
 @each_way
 def test_stop_lets_a_reader_go_that_has_ended(way: Way) -> None:
-    """A stop leaves the rest to the kernel, and no timer behind."""
+    """A stop leaves the rest to the kernel, without a promise, and no timer behind."""
     with half_closed(way) as (server, protocol, connection):
         protocol.stop()
-        assert server.outcomes == ["sent"]
+        assert server.outcomes == ["stopped"]
         assert drain(connection) == POEM
     assert not [call for call in reactor.getDelayedCalls() if "_due" in str(call)]
+
+
+@each_way
+def test_stop_is_told_of_a_reset(way: Way) -> None:
+    """A stop that comes between a reset and the next look finds the reset."""
+    with half_closed(way) as (server, protocol, connection):
+        reset(connection)
+        protocol.stop()
+        until(lambda: server.outcomes)
+        assert (server.outcomes, server.results == ["sent"]) == (["truncated"], False)
+
+
+@each_way
+def test_stop_calls_sent_what_is_acknowledged(way: Way) -> None:
+    """A reader that has everything and has not ended has it, when a stop lets it go."""
+    server = Server(POEM)
+    with way(server) as port, slow(port) as connection:
+        protocol = only(server)
+        assert drain(connection) == POEM
+        until(lambda: not unacknowledged(protocol.transport.getHandle()))
+        protocol.stop()
+        assert server.outcomes == ["sent"]
 
 
 def test_reader_that_ends_and_takes_nothing_is_idle() -> None:
@@ -139,6 +162,37 @@ def test_reader_that_ends_and_takes_nothing_is_idle() -> None:
             sweep([protocol], now, 10.0, 30.0)
         assert protocol.outcome == "timed_out"
         assert isinstance(server.results[0], PoemTimedOut)
+
+
+def test_subclass_that_fails_on_its_reader_has_not_sent() -> None:
+    """What a reader said closes its connection with a reset: nobody knows what has arrived."""
+
+    class Deaf(PoetryProtocol):
+        def dataReceived(self, data: bytes) -> None:
+            raise RuntimeError(f"cannot take {data!r}")
+
+    server = Server(POEM)
+    server.protocol = Deaf
+    with listening(server) as port, slow(port) as connection:
+        only(server)
+        connection.send(b"GET / HTTP/1.0")
+        until(lambda: server.outcomes)
+    assert server.outcomes == ["truncated"]
+
+
+@each_way
+def test_paced_reader_that_half_closes_is_watched(way: Way) -> None:
+    """Its reset is noticed although nothing is to be sent for a while."""
+    server = Server(POEM)
+    server.pace = Pace(100, 1_000.0, reactor)
+    with way(server) as port, slow(port) as connection:
+        until(lambda: server.connections)
+        connection.shutdown(socket.SHUT_WR)
+        turn()
+        assert not server.outcomes
+        reset(connection)
+        until(lambda: server.outcomes)
+    assert server.outcomes == ["truncated"]
 
 
 def test_reader_that_ends_under_a_wrapper_and_resets() -> None:

@@ -318,6 +318,21 @@ def test_missing_unix_socket_does_not_hinder_a_stop(gone: str, tmp_path: Path, l
     log.clear()
 
 
+@pytest.mark.parametrize("name", ["", "\0abc", "abcd", "\0\n\udcff\x1b"])
+def test_name_of_a_unix_reader_is_any(
+    name: str, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """A reader's socket may have any name, also one that is as long as an address of IPv6."""
+    monkeypatch.chdir(tmp_path)
+    with serving(Server(POEM), listen="unix:poem") as service, socket.socket(socket.AF_UNIX) as own:
+        assert service.ports
+        own.settimeout(20)
+        if name:
+            own.bind(os.fsencode(name))
+        own.connect("poem")
+        assert drain(own) == POEM
+
+
 # The limit and the turn
 
 

@@ -145,6 +145,23 @@ def test_reset_without_ctypes_fails(
     features.c_library.cache_clear()
 
 
+def test_unix_reader_that_closes_while_it_is_looked_at_has_not_got_it(
+    monkeypatch: pytest.MonkeyPatch,
+) -> None:
+    """Its end empties the queue and leaves an error: the error is asked for last."""
+    ours, theirs = socket.socketpair()
+    with ours, theirs:
+        ours.send(b"poem")
+
+        def close_meanwhile(_: object) -> int:
+            theirs.close()
+            return 0
+
+        monkeypatch.setattr(kernel, "unacknowledged", close_meanwhile)
+        with pytest.raises(ConnectionResetError):
+            kernel.is_acknowledged(ours)
+
+
 def test_end_of_the_peer_is_seen_without_reading() -> None:
     """An end or a reset is seen without reading; silence is no end."""
     with tcp_pair() as (reader, sender):
