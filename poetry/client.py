@@ -94,13 +94,14 @@ def send_poem(
     @raise ValueError: if a time is out of range.
     @return: fires with None when the reader has ended after all of the poem, or has acknowledged
         all and not ended for `timeout` seconds. Fails with `PoemTruncated` or `PoemTimedOut`, or
-        with Twisted's own error if there was no connection. Cancelling it resets the connection.
+        with Twisted's own error if there was no connection; where TLS did not come up, as
+        `get_poem` does. Cancelling it resets the connection.
         On a Unix socket a receiver that has read everything cannot refuse it.
     """
     _check_arguments(endpoint, timeout, max_time)
     if poem is None:
         raise TypeError("a poem to send is bytes, not None")
-    factory = PoetryClientFactory(poem)
+    factory = _ClientFactory(poem)
     if clock is None:
         from twisted.internet import reactor as clock
     interval = min(1.0, timeout / 4)
@@ -195,7 +196,7 @@ async def download(
     max_bytes: int | None,
     consumer: IConsumer | None,
     clock: Any,
-    report: Callable[[str], object] | None = None,
+    report: Callable[[str], object] = lambda _: None,
 ) -> None:
     """Fetch a poem and `write` each chunk of it as it comes, in constant memory.
 
@@ -204,12 +205,16 @@ async def download(
 
     @param consumer: what `write` writes to; the sender is held back while it is full. None: it is
         never full.
-    @param report: is called with each event, in one line; None: no report.
+    @param report: is called with each event, in one line.
     """
-    factory = _DownloadFactory(write, timeout, consumer, clock)
-    if report is not None:
-        factory.report = report
-    factory.max_bytes = max_bytes
+    factory = _DownloadFactory(
+        write,
+        timeout=timeout,
+        max_bytes=max_bytes,
+        consumer=consumer,
+        clock=clock,
+        report=report,
+    )
     await _connect(endpoint, factory, timeout, clock)
     await _wait_for_transfer(factory)
 
@@ -273,19 +278,14 @@ class ConsumerGone(Exception):
     """The consumer accepts no more; its own error has the reason."""
 
 
-class _DownloadProtocol(PoetryProtocol):
-    """Writes each chunk at once, and resets the connection if the sender falls silent."""
+class _ClientProtocol(PoetryProtocol):
+    """Takes no certificate that names no host, and reports what happens."""
 
-    factory: _DownloadFactory
-    _idle: _IdleTimeout
+    factory: _ClientFactory
 
     def connectionMade(self) -> None:
-        factory = self.factory
-        self._idle = _IdleTimeout(factory.clock, factory.timeout, self._timedOut)
-        factory.report(f"connected to {peer_address(self.transport)}")
+        self.factory.report(f"connected to {peer_address(self.transport)}")
         super().connectionMade()
-        if factory.consumer is not None:
-            factory.consumer.registerProducer(_ConsumerThrottle(self), True)
 
     def handshakeCompleted(self) -> None:
         # Twisted compares names, but only logs a certificate that has none, or malformed ones.
@@ -303,6 +303,42 @@ class _DownloadProtocol(PoetryProtocol):
         version = self.transport.getHandle().get_protocol_version_name()
         named = ", ".join(str(name.value) for name in names)
         self.factory.report(f"{version}; the certificate is for {named}")
+        super().handshakeCompleted()
+
+    def connectionLost(self, reason: Failure = connectionDone) -> None:
+        if failed_in_tls(reason.value):
+            reason = Failure(error.SSLError(string="the server ended TLS before it was up"))
+        self.factory.report(
+            f"ended after {self.size:,} bytes and {monotonic() - self.started:.3f} s:"
+            f" {text_of(reason.value)}"
+        )
+        super().connectionLost(reason)
+
+
+class _ClientFactory(PoetryClientFactory):
+    """@ivar report: is called with each event, in one line."""
+
+    protocol = _ClientProtocol
+
+    def __init__(
+        self, poem: bytes | None = None, report: Callable[[str], object] = lambda _: None
+    ) -> None:
+        super().__init__(poem)
+        self.report = report
+
+
+class _DownloadProtocol(_ClientProtocol):
+    """Writes each chunk at once, and resets the connection if the sender falls silent."""
+
+    factory: _DownloadFactory
+    _idle: _IdleTimeout
+
+    def connectionMade(self) -> None:
+        factory = self.factory
+        self._idle = _IdleTimeout(factory.clock, factory.timeout, self._timedOut)
+        super().connectionMade()
+        if factory.consumer is not None:
+            factory.consumer.registerProducer(_ConsumerThrottle(self), True)
 
     def chunkReceived(self, data: bytes) -> None:
         self._idle.restart()
@@ -329,34 +365,31 @@ class _DownloadProtocol(PoetryProtocol):
         self.fail(PoemTimedOut(self.factory.timeout, self.size))
 
     def connectionLost(self, reason: Failure = connectionDone) -> None:
-        if failed_in_tls(reason.value):
-            reason = Failure(error.SSLError(string="the server ended TLS before it was up"))
         self._idle.stop()
         if self.factory.consumer is not None:
             self.factory.consumer.unregisterProducer()
-        self.factory.report(
-            f"ended after {self.size:,} bytes and {monotonic() - self.started:.3f} s:"
-            f" {text_of(reason.value)}"
-        )
         super().connectionLost(reason)
 
 
-class _DownloadFactory(PoetryClientFactory):
+class _DownloadFactory(_ClientFactory):
     protocol = _DownloadProtocol
 
     def __init__(
         self,
         write: Callable[[bytes], object],
+        *,
         timeout: float,
+        max_bytes: int | None,
         consumer: IConsumer | None,
         clock: Any,
+        report: Callable[[str], object],
     ) -> None:
-        super().__init__()
+        super().__init__(report=report)
         self.write = write
         self.timeout = timeout
+        self.max_bytes = max_bytes
         self.consumer = consumer
         self.clock = clock
-        self.report: Callable[[str], object] = lambda _: None
 
 
 @implementer(IPushProducer)

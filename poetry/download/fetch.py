@@ -28,12 +28,12 @@ TRANSIENT = (PoemTruncated, EmptyPoem, PoemTimedOut, ConnectError, DNSLookupErro
 class Source(NamedTuple):
     """The source of a poem: its endpoint, and its address as the user wrote it.
 
-    @ivar report: is called with each event of the download, in one line; None: no report.
+    @ivar report: is called with each event of the download, in one line.
     """
 
     address: str
     endpoint: IStreamClientEndpoint
-    report: Callable[[str], object] | None = None
+    report: Callable[[str], object] = lambda _: None
 
 
 class DownloadOptions(NamedTuple):

@@ -14,7 +14,7 @@ import subprocess
 import sys
 import threading
 from collections.abc import Iterator
-from contextlib import contextmanager
+from contextlib import contextmanager, suppress
 from functools import partial
 from pathlib import Path
 
@@ -22,7 +22,7 @@ import pytest
 from twisted.internet.defer import Deferred
 from twisted.internet.endpoints import TCP4ClientEndpoint, clientFromString
 
-from poetry import get_poem
+from poetry import get_poem, send_poem
 from poetry.download import fetch
 from poetry.download.fetch import DownloadOptions, Fetcher
 from tests.certificates import Certificates
@@ -211,6 +211,25 @@ def test_get_poem_refuses_a_wrong_certificate(
         error = wait_error(get_poem(clientFromString(reactor, address)))
         until(lambda: not reactor.getDelayedCalls())  # until the connection is closed
     assert re.search(CERTIFICATES[certificate][1], repr(error))
+
+
+@pytest.mark.parametrize("certificate", CERTIFICATES)
+def test_send_poem_refuses_a_wrong_certificate(
+    certificates: Certificates, certificate: str
+) -> None:
+    """No byte of a poem goes to a server that proves no name."""
+    received: list[bytes] = []
+
+    def receives(connection: socket.socket) -> None:
+        with suppress(OSError):
+            received.append(connection.recv(1))
+
+    with serving(receives, certificates.server_context(certificate)) as port:
+        endpoint = clientFromString(reactor, certificates.trusting(port))
+        error = wait_error(send_poem(endpoint, POEM))
+        until(lambda: not reactor.getDelayedCalls())  # until the connection is closed
+    assert re.search(CERTIFICATES[certificate][1], repr(error))
+    assert received in ([], [b""])
 
 
 @pytest.mark.parametrize("version", [ssl.TLSVersion.TLSv1_2, ssl.TLSVersion.TLSv1_3])
@@ -436,7 +455,7 @@ LIBRARY = """
 import sys
 from twisted.internet import task
 from twisted.internet.endpoints import TCP4ClientEndpoint
-from poetry import get_poem
+from poetry import get_poem, send_poem
 
 async def main(reactor, port, size):
     poem = await get_poem(TCP4ClientEndpoint(reactor, "127.0.0.1", int(port)))
