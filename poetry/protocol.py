@@ -68,8 +68,6 @@ class PoetryProtocol(Protocol):
     @ivar outcome: None while it lasts, then "sent", "received", a `PoemError.outcome`, or
         "handshake" where TLS did not come up.
     @ivar error: why it failed, where it did.
-    @ivar progress: (size, unacknowledged bytes) at the last sweep that saw a change.
-    @ivar progressed: when that was, in seconds of the sweep's clock.
     """
 
     factory: PoetryFactory
@@ -81,20 +79,17 @@ class PoetryProtocol(Protocol):
     started = 0.0
     outcome: str | None = None
     error: BaseException | None = None
-    progress: tuple[int, int] | None = None
-    progressed = 0.0
     _wire: Any = None  # the transport, without a seal around it
-    _received = 0
     _reader_ended = False
     _acknowledging: Acknowledging | None = None
     _made = False
     _secured = False
-    _collected: bytearray | None = None
 
     @property
     def size(self) -> int:
         """Bytes of the poem sent (handed to the transport) or received so far."""
-        return self._received if self.outgoing is None else self.outgoing.size
+        transfer = self.outgoing or self.incoming
+        return 0 if transfer is None else transfer.size
 
     def makeConnection(self, transport: Any) -> None:
         """Choose the poem, seal the transport of a protocol that sends, and call `connectionMade`.
@@ -163,11 +158,11 @@ class PoetryProtocol(Protocol):
 
     def dataReceived(self, data: bytes) -> None:
         """Collect the poem. A protocol that sends discards its input."""
-        if self.outgoing is not None or self.outcome is not None:
+        if self.incoming is None or self.outcome is not None:
             return
-        self._received += len(data)
+        self.incoming.size += len(data)
         limit = self.factory.max_bytes
-        if limit is not None and self._received > limit:
+        if limit is not None and self.size > limit:
             self.fail(PoemTooLong(limit))
             return
         try:
@@ -181,9 +176,8 @@ class PoetryProtocol(Protocol):
 
         Override to do without one large `bytes`; `poemReceived` gets `b""` then.
         """
-        if self._collected is None:
-            self._collected = bytearray()
-        self._collected += data
+        assert self.incoming is not None
+        self.incoming.collected += data
 
     def readConnectionLost(self) -> None:
         """Close, unless the peer, which has half-closed, still reads our poem."""
@@ -281,8 +275,9 @@ class PoetryProtocol(Protocol):
         finally:
             if self.factory.service is not None:
                 self.factory.service.connectionEnded(self)
-            if self.outgoing is not None:
-                self.outgoing.forget()
+            for transfer in (self.outgoing, self.incoming):
+                if transfer is not None:
+                    transfer.forget()
 
     def _report(self, reason: Failure) -> None:
         if self.outcome is None:
@@ -290,7 +285,6 @@ class PoetryProtocol(Protocol):
                 self._conclude(reason)
             except Exception as error:  # no memory for the poem, say
                 self._failed(PoemError.outcome, Failure(error))
-        self._collected = None
         for observer in tuple(self.factory.observers):  # one may change them
             _tell(observer, self)
 
@@ -299,8 +293,8 @@ class PoetryProtocol(Protocol):
         if self.outgoing is not None and self.outgoing.was_delivered(reason):
             self._sent()
         elif self.incoming is not None and self.incoming.was_whole(reason):
-            if self._received:
-                poem = bytes(self._collected or b"")
+            if self.size:
+                poem = bytes(self.incoming.collected)
                 self.outcome = "received"
                 self._tell_end(self.factory.poemReceived, poem)
             else:

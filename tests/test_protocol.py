@@ -285,7 +285,7 @@ def test_poem_without_room_for_it_fails() -> None:
         protocol = factory.buildProtocol(None)
         assert isinstance(protocol, PoetryProtocol)
         protocol.makeConnection(StringTransport())
-        protocol._collected = NoMemory()
+        protocol.incoming.collected = NoMemory()
         protocol.dataReceived(b"poem")
         protocol.connectionLost(DONE)
     assert server.outcomes == ["failed"]

@@ -3,11 +3,16 @@
 from __future__ import annotations
 
 from collections.abc import Iterable
+from weakref import WeakKeyDictionary
 
 from poetry.errors import PoemTimedOut
 from poetry.protocol import PoetryProtocol
 from poetry.wire.kernel import peer_has_ended, unacknowledged
 from poetry.wire.layers import handle_of, log_connection_failure
+
+_moved: WeakKeyDictionary[PoetryProtocol, tuple[tuple[int, int], float]] = WeakKeyDictionary()
+"""What each connection had moved (bytes sent or received, and unacknowledged) when a sweep last saw
+that change, and when that was, in seconds. Subclasses may have any attribute of their own."""
 
 
 def sweep(connections: Iterable[PoetryProtocol], now: float, idle: float, linger: float) -> None:
@@ -15,7 +20,7 @@ def sweep(connections: Iterable[PoetryProtocol], now: float, idle: float, linger
     reader has had all of its poem for `linger` seconds and does not end.
 
     Progress is what the peer has acknowledged: the kernel buffers megabytes, so what the process
-    can hand over says little about a reader. It is noted in the connection itself.
+    can hand over says little about a reader.
 
     @param now: in seconds, of any clock.
     """
@@ -31,15 +36,16 @@ def _look(connection: PoetryProtocol, now: float, idle: float, linger: float) ->
     queued = 0 if handle is None else unacknowledged(handle)
     progress, outgoing = (connection.size, queued), connection.outgoing
     # A reader is not idle while our own pace keeps it waiting.
-    if progress != connection.progress or (outgoing and outgoing.pacing and not queued):
-        connection.progress, connection.progressed = progress, now
+    before, since = _moved.get(connection, (None, now))
+    if progress != before or (outgoing and outgoing.pacing and not queued):
+        _moved[connection] = progress, now
     elif outgoing is not None and outgoing.ended and not queued:
         try:  # the reactor may have missed an end that is still unread
             forgotten = handle is not None and peer_has_ended(handle)
         except OSError as error:
             connection.truncate(error)
             return
-        if forgotten or now - connection.progressed >= linger:
+        if forgotten or now - since >= linger:
             connection.release()
-    elif now - connection.progressed >= idle:
+    elif now - since >= idle:
         connection.fail(PoemTimedOut(idle, connection.size))

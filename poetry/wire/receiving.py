@@ -31,10 +31,15 @@ class Incoming:
     """A poem from one sender: how it is held back, and whether its stream ended whole.
 
     Reading is paused while at least one holder wants it: then the kernel holds the sender back.
+
+    @ivar size: bytes received so far.
+    @ivar collected: those of them that are kept.
     """
 
     def __init__(self, transport: Any, fail: Callable[[BaseException], object]) -> None:
         """@param fail: is called with the error if the reactor refuses to pause or to resume."""
+        self.size = 0
+        self.collected = bytearray()
         self._transport = transport
         self._fail = fail
         self._holders: set[object] = set()
@@ -52,6 +57,10 @@ class Incoming:
                 below.registerProducer(_Answers(self, below), True)
         else:
             read_at_most(RECEIVE_BUFFER, self._transport)
+
+    def forget(self) -> None:
+        """Drop what was collected, at the end of the connection."""
+        self.collected = bytearray()
 
     def pause(self, holder: object) -> None:
         """Read no more."""

@@ -41,6 +41,23 @@ def test_sweep_resets_a_stalled_reader() -> None:
     assert isinstance(server.results[0], PoemTimedOut)
 
 
+def test_sweep_leaves_the_attributes_of_a_subclass_alone() -> None:
+    """A subclass may have attributes of any name."""
+
+    class Measured(PoetryProtocol):
+        def progress(self) -> int:
+            return self.size
+
+    server = Server(b"short")
+    server.protocol = Measured
+    with listening(server) as port, reader(port):
+        until(lambda: server.connections)
+        (protocol,) = server.connections
+        sweep([protocol], 0, 10.0, 30.0)
+        assert isinstance(protocol, Measured)
+        assert protocol.progress() == 5
+
+
 def test_sweep_closes_gracefully_after_the_linger() -> None:
     """A reader that has the whole poem and stays is closed gracefully after the linger."""
     server = Server(b"short")
