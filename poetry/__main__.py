@@ -30,7 +30,10 @@ def main() -> None:
             signal.pthread_sigmask(signal.SIG_BLOCK, [hangup])
         else:
             signal.signal(hangup, lambda *_: os._exit(130))
-    from poetry import cli
+    try:
+        from poetry import cli
+    except MemoryError:
+        raise SystemExit("Error: there is not enough memory to start (ulimit -v)") from None
 
     cli.main()
 

@@ -113,7 +113,14 @@ def one_line(value: object) -> str:
 
 
 def printable(text: str) -> str:
-    """Return a text in one line, with what cannot be printed escaped as in Python's strings."""
+    """Return a text in one line, with what cannot be printed escaped as in Python's strings, and
+    bytes that are no text (`surrogateescape`) as in its bytes.
+    """
     if text.isprintable():
         return text
-    return "".join(c if c.isprintable() else repr(c)[1:-1] for c in text)
+    return "".join(c if c.isprintable() else _escape(c) for c in text)
+
+
+def _escape(character: str) -> str:
+    byte = ord(character) - 0xDC00
+    return f"\\x{byte:02x}" if 0x80 <= byte <= 0xFF else repr(character)[1:-1]

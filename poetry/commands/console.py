@@ -6,7 +6,8 @@ import errno
 import math
 import os
 import sys
-from contextlib import suppress
+from collections.abc import Iterator
+from contextlib import contextmanager, suppress
 from pathlib import Path
 from traceback import extract_tb
 from typing import Any
@@ -47,11 +48,27 @@ def complain_of_stdout(error: OSError) -> int:
     return complain(f"standard output: {error.strerror}", FAILED)
 
 
+@contextmanager
+def explained() -> Iterator[None]:
+    """Explain what the system refuses to a command.
+
+    @raise ClickException: with the explanation.
+    """
+    try:
+        yield
+    except click.ClickException:
+        raise
+    except Exception as error:
+        raise click.ClickException(explain_start_failure(error)) from error
+
+
 def explain_start_failure(error: Exception) -> str:
     """Describe what the system refused to a command, with what to do about it if that is known."""
     first = system_error(error)
     if getattr(first, "errno", None) in (errno.EMFILE, errno.ENFILE):
         return f"{message_of(first)}: raise the limit (ulimit -n)"
+    if isinstance(first, MemoryError):
+        return "cannot start: there is not enough memory (ulimit -v)"
     # The exception does not name the system call; the line of source that made it does.
     call = extract_tb(first.__traceback__)[-1].line
     return f"cannot start: {message_of(first) or type(first).__name__} ({call})"

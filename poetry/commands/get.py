@@ -11,7 +11,7 @@ from typing import TYPE_CHECKING, Any
 
 import click
 
-from poetry.commands.console import Count, Seconds, explain_start_failure
+from poetry.commands.console import Count, Seconds, explained
 from poetry.commands.progress import is_terminal, progress_bar
 
 if TYPE_CHECKING:
@@ -94,6 +94,7 @@ if TYPE_CHECKING:
     help="Say what happens: names, attempts, TLS, the first byte, how it ended.",
 )
 @click.option("-q", "--quiet", is_flag=True, help="Errors only.")
+@explained()
 def get(
     addresses: tuple[str, ...],
     outputs: tuple[str, ...],
@@ -123,10 +124,7 @@ def get(
     digest = read_digest(sha256)
     paths = [] if directory is None else output_paths(directory, addresses)
 
-    try:
-        from twisted.internet import reactor
-    except Exception as error:
-        raise click.ClickException(explain_start_failure(error)) from error
+    from twisted.internet import reactor
     from twisted.logger import globalLogBeginner
 
     from poetry.commands.run import run_to_end

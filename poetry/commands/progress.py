@@ -9,6 +9,8 @@ from contextlib import contextmanager
 from time import monotonic
 from typing import Any, TextIO
 
+from poetry.errors import printable
+
 DELAY = 0.5
 """Seconds after which the bar appears: a short download shows none."""
 
@@ -33,10 +35,9 @@ def progress_bar(
 ) -> Iterator[tuple[Callable[[int], object], Callable[[str], object]]]:
     """Make two functions: to advance a bar on standard error by bytes, and to write a line there.
 
-    Neither blocks if standard error is not read. Control characters in a line are made visible, as
-    they may come from a server, and line ends are blanks.
+    Neither blocks if standard error is not read. In a line, what cannot be printed is escaped, as
+    it may come from a server, and line ends are blanks.
     """
-    from poetry.download.visible import visible_line
     from poetry.system.streams import LossyStream
 
     if sys.stderr is None:  # it is closed
@@ -44,10 +45,14 @@ def progress_bar(
         return
     stream = LossyStream(sys.stderr.fileno())
     if not shown:
-        yield (lambda _: None), (lambda line: stream.write(f"{visible_line(line)}\n"))
+        yield (lambda _: None), (lambda line: stream.write(f"{_shown(line)}\n"))
         return
     with _Bar(reactor, stream) as bar:
-        yield bar.advance, (lambda line: bar.write(visible_line(line)))
+        yield bar.advance, (lambda line: bar.write(_shown(line)))
+
+
+def _shown(line: str) -> str:
+    return printable(" ".join(line.splitlines()))
 
 
 class _Bar:

@@ -241,7 +241,9 @@ def explain_listen_failure(error: Any, addresses: Sequence[str] = ()) -> str:
     host, port = error.interface, error.port
     address = ":".join(str(part) for part in (host and bracketed(host), port) if part)
     message = message_of(reason)
-    if number == errno.EADDRNOTAVAIL:
+    if number in (errno.EMFILE, errno.ENFILE):
+        message += "; raise the limit (ulimit -n)"
+    elif number == errno.EADDRNOTAVAIL:
         message = "no interface of this machine has that address"
     elif number == errno.EADDRINUSE and (other := address_with_port(port, host, addresses)):
         message += f", perhaps by {other}: [::] takes IPv4 too, 0.0.0.0 each address; leave one out"

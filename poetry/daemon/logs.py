@@ -225,9 +225,14 @@ class LogWriter:
         """Write an event."""
         self._stream.write(self._format(event))
         if self._stream.dropped and self._report is None:
-            self._report = self._clock.callLater(LOST_LINES_SECONDS, self._log_lost)
+            self._report = self._clock.callLater(LOST_LINES_SECONDS, self.log_lost)
 
-    def _log_lost(self) -> None:
+    def log_lost(self) -> None:
+        """Log how many lines were lost, if any."""
+        if self._report is None:
+            return
+        if self._report.active():  # it is the end of the process
+            self._report.cancel()
         self._report = None
         lost, self._stream.dropped = self._stream.dropped, 0
         _log.warn("{count} log lines were lost: nobody read them", event="lines_lost", count=lost)
@@ -246,4 +251,5 @@ def start_logging(stream: TextIO | None, log_format: str, level: str, reactor: A
         writer = LogWriter(LossyStream(stream.fileno()), log_format, reactor)
         observers.append(Threshold(writer, level, reactor))
         reactor.addSystemEventTrigger("after", "shutdown", observers[0].log_all_dropped)
+        reactor.addSystemEventTrigger("after", "shutdown", writer.log_lost)
     globalLogBeginner.beginLoggingTo(observers, discardBuffer=True, redirectStandardIO=False)

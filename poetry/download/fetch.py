@@ -24,6 +24,12 @@ from poetry.errors import EmptyPoem, PoemMismatch, PoemTimedOut, PoemTruncated, 
 TRANSIENT = (PoemTruncated, EmptyPoem, PoemTimedOut, ConnectError, DNSLookupError)
 """Errors after which another attempt may succeed."""
 
+_TLS_HINTS = {
+    "certificate verify failed": ": it has expired, or none of the authorities has signed it"
+    " (--cacert FILE names another)",
+    "wrong version number": ": it speaks no TLS there",
+}
+
 
 class Source(NamedTuple):
     """The source of a poem: its endpoint, and its address as the user wrote it.
@@ -245,8 +251,13 @@ def explain_fetch_failure(error: Exception) -> str:
     if type(error).__name__ == "VerificationError":
         return "refused: the server's certificate is for another name"
     if type(error).__module__ == "OpenSSL.SSL":
-        return f"refused: TLS failed: {text_of(error)}"
+        return f"refused: TLS failed: {_with_hint(text_of(error))}"
     return text_of(error)
+
+
+def _with_hint(reason: str) -> str:
+    """Add what OpenSSL's reason may mean, of which Twisted passes no more on."""
+    return reason + next((hint for text, hint in _TLS_HINTS.items() if text in reason), "")
 
 
 def _no_connection(error: ConnectError) -> str:

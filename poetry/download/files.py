@@ -175,7 +175,8 @@ class AtomicFile(_File):
         super().close()
         if self._part is not None:
             try:
-                self._location.remove(self._part)
+                with suppress(FileNotFoundError):
+                    self._location.remove(self._part)
             except OSError as error:
                 self._note(f"{self._place}: {self._part} is left there: {error.strerror}")
             self._part = None

@@ -18,11 +18,6 @@ def visible(text: str) -> str:
     return _CONTROLS.sub(_replacement, text)
 
 
-def visible_line(text: str) -> str:
-    """Replace control characters, and line ends too, so that a text stays one line."""
-    return visible(" ".join(text.splitlines()))
-
-
 def _replacement(control: re.Match[str]) -> str:
     code = ord(control[0])
     if code < 0x80:

@@ -22,7 +22,7 @@ from twisted.logger import Logger
 from twisted.python.failure import Failure
 from zope.interface import implementer
 
-from poetry.addresses import BACKLOG
+from poetry.addresses import BACKLOG, listening_address
 from poetry.protocol import PoetryProtocol, PoetryServerFactory
 from poetry.serving.fast import Sent, end_at_once, poem_for_all, send_at_once
 from poetry.serving.limiter import ConnectionLimiter
@@ -45,6 +45,7 @@ from poetry.wire.layers import (
     failed_in_tls,
     is_closing,
     log_connection_failure,
+    serves_tls,
 )
 
 AT_ONCE = 1 if ONLY_SOCKETS else 100
@@ -211,6 +212,7 @@ class Listener:
         self._socket = duplicate(port.socket)
         port.stopReading()
         self._host = as_address(self._socket.getsockname())
+        self._address = listening_address(self, secure=serves_tls(port))
         self._unarmed = self._arm()
         self._lingering = LingeringClose(self._reactor)  # that of an earlier start is closed
         if self._plain:
@@ -310,7 +312,7 @@ class Listener:
             _log.error(
                 "cannot accept on {address}: its socket was shut down",
                 event="cannot_accept",
-                address=str(self._host),
+                address=self._address,
                 reason="its socket was shut down",
             )
         self.connected = False
@@ -324,7 +326,7 @@ class Listener:
             _log.error(
                 "cannot close {address} properly: {reason}",
                 event="cannot_close",
-                address=str(self._host),
+                address=self._address,
                 reason=str(error),
             )
         self._closed()
@@ -352,7 +354,7 @@ class Listener:
             _log.error(
                 "cannot accept on {address}: {reason}; readers wait",
                 event="cannot_accept",
-                address=str(self._host),
+                address=self._address,
                 reason=error.strerror or str(error),
             )
         self.pause()
@@ -439,7 +441,7 @@ class Listener:
             make_close_graceful(handle)
 
     def __repr__(self) -> str:
-        return f"<Listener on {self._host} of {self._factory!r}>"
+        return f"<Listener on {self._address} of {self._factory!r}>"
 
 
 def duplicate(listening: socket.socket) -> socket.socket:

@@ -84,6 +84,9 @@ def _read(description: str) -> _ListenRecorder:
     """Parse a description, and read its key and certificate."""
     from OpenSSL import SSL, crypto
 
+    for path in _paths_in(description):
+        if path.is_char_device():  # it may have no end, as /dev/zero
+            raise BadCertificate(f"{path} is no regular file")
     recorder = _ListenRecorder()
     _check_keys(description)
     results: list[Any] = []

@@ -106,4 +106,4 @@ def test_notes_escape_control_characters(tmp_path: Path) -> None:
     """Control characters in the text of others are shown, and not obeyed."""
     result = poetry("get", "-v", f"unix:{tmp_path}/\x1b[2J")
     assert b"\x1b" not in result.stderr
-    assert b"/^[[2J: no connection: No such file" in result.stderr
+    assert b"/\\x1b[2J: no connection: No such file" in result.stderr

@@ -54,6 +54,39 @@ def test_refused_system_call_is_named(command: tuple[str, ...], refused: str, sa
     assert done.stderr.count(b"\n") == 1
 
 
+WITHOUT_MEMORY = """
+import builtins, sys
+load = builtins.__import__
+def loads(name, *rest):
+    if name == "{}":
+        raise MemoryError("out of memory interning an attribute name")
+    return load(name, *rest)
+builtins.__import__ = loads
+from poetry.__main__ import main
+main()
+"""
+
+
+@pytest.mark.parametrize(
+    ("command", "module"),
+    [
+        (SERVE, "twisted.internet"),
+        (SERVE, "poetry.daemon.build"),
+        (GET, "twisted.internet"),
+        (GET, "poetry.download.fetch"),
+        (GET, "poetry.addresses"),
+        (GET, "poetry.commands.get"),
+    ],
+)
+def test_lack_of_memory_is_one_line(command: tuple[str, ...], module: str) -> None:
+    """Whichever part of a command cannot be loaded, there is a line that says why."""
+    done = run([sys.executable, "-c", WITHOUT_MEMORY.format(module), *command])
+    assert (done.returncode, done.stdout) == (1, b"")
+    assert done.stderr.startswith(b"Error: ")
+    assert b"not enough memory" in done.stderr
+    assert done.stderr.count(b"\n") == 1
+
+
 LOWER = """
 import resource
 def refuse(*_):

@@ -267,6 +267,23 @@ def test_lost_lines_are_counted(
     assert "it is so" in read(reading)
 
 
+def test_lost_lines_are_counted_at_the_end(
+    pipe: tuple[int, int], monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """A process that ends before the next report counts the lines that it lost until then."""
+    reading, writing = pipe
+    clock = Clock()
+    writer = LogWriter(LossyStream(writing), "text", clock)
+    monkeypatch.setattr(logs, "_log", Logger("poetry.daemon.logs", observer=writer))
+    writer.log_lost()
+    for number in range(2000):
+        writer(event_of(what=f"number {number} " + 500 * "x"))
+    written = read(reading).count("number")
+    writer.log_lost()
+    assert f"{2000 - written} log lines were lost" in read(reading)
+    assert not clock.getDelayedCalls()
+
+
 @pytest.mark.parametrize("log_format", FORMATS)
 def test_log_goes_to_the_stream(
     monkeypatch: pytest.MonkeyPatch, tmp_path: Path, log: Log, log_format: str
@@ -286,8 +303,8 @@ def test_log_goes_to_the_stream(
     assert len(lines) == FLOOD_LINES
     assert "but this" in lines[0]
     assert lines[0].startswith("{") is (log_format == "json")
-    [(log_all_dropped, _, _)] = reactor.triggers["after"]["shutdown"]
-    log_all_dropped()
+    for at_the_end, _, _ in reactor.triggers["after"]["shutdown"]:
+        at_the_end()
     assert [event["event"] for event in log] == ["suppressed"]
 
 

@@ -405,6 +405,16 @@ def test_rename_is_the_last_step(old: Path, monkeypatch: pytest.MonkeyPatch) -> 
     assert list(old.parent.iterdir()) == [old]
 
 
+def test_part_that_has_vanished_is_no_note(old: Path) -> None:
+    """Where somebody else has removed the part, nothing is left to tell."""
+    notes: list[str] = []
+    sink = open_sink(reactor, str(old), notes.append)
+    [part] = [path for path in old.parent.iterdir() if path != old]
+    part.unlink()
+    sink.close()
+    assert not notes
+
+
 def test_part_that_cannot_be_removed_is_a_note(old: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     """A note names the part that a failure has left."""
     monkeypatch.setattr(os, "unlink", failing(errno.EPERM))

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import pytest
 
-from poetry.download.visible import VisibleControls, visible, visible_line
+from poetry.download.visible import VisibleControls, visible
 
 PAIRS = [
     (b"a poem\n\tof two lines\r\n", b"a poem\n\tof two lines\r\n"),
@@ -52,4 +52,3 @@ def test_encoding_of_the_terminal_counts() -> None:
 def test_control_characters_of_a_text_are_visible() -> None:
     """A text is shown in the same way."""
     assert visible("a\x1b[2J") == "a^[[2J"
-    assert visible_line("no\nwhere\r\x1b") == "no where ^["

@@ -113,3 +113,9 @@ def test_renewal_takes_usable_files_only(
     path.write_bytes(certificates.path("misnamed").read_bytes())
     endpoint.renew()
     assert endpoint.getContext() is not first
+
+
+def test_device_is_no_key() -> None:
+    """A device may have no end: it is refused at the start."""
+    with pytest.raises(BadCertificate, match="/dev/zero is no regular file"):
+        TLSEndpoint(reactor, "ssl:0:privateKey=/dev/zero:certKey=/dev/zero")
