@@ -7,11 +7,12 @@ from __future__ import annotations
 
 import os
 import re
+import socket
 from pathlib import Path
 from typing import Any, NamedTuple
 
 from twisted.internet.abstract import isIPAddress, isIPv6Address
-from twisted.internet.address import UNIXAddress
+from twisted.internet.address import IPv4Address, IPv6Address, UNIXAddress
 from twisted.internet.endpoints import (
     AdoptedStreamServerEndpoint,
     HostnameEndpoint,
@@ -381,3 +382,26 @@ def _format(address: Any) -> str:
         if ":" in address.host
         else f"{address.host}:{address.port}"
     )
+
+
+def as_address(address: Any) -> IPv4Address | IPv6Address | UNIXAddress:
+    """Convert an address of Python's sockets to one of Twisted's.
+
+    @param address: as of Python's sockets: a pair, four of IPv6, or the name of a Unix socket.
+    """
+    if not isinstance(address, tuple):
+        return UNIXAddress(os.fsencode(address) or None)
+    if len(address) == 2:
+        return IPv4Address("TCP", *address)
+    return IPv6Address("TCP", *named(address))
+
+
+def named(address: Any) -> Any:
+    """Name the interface in an address that has one (IPv6).
+
+    @param address: as of Python's sockets: a pair, four of IPv6, or the name of a Unix socket.
+    """
+    if isinstance(address, tuple) and len(address) == 4 and address[3]:
+        numeric = socket.NI_NUMERICHOST | socket.NI_NUMERICSERV
+        return (socket.getnameinfo(address, numeric)[0], *address[1:])
+    return address

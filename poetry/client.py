@@ -21,9 +21,9 @@ from zope.interface import implementer
 
 from poetry.addresses import peer_address
 from poetry.errors import PoemTimedOut, text_of
+from poetry.idle import sweep
 from poetry.limits import check_count, check_seconds
 from poetry.protocol import PoetryClientFactory, PoetryProtocol
-from poetry.serving.idle import sweep
 from poetry.system.unix import check_path, path_of_endpoint
 from poetry.wire.layers import failed_in_tls
 

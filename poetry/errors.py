@@ -11,11 +11,16 @@ if TYPE_CHECKING:
     from twisted.python.failure import Failure
 
 
+def is_of_openssl(error: object) -> bool:
+    """Check whether OpenSSL raised an error: of a fatal alert, or of what is no TLS."""
+    return type(error).__module__ == "OpenSSL.SSL"
+
+
 def text_of(error: Any) -> str:
     """Return the message of an error; of one of OpenSSL, which lists (library, function, reason),
     its reasons; without a message, the name of its type.
     """
-    if type(error).__module__ == "OpenSSL.SSL":
+    if is_of_openssl(error):
         text = "; ".join(str(each[-1]) for reasons in error.args for each in reasons)
     else:
         text = str(error)

@@ -38,8 +38,9 @@ from zope.interface import alsoProvides, classImplements, implementer
 from poetry.errors import EmptyPoem, PoemError, PoemStopped, PoemTooLong, PoemTruncated
 from poetry.wire import kind_of
 from poetry.wire.acknowledging import Acknowledging
+from poetry.wire.closing import abort, close, discard_input
 from poetry.wire.kernel import is_acknowledged
-from poetry.wire.layers import abort, close, discard_input, handle_of, innermost
+from poetry.wire.layers import handle_of, innermost
 from poetry.wire.outgoing import Outgoing, Pace
 from poetry.wire.poem import Poem
 from poetry.wire.receiving import Incoming
@@ -236,7 +237,7 @@ class PoetryProtocol(Protocol):
             return
         discard_input(self._wire)
         if not acknowledged and self.outcome is None:
-            self._failed(PoemStopped.outcome, Failure(PoemStopped()))
+            self._failed(Failure(PoemStopped()))
         self._finish()
 
     def _finish(self) -> None:
@@ -255,7 +256,7 @@ class PoetryProtocol(Protocol):
         """Abort the transfer because of `error`, once: the other end sees a reset."""
         if self.outcome is not None:
             return
-        self._failed(getattr(error, "outcome", PoemError.outcome), Failure(error))
+        self._failed(Failure(error))
         abort(self._wire)
 
     def truncate(self, error: BaseException) -> None:
@@ -284,7 +285,7 @@ class PoetryProtocol(Protocol):
             try:
                 self._conclude(reason)
             except Exception as error:  # no memory for the poem, say
-                self._failed(PoemError.outcome, Failure(error))
+                self._failed(Failure(error))
         for observer in tuple(self.factory.observers):  # one may change them
             _tell(observer, self)
 
@@ -298,21 +299,23 @@ class PoetryProtocol(Protocol):
                 self.outcome = "received"
                 self._tell_end(self.factory.poemReceived, poem)
             else:
-                self._failed(EmptyPoem.outcome, Failure(EmptyPoem()))
+                self._failed(Failure(EmptyPoem()))
         elif self.size or reason.check(ConnectionClosed):
-            self._failed(PoemTruncated.outcome, Failure(PoemTruncated(self.size, reason)))
+            self._failed(Failure(PoemTruncated(self.size, reason)))
         elif ISSLTransport.providedBy(self._wire) and not self._secured:
-            self._failed("handshake", reason)
+            self._failed(reason, "handshake")
         else:
-            self._failed(PoemError.outcome, reason)
+            self._failed(reason)
 
     def _sent(self) -> None:
         assert self.outgoing is not None
         self.outcome = "sent"
         self._tell_end(self.factory.poemSent, self.outgoing.poem.data)
 
-    def _failed(self, outcome: str, reason: Failure) -> None:
-        self.outcome, self.error = outcome, reason.value
+    def _failed(self, reason: Failure, outcome: str = PoemError.outcome) -> None:
+        """@param outcome: of an error that has none of its own."""
+        self.error = reason.value
+        self.outcome = getattr(self.error, "outcome", outcome)
         self._tell_end(self.factory.poemFailed, reason)
 
     def _tell_end(self, hook: Callable[[Any], object], result: bytes | Failure) -> None:

@@ -15,10 +15,10 @@ from twisted.logger import Logger
 from twisted.python.failure import Failure
 
 from poetry.addresses import listening_address
+from poetry.idle import sweep
 from poetry.limits import DEFAULTS, Limits
 from poetry.protocol import PoetryProtocol, PoetryServerFactory
 from poetry.serving.accepting import Listener
-from poetry.serving.idle import sweep
 from poetry.serving.limiter import ConnectionLimiter
 from poetry.serving.listening import Listening
 from poetry.serving.poems import PoemFactory, Reloads
@@ -43,8 +43,6 @@ class PoetryService(Service):
     drains, whether or not the service is started again meanwhile.
 
     @ivar others: what is served beside the poems and does not count: metrics.
-    @ivar ports: the `IListeningPort` of each listener, then of each of the others, once open.
-    @ivar addresses: as `poetry get` takes them, in the same order.
     @ivar connections: the live connections of all listeners.
     """
 
@@ -78,8 +76,6 @@ class PoetryService(Service):
             from twisted.internet import reactor as clock
         self.clock = clock
         self.others: list[tuple[IStreamServerEndpoint, Any]] = []
-        self.ports: list[IListeningPort] = []
-        self.addresses: list[str] = []
         self.connections: set[PoetryProtocol] = set()
         self._listening: Listening | None = None
         self._open: dict[int, tuple[IListeningPort, str]] = {}
@@ -112,6 +108,16 @@ class PoetryService(Service):
         return min(self.max_connections, allowed)
 
     @property
+    def ports(self) -> list[IListeningPort]:
+        """The `IListeningPort` of each listener, then of each of the others, once open."""
+        return [self._open[index][0] for index in sorted(self._open)]
+
+    @property
+    def addresses(self) -> list[str]:
+        """The address of each of `ports`, as `poetry get` takes it."""
+        return [self._open[index][1] for index in sorted(self._open)]
+
+    @property
     def limit(self) -> int:
         """Most connections at once."""
         return self._limiter.limit
@@ -136,7 +142,7 @@ class PoetryService(Service):
         """
         if self._listening is not None:
             return
-        self.ports, self.addresses, self._open = [], [], {}
+        self._open = {}
         self._listening = Listening(self._opened)
         self._listening.listen([*self.listeners, *self.others])
         failure = self._listening.failure
@@ -151,7 +157,9 @@ class PoetryService(Service):
         super().startService()  # type: ignore[no-untyped-call]
 
     def whenListening(self) -> Deferred[list[str]]:
-        """@return: fires with `addresses` once all endpoints listen; fails with the
+        """Wait until all endpoints listen.
+
+        @return: fires with `addresses` once all endpoints listen; fails with the
         CannotListenError of the first that cannot, after which none does, or with CancelledError
         at a stop.
         """
@@ -173,9 +181,6 @@ class PoetryService(Service):
             )
         address = listening_address(port, secure=secure)
         self._open[index] = (port, address)
-        in_order = [self._open[each] for each in sorted(self._open)]
-        self.ports = [each for each, _ in in_order]
-        self.addresses = [each for _, each in in_order]
         if isinstance(factory, PoemFactory):
             factory.listener = address
         return port
@@ -253,7 +258,11 @@ class PoetryService(Service):
 
         @return: fires with None when all are read.
         """
-        return self._reloads.reload()
+        return self._reloads.run(self.read_again)
+
+    async def read_again(self) -> bool:
+        """Read all that a reload reads, and return whether it could be read; override for more."""
+        return await self._reloads.read_poems()
 
     @property
     def reloaded_at(self) -> float:
@@ -264,7 +273,7 @@ class PoetryService(Service):
 
     @property
     def reloaded_well(self) -> bool:
-        """Whether it could read all poems."""
+        """Whether it could read all."""
         return self._reloads.well
 
 

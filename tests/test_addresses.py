@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import re
+import socket
 import sys
 from collections.abc import Iterator
 from pathlib import Path
@@ -23,6 +24,7 @@ from poetry.addresses import (
     authorities,
     client_endpoint,
     listening_address,
+    named,
     peer_address,
     server_endpoint,
     split,
@@ -411,3 +413,10 @@ def test_format_writes_what_get_reads(address: Any, expected: str) -> None:
     transport: Any = StringTransport(hostAddress=address, peerAddress=address)
     assert listening_address(transport, secure=False) == expected
     assert peer_address(transport) == expected
+
+
+def test_link_local_address_has_its_interface() -> None:
+    """The address of a peer on one link has the name of its interface, as in Twisted."""
+    name = socket.if_indextoname(1)
+    assert named(("fe80::1", 5, 0, 1)) == (f"fe80::1%{name}", 5, 0, 1)
+    assert named(("::1", 5, 0, 0)) == ("::1", 5, 0, 0)

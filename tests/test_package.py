@@ -127,6 +127,6 @@ def test_get_loads_no_module_of_serve() -> None:
     """`poetry get` loads no module that only `serve`, a bar or a retry needs."""
     modules = imported("get", "unix:/no/such/socket")
     assert "poetry.download.fetch" in modules
-    serving = r"poetry\.(server|build|tap|logs|metrics|systemd)"
+    serving = r"poetry\.(server|daemon|serving)"
     others = rf"{serving}|tqdm|prometheus_client|twisted\.(web|application)"
     assert not {name for name in modules if re.match(rf"({others})\b", name)}

@@ -142,9 +142,7 @@ def build_service(
             listeners.append((server_endpoint(reactor, address), factory))
         service = DaemonService(
             listeners,
-            max_connections=limits.max_connections,
-            idle_timeout=limits.idle_timeout,
-            grace=limits.grace,
+            **limits._asdict(),
             clock=reactor,
         )
         if metrics is not None:
@@ -161,8 +159,6 @@ def build_service(
 class DaemonService(PoetryService):
     """The service as a process: reads its files again on HUP, and notifies systemd."""
 
-    _renewed = True
-
     def privilegedStartService(self) -> None:
         """Listen, with timers that are independent of the wall clock."""
         use_monotonic_time(self.clock)
@@ -176,29 +172,19 @@ class DaemonService(PoetryService):
             signal.pthread_sigmask(signal.SIG_UNBLOCK, [HANGUP])  # one may have come already
         self.whenListening().addCallbacks(lambda _: notify("READY=1"), lambda _: None)
 
-    def reload(self) -> Deferred[None]:
+    async def read_again(self) -> bool:
         """Read the certificates of TLS listeners again, and then the poems as PoetryService does.
 
         A poem or certificate that cannot be read is logged, and the old one stays.
-
-        @return: fires with None when all are read.
         """
         notify("RELOADING=1")
-        return self._reloads.run(self._reload)
-
-    async def _reload(self) -> None:
-        renewed = True
+        well = True
         for endpoint, factory in [*self.listeners, *self.others]:
             if isinstance(endpoint, TLSEndpoint):
-                renewed &= await renew(endpoint, getattr(factory, "listener", "metrics"))
-        self._renewed = renewed
-        await self._reloads.read_again()
+                well &= await renew(endpoint, getattr(factory, "listener", "metrics"))
+        well &= await super().read_again()
         notify("READY=1")
-
-    @property
-    def reloaded_well(self) -> bool:
-        """Whether the last reload could read all poems and certificates."""
-        return self._renewed and super().reloaded_well
+        return well
 
     def stopService(self) -> Deferred[None]:
         """Notify systemd, and stop as PoetryService does."""

@@ -19,7 +19,14 @@ from twisted.python.failure import Failure
 from poetry.client import ConsumerGone, download, with_deadline
 from poetry.download.files import OutputError, Spool
 from poetry.download.output import STANDARD_OUTPUT, Destination, Sink, open_sink
-from poetry.errors import EmptyPoem, PoemMismatch, PoemTimedOut, PoemTruncated, text_of
+from poetry.errors import (
+    EmptyPoem,
+    PoemMismatch,
+    PoemTimedOut,
+    PoemTruncated,
+    is_of_openssl,
+    text_of,
+)
 
 TRANSIENT = (PoemTruncated, EmptyPoem, PoemTimedOut, ConnectError, DNSLookupError)
 """Errors after which another attempt may succeed."""
@@ -250,7 +257,7 @@ def explain_fetch_failure(error: Exception) -> str:
         return f"{error.strerror or error}{_hint_of_limit(error.errno)}"
     if type(error).__name__ == "VerificationError":
         return "refused: the server's certificate is for another name"
-    if type(error).__module__ == "OpenSSL.SSL":
+    if is_of_openssl(error):
         return f"refused: TLS failed: {_with_hint(text_of(error))}"
     return text_of(error)
 

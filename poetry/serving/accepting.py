@@ -4,7 +4,6 @@ from __future__ import annotations
 
 import errno
 import math
-import os
 import socket
 import sys
 from collections.abc import Callable
@@ -12,7 +11,6 @@ from typing import Any
 
 from twisted.internet.defer import Deferred, succeed
 from twisted.internet.interfaces import (
-    IHalfCloseableProtocol,
     IListeningPort,
     IReadDescriptor,
 )
@@ -22,28 +20,21 @@ from twisted.logger import Logger
 from twisted.python.failure import Failure
 from zope.interface import implementer
 
-from poetry.addresses import BACKLOG, listening_address
+from poetry.addresses import BACKLOG, as_address, listening_address, named
 from poetry.protocol import PoetryProtocol, PoetryServerFactory
+from poetry.serving.accepted import Accepted, unwrapped
 from poetry.serving.fast import Sent, end_at_once, poem_for_all, send_at_once
 from poetry.serving.limiter import ConnectionLimiter
 from poetry.serving.lingering import CROWD, LingeringClose
+from poetry.serving.port import close_port, duplicate
 from poetry.system.features import EPOLL, ONLY_SOCKETS, UNIX
 from poetry.wire.kernel import (
-    ListeningSocket,
     accept_queue,
     has_hung_up,
     make_close_abortive,
     make_close_graceful,
-    named,
 )
 from poetry.wire.layers import (
-    EndedEarly,
-    HandshakeError,
-    abort,
-    as_address,
-    close_at_end,
-    failed_in_tls,
-    is_closing,
     log_connection_failure,
     serves_tls,
 )
@@ -58,114 +49,6 @@ _NEXT = frozenset({errno.ECONNABORTED, errno.EPERM, errno.EPROTO})
 """Errors of accept(2) that concern one connection: the next one may be fine."""
 
 _log = Logger()
-
-
-@implementer(IHalfCloseableProtocol)
-class Accepted:
-    """Counts an accepted connection until its transport is lost, whatever its protocol does.
-
-    It stands between Twisted's transport and what the factory built. A subclass of `PoetryProtocol`
-    may leave out or fail in whatever it overrides, and TLS or a wrapper may be around it.
-    """
-
-    transport: Any
-
-    def __init__(
-        self, protocol: Any, conversation: PoetryProtocol | None, limiter: ConnectionLimiter
-    ) -> None:
-        """@param protocol: what the port's factory built.
-
-        @param conversation: our protocol, which it is or wraps; None: there is none.
-        """
-        self._protocol = protocol
-        self._conversation = conversation
-        self._limiter = limiter
-
-    @property
-    def sends(self) -> bool:
-        """Whether a poem is sent, so that a close resets the connection until that is out."""
-        return self._conversation is not None and self._conversation.outgoing is not None
-
-    def makeConnection(self, transport: Any) -> None:
-        """Connect the protocol to its transport, or abort the connection."""
-        self.transport = transport
-        self._limiter.enter()
-        try:
-            self._protocol.makeConnection(transport)
-            if self._conversation is not None and self._conversation.transport is None:
-                raise RuntimeError("a makeConnection did not call that of its base class")
-        except BaseException as error:
-            if self._conversation is None or not self._conversation.survives(error):
-                transport.abortConnection()
-                raise
-            _log.failure("a protocol failed beside its poem", event="hook_failed")
-
-    def dataReceived(self, data: bytes) -> None:
-        """Pass data on; reset the connection if the protocol fails, unless its poem survives."""
-        try:
-            self._protocol.dataReceived(data)
-        except BaseException as failed:  # left to the reactor, a receiver would end cleanly
-            error = failed
-            if failed_in_tls(failed):
-                error = HandshakeError("the peer ended TLS before it was up")
-            else:
-                _log.failure("a protocol failed on what its peer said", event="hook_failed")
-            if self._conversation is None:
-                abort(self.transport)
-            elif not self._conversation.survives(error):
-                self._conversation.fail(error)
-        if self._conversation is not None and self._conversation.outcome is None:
-            self._spare_the_end(self._conversation)
-
-    def _spare_the_end(self, conversation: PoetryProtocol) -> None:
-        """Keep TLS from answering a reader of an unfinished poem in ways that harm others or it.
-
-        Stop reading while our own output is backed up: TLS would queue a reply to each KeyUpdate.
-        Reset what TLS is closing before the last byte: the reader has sent close_notify, and under
-        a wrapper Twisted has queued ours, which would be a clean end.
-        """
-        outgoing = conversation.outgoing
-        if outgoing is None:
-            return
-        if outgoing.backed_up:
-            self.transport.pauseProducing()
-        if outgoing.unfinished and is_closing(self.transport):
-            conversation.truncate(EndedEarly())
-
-    def readConnectionLost(self) -> None:
-        """Pass a half-close on; to a protocol that does not know of them, as the end."""
-        conversation = self._conversation
-        if IHalfCloseableProtocol.providedBy(self._protocol):
-            self._protocol.readConnectionLost()
-        elif conversation is not None and conversation.outgoing and conversation.outgoing.ended:
-            conversation.readConnectionLost()
-        else:
-            close_at_end(self.transport)
-
-    def writeConnectionLost(self) -> None:
-        """Pass on that a protocol that receives has half-closed."""
-        if IHalfCloseableProtocol.providedBy(self._protocol):
-            self._protocol.writeConnectionLost()
-
-    def connectionLost(self, reason: Failure = connectionDone) -> None:
-        """Report the loss to protocol and limiter, whatever a subclass leaves out."""
-        try:
-            try:
-                self._protocol.connectionLost(reason)
-            finally:
-                if self._conversation is not None:
-                    PoetryProtocol.connectionLost(self._conversation, reason)
-        except BaseException:
-            _log.failure("connectionLost failed", event="hook_failed")
-        finally:
-            self._limiter.leave()
-
-
-def unwrapped(protocol: Any) -> Any:
-    """Return the protocol below TLS and other wrappers; None: the factory has built none."""
-    while not isinstance(protocol, PoetryProtocol) and hasattr(protocol, "wrappedProtocol"):
-        protocol = protocol.wrappedProtocol
-    return protocol
 
 
 @implementer(IListeningPort, IReadDescriptor)
@@ -389,21 +272,21 @@ class Listener:
                     break
             else:
                 self._starved = False
-                self._connect(handle, peer)
+                self._serve_or_reset(handle, peer)
             taken += 1
             if taken == there:
                 there += accept_queue(self._socket)
         return taken
 
-    def _connect(self, handle: socket.socket, peer: Any) -> None:
+    def _serve_or_reset(self, handle: socket.socket, peer: Any) -> None:
         try:
-            self._begin(handle, peer)
+            self._serve(handle, peer)
         except BaseException:
             make_close_abortive(handle)
             handle.close()
             log_connection_failure("made")
 
-    def _begin(self, handle: socket.socket, peer: Any) -> None:
+    def _serve(self, handle: socket.socket, peer: Any) -> None:
         """Send the fast way; what is left, or all, goes through a transport of Twisted's."""
         if self._unarmed:
             self._unarmed -= 1
@@ -442,26 +325,3 @@ class Listener:
 
     def __repr__(self) -> str:
         return f"<Listener on {self._address} of {self._factory!r}>"
-
-
-def duplicate(listening: socket.socket) -> socket.socket:
-    """Duplicate a listening socket, with the family that the kernel knows: that of a passed-in one
-    may be given wrong.
-    """
-    own = socket.socket(fileno=os.dup(listening.fileno()))
-    return ListeningSocket(own.family, own.type, own.proto, own.detach())
-
-
-def close_port(port: Port, reason: Failure) -> None:
-    """Close a port of Twisted's, now, even if its Unix socket is gone or not ours to remove any
-    longer (after a change of user, say).
-
-    @raise OSError: where it could not be removed.
-    """
-    if not port.connected:
-        return
-    try:
-        port.connectionLost(reason)
-    finally:
-        if port.connected:
-            Port.connectionLost(port, reason)

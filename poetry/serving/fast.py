@@ -20,12 +20,12 @@ from twisted.internet.protocol import Factory
 from twisted.python.failure import Failure
 from zope.interface import implementer
 
+from poetry.addresses import as_address
 from poetry.protocol import PoetryFactory, PoetryProtocol, PoetryServerFactory
 from poetry.serving.limiter import ConnectionLimiter
 from poetry.serving.lingering import LingeringClose
 from poetry.system.features import EPOLL
 from poetry.wire.kernel import NOW, call_failed, end_stream, make_close_abortive
-from poetry.wire.layers import as_address
 from poetry.wire.outgoing import Outgoing
 from poetry.wire.poem import SHARED, Poem
 from poetry.wire.sealed import ReadOnly

@@ -114,23 +114,25 @@ class Reloads:
             if isinstance(factory, PoemFactory) and factory.path is not None:
                 self._served.setdefault(factory.path, []).append(factory)
 
-    def reload(self) -> Deferred[None]:
-        """Replace each poem whose file has changed; log a file that cannot be read.
-
-        @return: fires with None when all are read. It fails only if it is cancelled.
-        """
-        return self.run(self.read_again)
-
-    def run(self, work: Callable[[], Coroutine[Any, Any, None]]) -> Deferred[None]:
+    def run(self, read_again: Callable[[], Coroutine[Any, Any, bool]]) -> Deferred[None]:
         """Run a reload once those before it have ended.
 
-        @param work: its part for the poems is `read_again`.
-        @return: fires as the coroutine of `work` does.
+        @param read_again: returns whether it could read all; its part for the poems is
+            `read_poems`.
+        @return: fires with None at its end. It fails only if it is cancelled.
         """
-        return self._one.run(lambda: Deferred.fromCoroutine(work()))
 
-    async def read_again(self) -> None:
-        """Replace each poem whose file has changed, within `run`."""
+        async def reload() -> None:
+            self.well = await read_again()
+            self.at = time()
+
+        return self._one.run(lambda: Deferred.fromCoroutine(reload()))
+
+    async def read_poems(self) -> bool:
+        """Replace each poem whose file has changed, and log a file that cannot be read.
+
+        @return: whether all could be read.
+        """
         well = True
         for path, factories in self._served.items():
             shares = any(factory.sending and factory.sending.shared for factory in factories)
@@ -151,9 +153,9 @@ class Reloads:
             if new is not None:
                 for factory in factories:
                     factory.replace(new)
-        self.at, self.well = time(), well
         if well:
             _log.info("read the poems again", event="reloaded")
+        return well
 
 
 def in_daemon_thread(work: Callable[[], Any]) -> Deferred[Any]:

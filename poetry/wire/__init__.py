@@ -14,8 +14,9 @@ time; whatever else ends a connection resets it. Two things make that hold on TC
 the end, `buffered` on any other transport. `sealed` keeps everything else from writing beside it.
 `acknowledging` looks at a reader that has ended until it has acknowledged everything.
 `receiving` is one poem on its way from a sender: how it is held back, and whether it came whole.
-`poem` is what is sent (`pages`: a long one), `layers` and `kernel` are what is known of Twisted's
-transports and of sockets. Nothing here knows the protocol that a poem is sent for.
+`poem` is what is sent (`pages`: a long one), `closing` is how a connection is closed, `layers` and
+`kernel` are what is known of Twisted's transports and of sockets. Nothing here knows the protocol
+that a poem is sent for.
 """
 
 from __future__ import annotations

@@ -6,14 +6,9 @@ from typing import Any
 
 from twisted.internet.interfaces import ISSLTransport
 
+from poetry.wire.closing import make_close_abortive
 from poetry.wire.kernel import end_stream, make_close_graceful
-from poetry.wire.layers import (
-    EndedEarly,
-    handle_of,
-    innermost,
-    is_closing,
-    make_close_abortive,
-)
+from poetry.wire.layers import EndedEarly, handle_of, innermost, is_closing
 from poetry.wire.outgoing import SHORT, Sender
 
 

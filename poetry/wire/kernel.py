@@ -183,14 +183,3 @@ def has_hung_up(listening: socket.socket) -> bool:
     poll = select.poll()
     poll.register(listening, 0)
     return bool(poll.poll(0))
-
-
-def named(address: Any) -> Any:
-    """Name the interface in an address that has one (IPv6).
-
-    @param address: as of Python's sockets: a pair, four of IPv6, or the name of a Unix socket.
-    """
-    if isinstance(address, tuple) and len(address) == 4 and address[3]:
-        numeric = socket.NI_NUMERICHOST | socket.NI_NUMERICSERV
-        return (socket.getnameinfo(address, numeric)[0], *address[1:])
-    return address

@@ -16,7 +16,7 @@ from twisted.logger import Logger
 from twisted.python.failure import Failure
 from zope.interface import implementer
 
-from poetry.wire.layers import make_close_abortive, reset_before_close
+from poetry.wire.closing import make_close_abortive, reset_before_close
 from poetry.wire.poem import Poem
 
 _log = Logger()
@@ -61,11 +61,13 @@ class Outgoing:
     @ivar size: bytes handed over so far.
     @ivar begun: whether its sending has begun.
     @ivar ended: whether the kernel has the last byte and the end of the stream.
+    @ivar paced: whether there is a rate limit: between its bytes the reactor has nothing of it.
     """
 
     after_handshake: ClassVar[bool] = False
     begun = False
     ended = False
+    paced = False
 
     def __init__(self, poem: Poem, size: int) -> None:
         self.poem = poem
@@ -87,11 +89,6 @@ class Outgoing:
     def unfinished(self) -> bool:
         """Whether it has begun, and the last byte is not handed over."""
         return self.begun and self.size < len(self.poem.data)
-
-    @property
-    def paced(self) -> bool:
-        """Whether there is a rate limit: between its bytes the reactor has nothing of it."""
-        return False
 
     @property
     def pacing(self) -> bool:
@@ -138,6 +135,7 @@ class Sender(Outgoing, ABC):
         super().__init__(poem, size)
         self._transport = transport
         self._pace = pace
+        self.paced = pace is not None
         self._owner = owner
 
     def start(self) -> None:
@@ -157,11 +155,6 @@ class Sender(Outgoing, ABC):
     def forget(self) -> None:
         """Drop the poem, and what refers back to the connection."""
         del self.poem, self._owner, self._transport
-
-    @property
-    def paced(self) -> bool:
-        """Whether there is a rate limit."""
-        return self._pace is not None
 
     @property
     def pacing(self) -> bool:

@@ -12,13 +12,13 @@ from twisted.python.failure import Failure
 from zope.interface import implementer
 
 from poetry.wire.buffered import Buffered
+from poetry.wire.closing import make_close_abortive
 from poetry.wire.layers import (
     RECEIVED_SHUTDOWN,
     SENT_SHUTDOWN,
     EndedEarly,
     innermost,
     is_closing,
-    make_close_abortive,
     read_at_most,
 )
 from poetry.wire.outgoing import SHORT, Owner

@@ -279,6 +279,10 @@ def test_served_unix_socket_is_left_alone(tmp_path: Path) -> None:
             CannotListenError("::1", 80, OSError(errno.EADDRNOTAVAIL, "odd")),
             "cannot listen on [::1]:80: no interface of this machine has that address",
         ),
+        (
+            CannotListenError("x", 1, OSError(errno.EMFILE, "Too many open files")),
+            "cannot listen on x:1: Too many open files; raise the limit (ulimit -n)",
+        ),
         (CannotListenError("x", 0, OSError("odd")), "cannot listen on x: odd"),
         (
             CannotListenError("", "onion:80", ValueError("there is no Tor")),

@@ -19,7 +19,7 @@ from twisted.internet.stdio import StandardIO as _StandardIO
 from poetry import PoetryClientFactory, PoetryProtocol, PoetryService, send_poem
 from poetry.addresses import client_endpoint
 from poetry.errors import PoemTimedOut, PoemTruncated
-from poetry.serving.idle import sweep
+from poetry.idle import sweep
 from poetry.wire.kernel import unacknowledged
 from poetry.wire.outgoing import SHORT, Pace
 from poetry.wire.tls import MOST_HEARD, SMALL_READ

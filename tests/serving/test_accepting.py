@@ -242,6 +242,9 @@ def test_passed_in_socket_outlives_a_server(tmp_path: Path, family: int, end: st
         stopped = service.stopService()
         when.callback(None)
         wait(stopped)
+        if end == "stop" and family == socket.AF_UNIX:
+            with pytest.raises(CannotListenError, match="is closed"):
+                service.ports[0].startListening()
         with socket.socket(family) as connection:
             connection.connect(shared.getsockname())
             shared.accept()[0].close()

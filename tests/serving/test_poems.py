@@ -10,7 +10,7 @@ from pathlib import Path
 from types import SimpleNamespace
 
 import pytest
-from twisted.internet.defer import CancelledError
+from twisted.internet.defer import CancelledError, Deferred
 
 from poetry.errors import EmptyPoem
 from poetry.serving import poems
@@ -85,9 +85,13 @@ class Served:
         self.factory = PoemFactory(*text)
         self.reloads = Reloads([self.factory, PoemFactory(b"fixed", "sample.txt")])
 
+    def start(self) -> Deferred[None]:
+        """Begin a reload."""
+        return self.reloads.run(self.reloads.read_poems)
+
     def reload(self) -> tuple[bytes | None, bool]:
         """The poem after a reload, and whether the reload succeeded."""
-        wait(self.reloads.reload())
+        wait(self.start())
         return self.factory.poem, self.reloads.well
 
 
@@ -141,7 +145,7 @@ def test_reload_without_memory_keeps_the_poem(
 def test_cancelled_reload_does_not_end_as_if_all_were_read(served: Served, log: Log) -> None:
     """A cancel fails the reload, keeps the poem, and blames no file."""
     served.path.write_bytes(b"new")
-    reloading = served.reloads.reload()
+    reloading = served.start()
     reloading.cancel()
     assert isinstance(wait_error(reloading), CancelledError)
     assert served.factory.poem == b"old"
@@ -175,7 +179,7 @@ def test_reload_reads_a_file_of_proc() -> None:
     try:
         for name in (b"first", b"other"):
             comm.write_bytes(name)
-            wait(reloads.reload())
+            wait(reloads.run(reloads.read_poems))
             assert factory.poem == name + b"\n"
     finally:
         comm.write_text(before)
@@ -237,9 +241,9 @@ def test_reloads_run_one_at_a_time(served: Served, monkeypatch: pytest.MonkeyPat
     monkeypatch.setattr(poems, "_read_all", slowly)
     served.path.write_bytes(b"first")
     done: list[str] = []
-    first = served.reloads.reload().addCallback(lambda _: done.append("first"))
+    first = served.start().addCallback(lambda _: done.append("first"))
     until(going.is_set)
-    second = served.reloads.reload().addCallback(lambda _: done.append("second"))
+    second = served.start().addCallback(lambda _: done.append("second"))
     reactor.callLater(0, done.append, "turned")
     until(lambda: done)
     served.path.write_bytes(b"second")
@@ -255,7 +259,7 @@ def test_file_of_several_listeners_is_read_once(served: Served) -> None:
     other = PoemFactory(*read_at_start(str(served.path)))
     served.path.write_bytes(b"new")
     reloads = Reloads([served.factory, other])
-    wait(reloads.reload())
+    wait(reloads.run(reloads.read_poems))
     assert other.poem == b"new"
     assert served.factory.sending is other.sending
 
@@ -272,7 +276,8 @@ def test_file_that_changed_between_its_factories_is_read_for_both(
         served.append(PoemFactory.from_file(path))
     if changed:
         served.reverse()
-    wait(Reloads(served).reload())
+    reloads = Reloads(served)
+    wait(reloads.run(reloads.read_poems))
     assert [factory.poem for factory in served] == [b"second", b"second"]
 
 
@@ -289,7 +294,8 @@ def test_factory_from_a_file_reloads(tmp_path: Path) -> None:
     factory = PoemFactory.from_file(path)
     assert (factory.poem, factory.name) == (b"first", "poem.txt")
     path.write_bytes(b"second")
-    wait(Reloads([factory]).reload())
+    reloads = Reloads([factory])
+    wait(reloads.run(reloads.read_poems))
     assert factory.poem == b"second"
     with pytest.raises(FileNotFoundError):
         PoemFactory.from_file(str(tmp_path / "none"))

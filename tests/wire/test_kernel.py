@@ -121,13 +121,6 @@ def test_accept_queue_is_counted() -> None:
         assert kernel.accept_queue(server) == 2
 
 
-def test_link_local_address_has_its_interface() -> None:
-    """The address of a peer on one link has the name of its interface, as in Twisted."""
-    name = socket.if_indextoname(1)
-    assert kernel.named(("fe80::1", 5, 0, 1)) == (f"fe80::1%{name}", 5, 0, 1)
-    assert kernel.named(("::1", 5, 0, 0)) == ("::1", 5, 0, 0)
-
-
 @pytest.mark.parametrize("error", [ImportError, OSError])
 def test_reset_without_ctypes_fails(
     error: type[Exception], monkeypatch: pytest.MonkeyPatch

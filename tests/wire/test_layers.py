@@ -19,8 +19,8 @@ from twisted.protocols.tls import TLSMemoryBIOProtocol
 from twisted.python.failure import Failure
 
 from poetry import PoetryClientFactory, PoetryProtocol
-from poetry.serving.idle import sweep
-from poetry.wire import kernel, kind_of, layers
+from poetry.idle import sweep
+from poetry.wire import closing, kernel, kind_of
 from poetry.wire.buffered import Buffered
 from poetry.wire.layers import handle_of, is_closing
 from tests.certificates import Certificates
@@ -63,9 +63,9 @@ def test_calls_for_a_socket_do_nothing_in_memory() -> None:
     """Calls that change a socket do nothing on a transport without one."""
     transport = StringTransport()
     assert handle_of(transport) is None
-    assert not layers.reset(transport)
-    layers.reset_before_close(transport)
-    layers.close(transport)
+    assert not closing.reset(transport)
+    closing.reset_before_close(transport)
+    closing.close(transport)
     assert transport.disconnecting
     assert not is_closing(StringTransport())
     assert not is_closing(object())
@@ -89,13 +89,13 @@ def test_reset_before_twisteds_close(monkeypatch: pytest.MonkeyPatch, *, ctypes:
         until(lambda: server.connections)
         (protocol,) = server.connections
         protocol.transport.write(b"some")
-        layers.reset_before_close(protocol.transport)
+        closing.reset_before_close(protocol.transport)
         protocol.transport.connectionLost(Failure(ConnectionDone()))
         assert ended_with_reset(connection)
 
 
 @pytest.mark.parametrize("times", [1, 3])
-@pytest.mark.parametrize("end", [layers.close, layers.abort])
+@pytest.mark.parametrize("end", [closing.close, closing.abort])
 def test_close_survives_a_refusal_of_the_reactor(
     end: Callable[[Any], None], times: int, log: Log
 ) -> None:
@@ -118,7 +118,7 @@ def test_close_survives_a_refusal_of_the_reactor(
             patch.setattr(reactor, "removeReader", refuse)
             end(transport)
         assert server.outcomes
-        assert ended_with_reset(connection) is (end is layers.abort)
+        assert ended_with_reset(connection) is (end is closing.abort)
     log.clear()
 
 
@@ -172,7 +172,7 @@ def test_close_survives_an_error_of_the_protocol(log: Log) -> None:
     with listening(server) as port, reader(port) as connection:
         until(lambda: server.connections)
         (protocol,) = server.connections
-        layers.close(protocol.transport)
+        closing.close(protocol.transport)
         assert server.outcomes
         assert drain(connection) == b""
     log.clear()

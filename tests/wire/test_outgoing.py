@@ -18,7 +18,7 @@ from twisted.internet.testing import StringTransport
 from twisted.protocols.policies import WrappingFactory
 
 from poetry import PoetryClientFactory, PoetryProtocol
-from poetry.serving.idle import sweep
+from poetry.idle import sweep
 from poetry.wire.buffered import Buffered
 from poetry.wire.outgoing import Pace
 from poetry.wire.poem import Poem

@@ -22,7 +22,7 @@ from twisted.python.failure import Failure
 from poetry import PoetryClientFactory, PoetryProtocol
 from poetry.addresses import authorities
 from poetry.errors import EmptyPoem, PoemTruncated
-from poetry.serving.idle import sweep
+from poetry.idle import sweep
 from poetry.wire.layers import innermost
 from poetry.wire.outgoing import Pace
 from poetry.wire.tls import _Lingering, write_now

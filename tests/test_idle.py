@@ -9,7 +9,7 @@ from twisted.internet.testing import StringTransport
 
 from poetry import PoetryProtocol, PoetryServerFactory
 from poetry.errors import PoemTimedOut
-from poetry.serving.idle import sweep
+from poetry.idle import sweep
 from poetry.serving.stopping import stop_all
 from poetry.wire.kernel import unacknowledged
 from tests.calls import failing
