@@ -169,7 +169,8 @@ class PoetryService(Service):
 
     def _opened(self, index: int, port: IListeningPort) -> IListeningPort:
         """Put a `Listener` in the place of a port of Twisted's; return what listens now."""
-        endpoint, factory = [*self.listeners, *self.others][index]
+        pairs = [*self.listeners, *self.others]
+        endpoint, factory = pairs[index]
         secure = isinstance(port, Port) and serves_tls(port)
         if index < len(self.listeners) and isinstance(port, Port):
             port = Listener(
@@ -182,7 +183,8 @@ class PoetryService(Service):
         address = listening_address(port, secure=secure)
         self._open[index] = (port, address)
         if isinstance(factory, PoemFactory):
-            factory.listener = address
+            its_own = [at for at in sorted(self._open) if pairs[at][1] is factory]
+            factory.listener = ", ".join(self._open[at][1] for at in its_own)
         return port
 
     def _cannotListen(self, failure: Failure) -> None:

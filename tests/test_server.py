@@ -50,6 +50,17 @@ def test_each_listener_has_its_poem() -> None:
         assert service.addresses == [f"127.0.0.1:{port_of(service, i)}" for i in (0, 1)]
 
 
+def test_poem_on_several_endpoints_names_them_all() -> None:
+    """A poem that is served in two places is said to be there in logs, and not in the last one."""
+    factory = PoemFactory(b"poem", "poem.txt")
+    endpoints = [TCP4ServerEndpoint(reactor, 0, interface="127.0.0.1") for _ in range(2)]
+    service = PoetryService([(endpoint, factory) for endpoint in endpoints])
+    service.startService()
+    assert factory.listener == ", ".join(service.addresses)
+    assert len(service.addresses) == 2
+    wait(service.stopService())
+
+
 def test_listeners_may_be_any_iterable() -> None:
     """The pairs may come from a generator or `zip`, which can be read once."""
     endpoint, factory = TCP4ServerEndpoint(reactor, 0), Server(b"poem")

@@ -46,7 +46,7 @@ class PoemFactory(PoetryServerFactory):
     @ivar name: of the poem, in logs and metrics.
     @ivar path: the file to read again on a reload; None: there is none.
     @ivar address: the address to serve it on, as text.
-    @ivar listener: the address on which it is served; "" until it is.
+    @ivar listener: where it is served, an address or several; "" until it is.
     """
 
     listener = ""
