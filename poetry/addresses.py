@@ -134,10 +134,11 @@ def server_endpoint(reactor: Any, text: str) -> IStreamServerEndpoint:
         make = TCP6ServerEndpoint if ":" in plain.host else TCP4ServerEndpoint
         endpoint: IStreamServerEndpoint = make(reactor, plain.port, BACKLOG, plain.host)
         return endpoint
-    scheme, full = type_of(text), text
+    scheme = type_of(text)
+    full = f"{scheme}{text[len(scheme) :]}"  # Twisted ignores the case of some types
     _check_type(scheme, text)
     if scheme in _OF_SOCKETS and argument_of(text, "backlog") is None:
-        full = f"{text}:backlog={BACKLOG}"
+        full += f":backlog={BACKLOG}"
     parser = TLSEndpoint if scheme == "ssl" else serverFromString
     if scheme == "unix":
         reactor = unix_reactor(reactor)
@@ -146,7 +147,7 @@ def server_endpoint(reactor: Any, text: str) -> IStreamServerEndpoint:
         _checked_port(text, argument_of(text, "port", 0) or "")
     if isinstance(server, AdoptedStreamServerEndpoint):
         try:
-            server = adopt(reactor, server)
+            adopt(server)
         except WrongSocket as error:
             raise BadAddress(f"{text!r}: {error}") from error
     return server
@@ -185,7 +186,7 @@ def client_endpoint(reactor: Any, text: str, trust: Any = None) -> IStreamClient
     if scheme in _OF_SOCKETS and argument_of(text, "timeout", 2) is None:
         full += f":timeout={_NO_TIMEOUT}"
     client: IStreamClientEndpoint = _parse(clientFromString, reactor, full, text)
-    if scheme in _OF_TCP:
+    if scheme in _OF_TCP and argument_of(text, "endpoint") is None:  # which has its own port
         place = 1 if argument_of(text, "host") is None else 0
         _refuse_zero(text, _checked_port(text, argument_of(text, "port", place) or ""))
     return client

@@ -108,8 +108,8 @@ class PoemStopped(PoemError):
 
     outcome = "stopped"
 
-    def __str__(self) -> str:
-        return "stopped before the end of the poem"
+    def __init__(self, message: str = "stopped before the end of the poem") -> None:
+        super().__init__(message)
 
 
 def one_line(value: object) -> str:

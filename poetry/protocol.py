@@ -198,7 +198,8 @@ class PoetryProtocol(Protocol):
             self._close_or_watch()
 
     def _close_or_watch(self) -> None:
-        if not self._look() and self._acknowledging is None:
+        has_socket = handle_of(self._wire) is not None  # else nothing can be asked
+        if not self._look() and has_socket and self._acknowledging is None:
             self._acknowledging = Acknowledging(innermost(self._wire), self._look)
 
     def _look(self) -> bool:
@@ -237,7 +238,7 @@ class PoetryProtocol(Protocol):
             return
         discard_input(self._wire)
         if not acknowledged and self.outcome is None:
-            self._failed(Failure(PoemStopped()))
+            self._failed(Failure(PoemStopped("a stop left the end of it to the kernel")))
         self._finish()
 
     def _finish(self) -> None:

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from collections import Counter
 from collections.abc import Iterable
 from typing import Any
 
@@ -68,7 +69,10 @@ class PoetryService(Service):
             that was passed in cannot be listened on.
         """
         Limits(max_connections, idle_timeout, grace).check()
-        self.listeners = [_checked(endpoint, factory) for endpoint, factory in listeners]
+        self.listeners = list(listeners)
+        for endpoint, factory in self.listeners:
+            _check_listener(endpoint, factory)
+        _adopt_all(endpoint for endpoint, _ in self.listeners)
         self.max_connections = max_connections
         self.idle_timeout = idle_timeout
         self.grace = grace
@@ -279,16 +283,26 @@ class PoetryService(Service):
         return self._reloads.well
 
 
-def _checked(endpoint: Any, factory: object) -> tuple[IStreamServerEndpoint, PoetryServerFactory]:
+def _check_listener(endpoint: object, factory: object) -> None:
     if not hasattr(endpoint, "listen"):
         raise TypeError(f"{endpoint!r} is no endpoint: make one with serverFromString")
     if not isinstance(factory, PoetryServerFactory):
         raise TypeError(f"{factory!r} is no PoetryServerFactory")
     if factory.service is not None:
         raise ValueError(f"{factory!r} is in another service already")
-    if isinstance(endpoint, AdoptedStreamServerEndpoint):
-        endpoint = adopt(endpoint.reactor, endpoint)
-    return endpoint, factory
+
+
+def _adopt_all(endpoints: Iterable[object]) -> None:
+    """Check each socket that was passed in, and that it is listened on once.
+
+    @raise ValueError: if it cannot be, or is twice.
+    """
+    passed_in = [each for each in endpoints if isinstance(each, AdoptedStreamServerEndpoint)]
+    for each in passed_in:
+        adopt(each)
+    for descriptor, count in Counter(each.fileno for each in passed_in).items():
+        if count > 1:
+            raise ValueError(f"the socket {descriptor} was passed in once, for {count} listeners")
 
 
 def serve_poem(

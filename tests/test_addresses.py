@@ -127,7 +127,7 @@ def test_near_miss_is_refused_with_a_correction(parse: Any, text: str, instead: 
     [
         (server_endpoint, "tcp:x", "invalid literal for int()"),
         (server_endpoint, "tcp:", "invalid literal for int()"),
-        (server_endpoint, "tcp:65536", "port 65536 is out of range (0 to 65535)"),
+        (server_endpoint, "TCP:65536", "port 65536 is out of range (0 to 65535)"),
         (server_endpoint, "tcp6:port=-1", "port -1 is out of range (0 to 65535)"),
         (client_endpoint, "tcp:localhost:65536", "port 65536 is out of range (0 to 65535)"),
         (client_endpoint, "tcp:host=localhost:-1", "port -1 is out of range (0 to 65535)"),
@@ -351,6 +351,7 @@ def test_whoever_connects_has_the_timeout(text: str, attempts: str) -> None:
     waits = [wait for attempt in getattr(clock, attempts) for wait in attempt if type(wait) is int]
     assert [wait for wait in waits if wait > 1] == [10**9, 7][: len(getattr(clock, attempts))]
     client_endpoint(clock, "tls:poems.example.org:1:30")  # by place
+    client_endpoint(clock, r"tls:poems.example.org:0:endpoint=tcp\:127.0.0.1\:9")
 
 
 @pytest.mark.parametrize(

@@ -423,6 +423,23 @@ def test_grace_bounds_a_stop(log: Log) -> None:
     assert log.names == ["draining", "grace_over"]
 
 
+def test_stop_that_leaves_the_end_to_the_kernel_resets_nobody(log: Log) -> None:
+    """A reader whose end is with the kernel is not counted among those that were reset."""
+    text = b"x" * 200_000
+    with serving(Server(text), grace=0) as service, socket.socket() as connection:
+        connection.setsockopt(socket.SOL_SOCKET, socket.SO_RCVBUF, 4_096)
+        connection.connect(("127.0.0.1", port_of(service)))
+        until(lambda: service.connections)
+        (protocol,) = service.connections
+        until(lambda: protocol.outgoing is not None and protocol.outgoing.ended)
+        wait(service.stopService())
+        assert drain(connection) == text
+    assert protocol.outcome == "stopped"
+    assert "kernel" in str(protocol.error)
+    assert log.names == ["draining"]
+    log.clear()
+
+
 def test_stop_does_not_wait_for_a_whole_reader() -> None:
     """A whole reader that stays does not hold up a stop until the grace is over."""
     clock = Clock()

@@ -33,7 +33,7 @@ TRANSIENT = (PoemTruncated, EmptyPoem, PoemTimedOut, ConnectError, DNSLookupErro
 
 _TLS_HINTS = {
     "certificate verify failed": ": it has expired, or none of the authorities has signed it"
-    " (--cacert FILE names another)",
+    " (--cacert FILE names another for tls:HOST:PORT)",
     "wrong version number": ": it speaks no TLS there",
 }
 

@@ -53,10 +53,10 @@ def stop_all(connections: Iterable[PoetryProtocol]) -> None:
     """End connections now: gracefully if the kernel has the whole poem, else with a reset."""
     reset = 0
     for connection in list(connections):
+        reset += connection.outgoing is None or not connection.outgoing.ended
         try:
             connection.stop()
         except Exception:  # go on with the others
             log_connection_failure("ended")
-        reset += connection.outcome != "sent"
     if reset:
         _log.warn("reset {count} readers in flight", event="grace_over", count=reset)

@@ -4,7 +4,6 @@ from __future__ import annotations
 
 import os
 import socket
-from typing import Any
 
 from twisted.internet.endpoints import (
     AdoptedStreamServerEndpoint,
@@ -28,15 +27,15 @@ class WrongSocket(ValueError):
     """The passed-in descriptor cannot be listened on; the message is one line with the reason."""
 
 
-def adopt(reactor: Any, endpoint: AdoptedStreamServerEndpoint) -> AdoptedStreamServerEndpoint:
+def adopt(endpoint: AdoptedStreamServerEndpoint) -> None:
     """Check that the socket of an endpoint, which was passed in, is a stream socket that listens,
     and leave it as it is for the other processes that have it.
 
     A socket that is connected already (systemd's `Accept=yes`) or is for datagrams would be a
     traceback in each iteration of the reactor. Peers of an IPv6 socket that is described as INET
-    would have wrong addresses, so the family is the socket's own.
+    would have wrong addresses, so the endpoint gets the family of the socket. It stays the same
+    endpoint, as it listens once: its descriptor is closed then, and the number may be another's.
 
-    @return: an endpoint with the family of the socket, on which `adopt` may be called again.
     @raise WrongSocket: if it is no stream socket that listens, if it is a Unix socket and described
         as another or the other way round, or if its family is neither IP nor Unix, as vsock(7).
     """
@@ -58,9 +57,9 @@ def adopt(reactor: Any, endpoint: AdoptedStreamServerEndpoint) -> AdoptedStreamS
         raise WrongSocket(
             f"the socket that was passed in is {family.name}: write domain={family.name[3:]}"
         )
+    endpoint.addressFamily = family
     if family == UNIX:
-        reactor = unix_reactor(reactor)
-    return AdoptedStreamServerEndpoint(reactor, endpoint.fileno, family)
+        endpoint.reactor = unix_reactor(endpoint.reactor)
 
 
 def is_own(endpoint: object) -> bool:

@@ -89,12 +89,14 @@ class UnixPort(unix.Port):
 
         @raise CannotListenError: if there is no socket to listen on.
         """
+        assert self.factory is not None
+        self.factory.doStart()
         try:
             self.socket = self._source.open()
         except OSError as error:
+            self.factory.doStop()
             raise CannotListenError(None, unix_address(self._path), error) from error
         self.fileno = self.socket.fileno  # type: ignore[method-assign]
-        self.factory.doStart()  # type: ignore[union-attr]
         self.connected = True
         self.numberAccepts = AT_ONCE
         self.startReading()
@@ -180,7 +182,8 @@ def remove_stale(path: str) -> None:
     @raise OSError: if a server answers, that cannot be checked, or it is no socket.
     """
     with suppress(FileNotFoundError):
-        if not stat.S_ISSOCK(Path(path).lstat().st_mode):
+        found = Path(path).lstat()
+        if not stat.S_ISSOCK(found.st_mode):
             raise OSError(errno.EADDRINUSE, "a file that is no socket is there")
         with socket.socket(socket.AF_UNIX) as probe:
             probe.setblocking(False)
@@ -189,4 +192,6 @@ def remove_stale(path: str) -> None:
             raise OSError(errno.EADDRINUSE, "a server answers on it")
         if refused != errno.ECONNREFUSED:
             raise OSError(refused, os.strerror(refused))
+        if Path(path).lstat().st_ino != found.st_ino:
+            raise OSError(errno.EADDRINUSE, "another server starts on it")
         Path(path).unlink()

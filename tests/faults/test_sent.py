@@ -15,6 +15,8 @@ from OpenSSL import SSL
 from twisted.internet.endpoints import SSL4ServerEndpoint
 from twisted.internet.ssl import Certificate, PrivateCertificate
 from twisted.internet.stdio import StandardIO as _StandardIO
+from twisted.internet.task import Clock
+from twisted.internet.testing import StringTransport
 
 from poetry import PoetryClientFactory, PoetryProtocol, PoetryService, send_poem
 from poetry.addresses import client_endpoint
@@ -193,6 +195,20 @@ def test_paced_reader_that_half_closes_is_watched(way: Way) -> None:
         reset(connection)
         until(lambda: server.outcomes)
     assert server.outcomes == ["truncated"]
+
+
+def test_paced_reader_in_memory_may_half_close() -> None:
+    """Without a socket there is nothing to watch, and the poem goes on."""
+    server, clock = Server(b"a poem"), Clock()
+    server.pace = Pace(3, 1.0, clock)
+    protocol: Any = server.buildProtocol(None)
+    transport = StringTransport()
+    protocol.makeConnection(transport)
+    protocol.readConnectionLost()
+    assert (transport.value(), protocol.outcome) == (b"a p", None)
+    clock.advance(1.0)
+    assert transport.value() == b"a poem"
+    assert transport.disconnecting
 
 
 def test_reader_that_ends_under_a_wrapper_and_resets() -> None:

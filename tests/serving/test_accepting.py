@@ -229,7 +229,8 @@ def test_passed_in_socket_outlives_a_server(tmp_path: Path, family: int, end: st
         when: Deferred[None] = Deferred()
         endpoint: Any = AdoptedStreamServerEndpoint(reactor, os.dup(shared.fileno()), family)
         if end == "stop before it listens":
-            endpoint = Wrapped(adopt(reactor, endpoint), when)
+            adopt(endpoint)
+            endpoint = Wrapped(endpoint, when)
         listeners = [(endpoint, Server(POEM))]
         if end == "failed start":
             failed: Deferred[None] = fail(CannotListenError("", 0, OSError("none")))

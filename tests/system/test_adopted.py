@@ -8,13 +8,17 @@ import socket
 from collections.abc import Callable
 from contextlib import ExitStack
 from pathlib import Path
+from typing import Any
 
 import pytest
 from twisted.internet.endpoints import AdoptedStreamServerEndpoint
+from twisted.internet.error import CannotListenError
 from twisted.internet.testing import MemoryReactor
 
+from poetry import PoetryServerFactory, PoetryService
 from poetry.addresses import BadAddress, server_endpoint
 from poetry.system.adopted import WrongSocket, adopt
+from tests.loop import reactor, wait
 
 Make = Callable[[ExitStack, Path], socket.socket]
 
@@ -46,6 +50,7 @@ def packets(stack: ExitStack, directory: Path) -> socket.socket:
 
 def unix(stack: ExitStack, directory: Path) -> socket.socket:
     sock = stack.enter_context(socket.socket(socket.AF_UNIX))
+    directory.mkdir(exist_ok=True)
     sock.bind(str(directory / "unix"))
     sock.listen()
     return sock
@@ -70,8 +75,9 @@ def ipv6(stack: ExitStack, _: Path) -> socket.socket:
 
 
 def checked_as(family: int, descriptor: int) -> AdoptedStreamServerEndpoint:
-    reactor = MemoryReactor()
-    return adopt(reactor, AdoptedStreamServerEndpoint(reactor, descriptor, family))
+    endpoint = AdoptedStreamServerEndpoint(MemoryReactor(), descriptor, family)
+    adopt(endpoint)
+    return endpoint
 
 
 @pytest.mark.parametrize(
@@ -103,6 +109,54 @@ def test_descriptor_without_a_socket_is_refused() -> None:
             checked_as(socket.AF_INET, number)
     with pytest.raises(WrongSocket, match="no socket: Bad file descriptor"):
         checked_as(socket.AF_INET, number)
+
+
+@pytest.mark.parametrize("make", [listening, unix])
+def test_endpoint_that_has_listened_takes_no_other_socket(tmp_path: Path, make: Make) -> None:
+    """Its descriptor is closed then, and the number may be that of another service."""
+    with ExitStack() as stack:
+        shared = make(stack, tmp_path)
+        endpoint = AdoptedStreamServerEndpoint(reactor, os.dup(shared.fileno()), shared.family)
+        first = PoetryService([(endpoint, PoetryServerFactory(b"poem"))], clock=reactor)
+        first.startService()
+        wait(first.stopService())
+        other = make(stack, tmp_path / "other")
+        if other.fileno() != endpoint.fileno:  # the number is free, and may be the next
+            os.dup2(other.fileno(), endpoint.fileno)
+            stack.callback(os.close, endpoint.fileno)
+        second = PoetryService([(endpoint, PoetryServerFactory(b"poem"))], clock=reactor)
+        with pytest.raises(CannotListenError):
+            second.startService()
+        assert os.fstat(endpoint.fileno)
+
+
+def test_socket_for_two_listeners_is_refused(tmp_path: Path) -> None:
+    """A socket that was passed in once is not for two listeners of a service."""
+    with ExitStack() as stack:
+        number = listening(stack, tmp_path).fileno()
+        endpoints = [AdoptedStreamServerEndpoint(reactor, number, socket.AF_INET) for _ in "ab"]
+        listeners = [(endpoint, PoetryServerFactory(b"poem")) for endpoint in endpoints]
+        with pytest.raises(ValueError, match=f"the socket {number} was passed in once, for 2"):
+            PoetryService(listeners, clock=reactor)
+
+
+def test_subclass_of_an_adopted_endpoint_listens_by_itself(tmp_path: Path) -> None:
+    """What a subclass does to its factory, as to add TLS, is done."""
+    wrapped: list[object] = []
+
+    class Mine(AdoptedStreamServerEndpoint):
+        def listen(self, factory: Any) -> Any:
+            wrapped.append(factory)
+            return super().listen(factory)  # type: ignore[no-untyped-call]
+
+    with ExitStack() as stack:
+        number = os.dup(listening(stack, tmp_path).fileno())
+        factory = PoetryServerFactory(b"poem")
+        endpoint: Any = Mine(reactor, number, socket.AF_INET)  # type: ignore[no-untyped-call]
+        service = PoetryService([(endpoint, factory)], clock=reactor)
+        service.startService()
+        assert wrapped == [factory]
+        wait(service.stopService())
 
 
 @pytest.mark.parametrize(

@@ -29,7 +29,7 @@ def left_behind(path: Path) -> None:
     ("form", "mode"),
     [
         ("unix:{}", 0o666),
-        ("unix:{}:mode=600", 0o600),
+        ("UNIX:{}:mode=600", 0o600),
         ("unix:address={}", 0o666),
         ("unix:mode=600:address={}", 0o600),
     ],
@@ -114,6 +114,39 @@ def test_other_file_is_left_alone(tmp_path: Path) -> None:
     again = server_endpoint(reactor, f"unix:{path}").listen(PoetryServerFactory(b"poem"))
     assert "a file that is no socket is there" in str(wait_error(again))
     assert path.read_text(encoding="utf-8") == "not a socket"
+
+
+def test_factory_that_cannot_start_leaves_no_socket(tmp_path: Path) -> None:
+    """A factory is started before there is a socket."""
+
+    class Broken(PoetryServerFactory):
+        def startFactory(self) -> None:
+            raise RuntimeError
+
+    path = tmp_path / "poem"
+    listening = server_endpoint(reactor, f"unix:{path}").listen(Broken(b"poem"))
+    assert isinstance(wait_error(listening), RuntimeError)
+    assert not path.exists()
+
+
+def test_socket_that_is_replaced_while_it_is_probed_is_left_alone(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """Another server that starts in the same moment keeps its socket."""
+    path, other = tmp_path / "poem", tmp_path / "other"
+    left_behind(path)
+    left_behind(other)
+    connect = socket.socket.connect_ex
+
+    def replace(probe: socket.socket, where: str) -> int:
+        refused = connect(probe, where)
+        other.replace(path)
+        return refused
+
+    monkeypatch.setattr(socket.socket, "connect_ex", replace)
+    with pytest.raises(OSError, match="another server starts on it"):
+        remove_stale(str(path))
+    assert path.exists()
 
 
 def test_link_is_left_alone(tmp_path: Path) -> None:
