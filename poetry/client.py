@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Callable, Coroutine
+from contextlib import suppress
 from itertools import count
 from time import monotonic
 from typing import Any, NoReturn, TypeVar
@@ -157,7 +158,7 @@ class _DeadlinePassed(PoemTimedOut):
         return f"timed out: not whole after {self.seconds:g} s and {self.received:,} bytes"
 
 
-class _IdleTimeout:
+class _Timeout:
     """Calls `give_up` after so many seconds without `restart`.
 
     Data that came in the last moment, or while this process was stopped, is still in the kernel. So
@@ -245,33 +246,31 @@ async def _connect(
         check_path(path_of_endpoint(endpoint) or "")
     except ValueError as no_path:
         raise error.ConnectError(string=str(no_path)) from no_path
-    connecting = endpoint.connect(factory)
-    late = False
+    connected: Deferred[Any] = Deferred()  # not every endpoint can be cancelled: ours ends first
+
+    def settle(result: object) -> None:
+        if not connected.called:
+            connected.callback(result)
 
     def expire() -> None:
-        nonlocal late
-        late = True
-        connecting.cancel()
+        settle(Failure(error.TimeoutError(string=f"no connection within {timeout:g} s")))
 
-    connected: Deferred[Any] = Deferred()  # a cancel is its own: each endpoint has another error
-    connecting.chainDeferred(connected)
-    idle = _IdleTimeout(clock, timeout, expire)
+    connecting = endpoint.connect(factory)
+    connecting.addBoth(settle)
+    waiting = _Timeout(clock, timeout, expire)
     try:
         await connected
     except Exception as failed:
         _give_up(factory, failed)
-        if late:
-            reason = f"no connection within {timeout:g} s"
-            raise error.TimeoutError(string=reason) from failed
-        if isinstance(failed, CancelledError):
+        with suppress(Exception):
             connecting.cancel()
-            raise
-        if path_of_endpoint(endpoint) is not None and isinstance(failed.args[0], Failure):
+        queue_full = isinstance(next(iter(failed.args), None), Failure)
+        if queue_full and path_of_endpoint(endpoint) is not None:
             # connect(2) to a Unix socket does not wait for room: Twisted sees only a hang-up.
             raise error.ConnectError(string="the server's queue is full") from failed
         raise
     finally:
-        idle.stop()
+        waiting.stop()
 
 
 class ConsumerGone(Exception):
@@ -316,9 +315,20 @@ class _ClientProtocol(PoetryProtocol):
 
 
 class _ClientFactory(PoetryClientFactory):
-    """@ivar report: is called with each event, in one line."""
+    """Builds one protocol: an endpoint that connects to several servers would mix their poems.
+
+    @ivar report: is called with each event, in one line.
+    """
 
     protocol = _ClientProtocol
+    _built = False
+
+    def buildProtocol(self, addr: Any) -> Any:
+        """Refuse a second connection."""
+        if self._built:
+            return None
+        self._built = True
+        return super().buildProtocol(addr)
 
     def __init__(
         self, poem: bytes | None = None, report: Callable[[str], object] = lambda _: None
@@ -331,11 +341,11 @@ class _DownloadProtocol(_ClientProtocol):
     """Writes each chunk at once, and resets the connection if the sender falls silent."""
 
     factory: _DownloadFactory
-    _idle: _IdleTimeout
+    _idle: _Timeout
 
     def connectionMade(self) -> None:
         factory = self.factory
-        self._idle = _IdleTimeout(factory.clock, factory.timeout, self._timedOut)
+        self._idle = _Timeout(factory.clock, factory.timeout, self._timedOut)
         super().connectionMade()
         if factory.consumer is not None:
             factory.consumer.registerProducer(_ConsumerThrottle(self), True)

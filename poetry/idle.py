@@ -39,9 +39,9 @@ def _look(connection: PoetryProtocol, now: float, idle: float, linger: float) ->
     before, since = _moved.get(connection, (None, now))
     if progress != before or (outgoing and outgoing.pacing and not queued):
         _moved[connection] = progress, now
-    elif outgoing is not None and outgoing.ended and not queued:
+    elif handle is not None and outgoing is not None and outgoing.ended and not queued:
         try:  # the reactor may have missed an end that is still unread
-            forgotten = handle is not None and peer_has_ended(handle)
+            forgotten = peer_has_ended(handle)
         except OSError as error:
             connection.truncate(error)
             return

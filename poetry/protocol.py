@@ -237,7 +237,8 @@ class PoetryProtocol(Protocol):
         if acknowledged is None:
             return
         discard_input(self._wire)
-        if not acknowledged and self.outcome is None:
+        has_it = acknowledged and handle_of(self._wire) is not None  # else nobody can tell
+        if not has_it and self.outcome is None:
             self._failed(Failure(PoemStopped("a stop left the end of it to the kernel")))
         self._finish()
 

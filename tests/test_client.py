@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import errno
 import socket
 from collections.abc import Callable, Iterator
 from contextlib import suppress
@@ -10,7 +11,7 @@ from typing import Any
 
 import pytest
 from twisted.internet import error
-from twisted.internet.defer import CancelledError, Deferred
+from twisted.internet.defer import CancelledError, Deferred, succeed
 from twisted.internet.endpoints import (
     ProcessEndpoint,
     TCP4ClientEndpoint,
@@ -29,6 +30,7 @@ from poetry.errors import EmptyPoem, PoemTimedOut, PoemTooLong, PoemTruncated
 from poetry.protocol import PoetryClientFactory, PoetryServerFactory
 from poetry.server import PoetryService, serve_poem
 from poetry.wire.layers import innermost
+from tests.calls import failing
 from tests.certificates import Certificates
 from tests.ends import LONG, Server, listening, reset_seen_as_an_end
 from tests.faults.bad import serving, stall
@@ -576,3 +578,49 @@ def readable(connection: socket.socket) -> bool:
     with suppress(BlockingIOError):
         return bool(connection.recv(1, socket.MSG_PEEK))
     return False
+
+
+class Stubborn:
+    """An endpoint that goes on when it is cancelled: it tries another address, or fails at that."""
+
+    def __init__(self, cancelled: Any) -> None:
+        self._cancelled = cancelled
+
+    def connect(self, _: Any) -> Deferred[Any]:
+        first: Deferred[Any] = Deferred(self._cancelled)
+        return first.addErrback(lambda _: Deferred())
+
+
+@pytest.mark.parametrize("cancelled", [lambda _: None, failing(errno.EIO)])
+@pytest.mark.parametrize("brings", [False, True])
+def test_timeout_ends_a_connect_that_cannot_be_cancelled(
+    cancelled: Callable[[Any], object], *, brings: bool
+) -> None:
+    """The wait is our own, whatever the endpoint does when it is told to stop."""
+    clock = Clock()
+    endpoint: Any = Stubborn(cancelled)
+    done: Deferred[Any] = (
+        send_poem(endpoint, b"poem", timeout=1, clock=clock)
+        if brings
+        else get_poem(endpoint, timeout=1, clock=clock)
+    )
+    clock.advance(1)
+    clock.advance(0)
+    assert isinstance(wait_error(done), error.TimeoutError)
+    assert not clock.getDelayedCalls()
+
+
+def test_second_connection_of_an_endpoint_is_refused() -> None:
+    """The bytes of two servers are not mixed."""
+    made: list[Any] = []
+
+    class Races:
+        def connect(self, factory: Any) -> Deferred[Any]:
+            made.extend(factory.buildProtocol(None) for _ in range(2))
+            made[0].makeConnection(StringTransport())
+            return succeed(made[0])
+
+    got = get_poem(Races(), clock=Clock())  # type: ignore[arg-type]
+    made[0].dataReceived(b"poem")
+    made[0].connectionLost(Failure(error.ConnectionDone()))
+    assert (wait(got), made[1]) == (b"poem", None)

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import errno
+from typing import Any
 
 import pytest
 from twisted.internet.testing import StringTransport
@@ -100,6 +101,16 @@ def test_sweep_counts_bytes_without_a_socket() -> None:
     sweep([protocol], 18, 10.0, 30.0)
     assert protocol.outcome is None
     sweep([protocol], 19, 10.0, 30.0)
+    assert protocol.outcome == "timed_out"
+
+
+def test_sweep_without_a_socket_calls_nothing_sent() -> None:
+    """A transport that cannot tell what has arrived leaves a reader that does not end idle."""
+    server = Server(b"short")
+    protocol: Any = server.buildProtocol(None)
+    protocol.makeConnection(StringTransport())
+    for now in (0, 10):
+        sweep([protocol], now, 10.0, 5.0)
     assert protocol.outcome == "timed_out"
 
 

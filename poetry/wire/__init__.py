@@ -24,17 +24,20 @@ from __future__ import annotations
 from typing import Any
 
 from twisted.internet.abstract import FileDescriptor
+from twisted.internet.tcp import BaseClient
 
 from poetry.wire.buffered import Buffered
 from poetry.wire.layers import is_tls
 from poetry.wire.outgoing import Sender
-from poetry.wire.plain import Plain
+from poetry.wire.plain import Plain, PlainOfClient
 
 __all__ = ["kind_of"]
 
 
 def kind_of(transport: Any) -> type[Sender]:
     """Return the `Sender` that fits a transport."""
+    if isinstance(transport, BaseClient):
+        return PlainOfClient
     if isinstance(transport, FileDescriptor):
         return Plain
     if is_tls(transport):

@@ -39,3 +39,23 @@ class Plain(Sender):
         self.unregister()
         end_stream(self._transport.getHandle())
         self.finish()
+
+
+class PlainOfClient(Plain):
+    """On a socket that we have connected: begun in the next turn of the reactor.
+
+    The event by which the reactor learns that it is connected may be one of reading, and then it
+    goes on to write, which fails after our end of the stream.
+    """
+
+    def _start(self) -> None:
+        """Begin in the next turn; until then a close resets the connection."""
+        make_close_abortive(self._transport.getHandle())
+        self._consumer = self._transport
+        self._transport.registerProducer(self, True)
+        self._timer = self._transport.reactor.callLater(0, self._begin)
+
+    def _begin(self) -> None:
+        self._timer = None
+        self.unregister()
+        super()._start()

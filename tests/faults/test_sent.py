@@ -12,7 +12,7 @@ from typing import Any
 
 import pytest
 from OpenSSL import SSL
-from twisted.internet.endpoints import SSL4ServerEndpoint
+from twisted.internet.endpoints import SSL4ServerEndpoint, TCP4ClientEndpoint
 from twisted.internet.ssl import Certificate, PrivateCertificate
 from twisted.internet.stdio import StandardIO as _StandardIO
 from twisted.internet.task import Clock
@@ -247,6 +247,62 @@ def test_reset_that_is_reported_as_an_end_is_a_reset_for_a_sender_too() -> None:
         reset_seen_as_an_end(protocol, connection)
         until(lambda: server.outcomes)
     assert server.outcomes == ["truncated"]
+
+
+def speaks(connection: socket.socket) -> None:
+    connection.sendall(b"220 hello")
+
+
+def half_closes(connection: socket.socket) -> None:
+    connection.shutdown(socket.SHUT_WR)
+
+
+@pytest.mark.parametrize("size", [10, 1_500_000])
+@pytest.mark.parametrize("first", [speaks, half_closes])
+def test_receiver_that_is_first_gets_the_poem(
+    first: Callable[[socket.socket], None], size: int
+) -> None:
+    """A server may speak or half-close before our reactor knows that it is connected: then the same
+    event is one to read and to write."""
+    received: list[bytes] = []
+    with socket.create_server(("127.0.0.1", 0)) as listener:
+        endpoint = TCP4ClientEndpoint(reactor, "127.0.0.1", listener.getsockname()[1])
+        listener.settimeout(20)
+        sending = send_poem(endpoint, poem(size))
+        reactor.runUntilCurrent()  # which begins to connect, and sees no event
+        connection, _ = listener.accept()
+        connection.settimeout(20)
+        first(connection)
+
+        def read() -> None:
+            with connection:
+                received.append(drain(connection))
+
+        reads = Thread(target=read)
+        reads.start()
+        assert wait(sending) is None
+        reads.join()
+    assert received == [poem(size)]
+
+
+def test_sender_that_is_aborted_before_it_begins_leaves_no_timer() -> None:
+    """Between connection and first byte there is a turn of the reactor."""
+
+    class Aborts(PoetryProtocol):
+        def connectionMade(self) -> None:
+            super().connectionMade()
+            self.transport.abortConnection()
+
+    with socket.create_server(("127.0.0.1", 0)) as listener:
+        factory = PoetryClientFactory(POEM)
+        factory.protocol = Aborts
+        TCP4ClientEndpoint(reactor, "127.0.0.1", listener.getsockname()[1]).connect(factory)
+        error = wait_error(factory.received)
+        until(lambda: not reactor.getDelayedCalls())
+        connection, _ = listener.accept()
+        with connection, pytest.raises(ConnectionResetError):
+            drain(connection)
+    assert isinstance(error, PoemTruncated)
 
 
 def test_killed_receiver_fails_a_sender() -> None:
