@@ -198,17 +198,18 @@ class PoetryProtocol(Protocol):
             self._close_or_watch()
 
     def _close_or_watch(self) -> None:
-        has_socket = handle_of(self._wire) is not None  # else nothing can be asked
-        if not self._look() and has_socket and self._acknowledging is None:
+        if self._look() or self._acknowledging is not None:
+            return
+        if handle_of(self._wire) is not None:  # else nothing can be asked
             self._acknowledging = Acknowledging(innermost(self._wire), self._look)
 
     def _look(self) -> bool:
         """Close if the reader has all of the poem; return whether the transfer is over."""
         acknowledged = self._is_acknowledged()
-        over = acknowledged is None or (acknowledged and self._ended)
-        if acknowledged and over:
+        if acknowledged and self._ended:
             self._finish()
-        return over
+            return True
+        return acknowledged is None
 
     def _is_acknowledged(self) -> bool | None:
         """Check whether the reader has acknowledged everything; None: it has reset the connection,
@@ -278,9 +279,9 @@ class PoetryProtocol(Protocol):
         finally:
             if self.factory.service is not None:
                 self.factory.service.connectionEnded(self)
-            for transfer in (self.outgoing, self.incoming):
-                if transfer is not None:
-                    transfer.forget()
+            transfer = self.outgoing or self.incoming
+            if transfer is not None:
+                transfer.forget()
 
     def _report(self, reason: Failure) -> None:
         if self.outcome is None:
