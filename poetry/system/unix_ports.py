@@ -93,9 +93,11 @@ class UnixPort(unix.Port):
         self.factory.doStart()
         try:
             self.socket = self._source.open()
-        except OSError as error:
+        except BaseException as error:
             self.factory.doStop()
-            raise CannotListenError(None, unix_address(self._path), error) from error
+            if isinstance(error, OSError):
+                raise CannotListenError(None, unix_address(self._path), error) from error
+            raise
         self.fileno = self.socket.fileno  # type: ignore[method-assign]
         self.connected = True
         self.numberAccepts = AT_ONCE

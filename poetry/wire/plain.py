@@ -57,5 +57,10 @@ class PlainOfClient(Plain):
 
     def _begin(self) -> None:
         self._timer = None
+        if self._owner.outcome is not None:  # it has failed, and is about to be closed
+            return
         self.unregister()
-        super()._start()
+        try:
+            super()._start()
+        except Exception as error:  # of the reactor: nobody else would hear of it
+            self._owner.fail(error)

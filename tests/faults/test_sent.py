@@ -2,17 +2,19 @@
 
 from __future__ import annotations
 
+import errno
 import os
 import socket
 import ssl
 from collections.abc import Callable, Iterator
 from contextlib import AbstractContextManager, contextmanager, suppress
+from pathlib import Path
 from threading import Thread
 from typing import Any
 
 import pytest
 from OpenSSL import SSL
-from twisted.internet.endpoints import SSL4ServerEndpoint, TCP4ClientEndpoint
+from twisted.internet.endpoints import SSL4ServerEndpoint, TCP4ClientEndpoint, UNIXClientEndpoint
 from twisted.internet.ssl import Certificate, PrivateCertificate
 from twisted.internet.stdio import StandardIO as _StandardIO
 from twisted.internet.task import Clock
@@ -25,6 +27,7 @@ from poetry.idle import sweep
 from poetry.wire.kernel import unacknowledged
 from poetry.wire.outgoing import SHORT, Pace
 from poetry.wire.tls import MOST_HEARD, SMALL_READ
+from tests.calls import failing
 from tests.certificates import Certificates
 from tests.ends import (
     HERE,
@@ -303,6 +306,46 @@ def test_sender_that_is_aborted_before_it_begins_leaves_no_timer() -> None:
         with connection, pytest.raises(ConnectionResetError):
             drain(connection)
     assert isinstance(error, PoemTruncated)
+
+
+@pytest.mark.parametrize("how", ["fail", "abort", "raise"])
+def test_client_that_fails_before_it_begins_sends_nothing(tmp_path: Path, how: str) -> None:
+    """A Unix socket has no reset: its reader gets nothing, which is no poem."""
+
+    class Fails(PoetryProtocol):
+        def connectionMade(self) -> None:
+            super().connectionMade()
+            if how == "fail":
+                self.fail(ValueError())
+            elif how == "abort":
+                self.transport.abortConnection()
+            else:
+                raise ValueError
+
+    with socket.socket(socket.AF_UNIX) as listener:
+        listener.settimeout(20)
+        listener.bind(str(tmp_path / "s"))
+        listener.listen()
+        factory = PoetryClientFactory(POEM)
+        factory.protocol = Fails
+        UNIXClientEndpoint(reactor, str(tmp_path / "s")).connect(factory).addErrback(lambda _: None)
+        assert isinstance(wait_error(factory.received), (ValueError, PoemTruncated))
+        connection, _ = listener.accept()
+        with connection:
+            until(lambda: not factory.connections)
+            assert drain(connection) == b""
+    assert not reactor.getDelayedCalls()
+
+
+def test_client_that_the_reactor_refuses_fails(monkeypatch: pytest.MonkeyPatch) -> None:
+    """Where a poem begins by a timer, an error of the reactor is the transfer's."""
+    with socket.create_server(("127.0.0.1", 0)) as listener:
+        factory = PoetryClientFactory(poem(10_000_000))
+        endpoint = TCP4ClientEndpoint(reactor, "127.0.0.1", listener.getsockname()[1])
+        protocol: Any = wait(endpoint.connect(factory))
+        monkeypatch.setattr(protocol._wire, "startWriting", failing(errno.ENOSPC))
+        assert isinstance(wait_error(factory.received), OSError)
+    assert protocol.outcome == "failed"
 
 
 def test_killed_receiver_fails_a_sender() -> None:
