@@ -264,7 +264,7 @@ def _check_unix(text: str) -> None:
         return
     if UNIX is None:
         raise BadAddress(f"{text!r}: this system has no Unix sockets")
-    if text[len("unix") :] == ":":
+    if text.lower() == "unix:":
         raise BadAddress(f"{text!r}: it names no path")
 
 

@@ -323,18 +323,18 @@ class _ClientFactory(PoetryClientFactory):
     protocol = _ClientProtocol
     _built = False
 
+    def __init__(
+        self, poem: bytes | None = None, report: Callable[[str], object] = lambda _: None
+    ) -> None:
+        super().__init__(poem)
+        self.report = report
+
     def buildProtocol(self, addr: Any) -> Any:
         """Refuse a second connection."""
         if self._built:
             return None
         self._built = True
         return super().buildProtocol(addr)
-
-    def __init__(
-        self, poem: bytes | None = None, report: Callable[[str], object] = lambda _: None
-    ) -> None:
-        super().__init__(poem)
-        self.report = report
 
 
 class _DownloadProtocol(_ClientProtocol):

@@ -175,16 +175,13 @@ class PoetryService(Service):
         """Put a `Listener` in the place of a port of Twisted's; return what listens now."""
         pairs = [*self.listeners, *self.others]
         endpoint, factory = pairs[index]
-        secure = isinstance(port, Port) and serves_tls(port)
         if index < len(self.listeners) and isinstance(port, Port):
-            port = Listener(
-                port,
-                factory,
-                self._limiter,
-                own=is_own(endpoint),
-                closed=self._watch,
-            )
-        address = listening_address(port, secure=secure)
+            own = is_own(endpoint)
+            port = Listener(port, factory, self._limiter, own=own, closed=self._watch)
+            address = port.address
+        else:
+            secure = isinstance(port, Port) and serves_tls(port)
+            address = listening_address(port, secure=secure)
         self._open[index] = (port, address)
         if isinstance(factory, PoemFactory):
             its_own = [at for at in sorted(self._open) if pairs[at][1] is factory]

@@ -12,7 +12,6 @@ from poetry import PoetryProtocol, PoetryServerFactory
 from poetry.errors import PoemTimedOut
 from poetry.idle import sweep
 from poetry.serving.stopping import stop_all
-from poetry.wire.kernel import unacknowledged
 from tests.calls import failing
 from tests.ends import (
     LONG,
@@ -120,7 +119,7 @@ def test_sweep_leaves_a_closed_connection_alone() -> None:
     with listening(server) as port, reader(port):
         until(lambda: server.connections)
         (protocol,) = server.connections
-        until(lambda: not unacknowledged(protocol.transport.getHandle()))
+        until(lambda: not queued(protocol))
         protocol.stop()
         for now in (0, 1000):
             sweep([protocol], now, 10.0, 30.0)

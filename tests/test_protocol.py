@@ -36,7 +36,6 @@ from poetry.protocol import (
     PoetryProtocol,
     PoetryServerFactory,
 )
-from poetry.wire.kernel import unacknowledged
 from tests.ends import (
     EACH_POEM,
     LONG,
@@ -45,6 +44,7 @@ from tests.ends import (
     connect_tcp,
     ended_with_reset,
     listening,
+    queued,
     reader,
     reset,
 )
@@ -431,7 +431,7 @@ def test_stop_closes_gracefully_after_the_last_byte() -> None:
     with listening(server) as port, reader(port) as connection:
         until(lambda: server.connections)
         (protocol,) = server.connections
-        until(lambda: not unacknowledged(protocol.transport.getHandle()))
+        until(lambda: not queued(protocol))
         protocol.stop()
         assert drain(connection) == b"short"
         until(lambda: server.outcomes)
@@ -481,7 +481,7 @@ def test_second_stop_does_nothing() -> None:
     with listening(server) as port, reader(port) as connection:
         until(lambda: server.connections)
         (protocol,) = server.connections
-        until(lambda: not unacknowledged(protocol.transport.getHandle()))
+        until(lambda: not queued(protocol))
         protocol.stop()
         protocol.stop()
         assert drain(connection) == b"short"

@@ -235,15 +235,14 @@ def explain_listen_failure(error: Any, addresses: Sequence[str] = ()) -> str:
     @param error: a CannotListenError.
     @param addresses: those the server was to listen on.
     """
-    reason = error.socketError
-    reason = system_error(reason)
+    from poetry.system.descriptors import hint_of_limit
+
+    reason = system_error(error.socketError)
     number = getattr(reason, "errno", None)  # an endpoint has errors of its own
     host, port = error.interface, error.port
     address = ":".join(str(part) for part in (host and bracketed(host), port) if part)
-    message = message_of(reason)
-    if number in (errno.EMFILE, errno.ENFILE):
-        message += "; raise the limit (ulimit -n)"
-    elif number == errno.EADDRNOTAVAIL:
+    message = message_of(reason) + hint_of_limit(number)
+    if number == errno.EADDRNOTAVAIL:
         message = "no interface of this machine has that address"
     elif number == errno.EADDRINUSE and (other := address_with_port(port, host, addresses)):
         message += f", perhaps by {other}: [::] takes IPv4 too, 0.0.0.0 each address; leave one out"

@@ -140,11 +140,7 @@ def build_service(
             factory.observers = (transfers,)
             factory.pace = pace
             listeners.append((server_endpoint(reactor, address), factory))
-        service = DaemonService(
-            listeners,
-            **limits._asdict(),
-            clock=reactor,
-        )
+        service = DaemonService(listeners, **limits._asdict(), clock=reactor)
         if metrics is not None:
             site = Metrics(service).site()
             site.address = metrics

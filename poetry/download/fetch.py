@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import errno
 from collections.abc import Callable, Coroutine, Iterator, Sequence
 from contextlib import ExitStack, closing, contextmanager
 from hashlib import sha256
@@ -27,6 +26,7 @@ from poetry.errors import (
     is_of_openssl,
     text_of,
 )
+from poetry.system.descriptors import hint_of_limit
 
 TRANSIENT = (PoemTruncated, EmptyPoem, PoemTimedOut, ConnectError, DNSLookupError)
 """Errors after which another attempt may succeed."""
@@ -254,7 +254,7 @@ def explain_fetch_failure(error: Exception) -> str:
     if isinstance(error, ConnectError):
         return f"no connection: {_no_connection(error)}"
     if isinstance(error, OSError):
-        return f"{error.strerror or error}{_hint_of_limit(error.errno)}"
+        return f"{error.strerror or error}{hint_of_limit(error.errno)}"
     if type(error).__name__ == "VerificationError":
         return "refused: the server's certificate is for another name"
     if is_of_openssl(error):
@@ -270,8 +270,4 @@ def _with_hint(reason: str) -> str:
 def _no_connection(error: ConnectError) -> str:
     if isinstance(error.args[0], Failure):  # all that Twisted passes on of a hang-up
         return error.args[0].getErrorMessage()
-    return f"{error.args[0] or error}{_hint_of_limit(error.osError)}"
-
-
-def _hint_of_limit(number: int | None) -> str:
-    return "; raise the limit (ulimit -n)" if number in (errno.EMFILE, errno.ENFILE) else ""
+    return f"{error.args[0] or error}{hint_of_limit(error.osError)}"

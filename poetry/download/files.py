@@ -175,8 +175,9 @@ class AtomicFile(_File):
         super().close()
         if self._part is not None:
             try:
-                with suppress(FileNotFoundError):
-                    self._location.remove(self._part)
+                self._location.remove(self._part)
+            except FileNotFoundError:
+                pass  # somebody else has removed it
             except OSError as error:
                 self._note(f"{self._place}: {self._part} is left there: {error.strerror}")
             self._part = None

@@ -10,10 +10,7 @@ from collections.abc import Callable
 from typing import Any
 
 from twisted.internet.defer import Deferred, succeed
-from twisted.internet.interfaces import (
-    IListeningPort,
-    IReadDescriptor,
-)
+from twisted.internet.interfaces import IListeningPort, IReadDescriptor
 from twisted.internet.protocol import connectionDone
 from twisted.internet.tcp import Port
 from twisted.logger import Logger
@@ -27,20 +24,14 @@ from poetry.serving.fast import Sent, end_at_once, poem_for_all, send_at_once
 from poetry.serving.limiter import ConnectionLimiter
 from poetry.serving.lingering import CROWD, LingeringClose
 from poetry.serving.port import close_port, duplicate
-from poetry.system.features import EPOLL, ONLY_SOCKETS, UNIX
+from poetry.system.features import AT_ONCE, EPOLL, UNIX
 from poetry.wire.kernel import (
     accept_queue,
     has_hung_up,
     make_close_abortive,
     make_close_graceful,
 )
-from poetry.wire.layers import (
-    log_connection_failure,
-    serves_tls,
-)
-
-AT_ONCE = 1 if ONLY_SOCKETS else 100
-"""Most connections accepted in a reactor turn. Twisted's own ports begin with as many."""
+from poetry.wire.layers import log_connection_failure, serves_tls
 
 AGAIN = 0.1
 """Seconds until a listener tries again after accept(2) or epoll_ctl(2) failed for lack of room."""
@@ -60,6 +51,8 @@ class Listener:
 
     Without descriptors or memory it pauses, says so once, and asks again: readers wait in the
     kernel's queue. Whatever goes wrong with one connection resets that one.
+
+    @ivar address: where it listens, as `poetry get` takes it.
     """
 
     def __init__(
@@ -95,7 +88,7 @@ class Listener:
         self._socket = duplicate(port.socket)
         port.stopReading()
         self._host = as_address(self._socket.getsockname())
-        self._address = listening_address(self, secure=serves_tls(port))
+        self.address = listening_address(self, secure=serves_tls(port))
         self._unarmed = self._arm()
         self._lingering = LingeringClose(self._reactor)  # that of an earlier start is closed
         if self._plain:
@@ -195,7 +188,7 @@ class Listener:
             _log.error(
                 "cannot accept on {address}: its socket was shut down",
                 event="cannot_accept",
-                address=self._address,
+                address=self.address,
                 reason="its socket was shut down",
             )
         self.connected = False
@@ -209,7 +202,7 @@ class Listener:
             _log.error(
                 "cannot close {address} properly: {reason}",
                 event="cannot_close",
-                address=self._address,
+                address=self.address,
                 reason=str(error),
             )
         self._closed()
@@ -237,7 +230,7 @@ class Listener:
             _log.error(
                 "cannot accept on {address}: {reason}; readers wait",
                 event="cannot_accept",
-                address=self._address,
+                address=self.address,
                 reason=error.strerror or str(error),
             )
         self.pause()
@@ -324,4 +317,4 @@ class Listener:
             make_close_graceful(handle)
 
     def __repr__(self) -> str:
-        return f"<Listener on {self._address} of {self._factory!r}>"
+        return f"<Listener on {self.address} of {self._factory!r}>"

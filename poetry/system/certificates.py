@@ -84,11 +84,8 @@ def _read(description: str) -> _ListenRecorder:
     """Parse a description, and read its key and certificate."""
     from OpenSSL import SSL, crypto
 
-    for path in _paths_in(description):
-        if path.is_char_device():  # it may have no end, as /dev/zero
-            raise BadCertificate(f"{path} is no regular file")
     recorder = _ListenRecorder()
-    _check_keys(description)
+    _check_files(description)
     results: list[Any] = []
     try:
         endpoint = serverFromString(recorder, description)
@@ -101,9 +98,13 @@ def _read(description: str) -> _ListenRecorder:
     return recorder
 
 
-def _check_keys(description: str) -> None:
-    """Refuse an encrypted key: OpenSSL would ask for its password at the terminal, deaf to TERM."""
+def _check_files(description: str) -> None:
+    """Refuse a device, which may have no end, as /dev/zero; and an encrypted key: OpenSSL would ask
+    for its password at the terminal, deaf to TERM.
+    """
     for path in _paths_in(description):
+        if path.is_char_device():
+            raise BadCertificate(f"{path} is no regular file")
         with suppress(OSError):
             if path.is_file() and b"ENCRYPTED" in path.read_bytes():
                 raise BadCertificate(

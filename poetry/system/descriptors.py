@@ -23,6 +23,11 @@ _DIGITS = 9
 """Digits of a descriptor's number: it is a C int."""
 
 
+def hint_of_limit(number: int | None) -> str:
+    """Return what to do about an error of that number if descriptors are lacking, or ""."""
+    return "; raise the limit (ulimit -n)" if number in (errno.EMFILE, errno.ENFILE) else ""
+
+
 def given_descriptor(path: str) -> int | None:
     """Return the descriptor that a path such as /dev/fd/3 names; None: the path names a file.
 

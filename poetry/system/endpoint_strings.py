@@ -6,7 +6,7 @@ import re
 
 
 def type_of(text: str) -> str:
-    """Return the type in lower case, as Twisted ignores its case."""
+    """Return the type in lower case: Twisted ignores the case of some types, and here of all."""
     return text.partition(":")[0].lower()
 
 

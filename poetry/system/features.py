@@ -20,7 +20,16 @@ try:
 except ImportError:  # Windows
     fcntl = resource = termios = None  # type: ignore[assignment]
 
-__all__ = ["EPOLL", "HANGUP", "NOT_BLOCKING", "ONLY_SOCKETS", "SELECTABLE", "UNIX", "c_library"]
+__all__ = [
+    "AT_ONCE",
+    "EPOLL",
+    "HANGUP",
+    "NOT_BLOCKING",
+    "ONLY_SOCKETS",
+    "SELECTABLE",
+    "UNIX",
+    "c_library",
+]
 __all__ += ["fcntl", "resource", "termios"]
 
 EPOLL = hasattr(select, "epoll")
@@ -37,6 +46,9 @@ UNIX: int | None = getattr(socket, "AF_UNIX", None)
 
 ONLY_SOCKETS = sys.platform.startswith("win")
 """Whether a reactor can wait for sockets only, and not for pipes or a console."""
+
+AT_ONCE = 1 if ONLY_SOCKETS else 100
+"""Most connections accepted in a reactor turn. Twisted's own ports begin with as many."""
 
 SELECTABLE = {"darwin": 1024, "win32": 512}.get(sys.platform, sys.maxsize)
 """Most descriptors that the reactor can wait for. On macOS and Windows Twisted's default is

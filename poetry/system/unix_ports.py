@@ -20,10 +20,8 @@ from twisted.internet.interfaces import IListeningPort
 from twisted.internet.protocol import Factory
 from twisted.python.failure import Failure
 
+from poetry.system.features import AT_ONCE
 from poetry.system.unix import unix_address
-
-AT_ONCE = 100
-"""Most connections to accept in a reactor turn, as Twisted's own ports begin with."""
 
 
 class UnixReactor:
@@ -125,7 +123,7 @@ class SocketFile:
         self._mode = mode
         self._backlog = backlog
         self._file = Path(path).absolute()  # a daemon changes its directory
-        self._made: tuple[int, int] | None = None
+        self._made: os.stat_result | None = None
 
     def open(self) -> socket.socket:
         """Make the socket, in the place of a stale one.
@@ -139,7 +137,7 @@ class SocketFile:
             listening.setblocking(False)
             remove_stale(self._path)
             listening.bind(self._path)
-            self._made = self._there()
+            self._made = self._file.lstat()
             self._file.chmod(self._mode)
             listening.listen(self._backlog)
         except BaseException:
@@ -152,12 +150,8 @@ class SocketFile:
         """Remove the socket, unless another file is in its place by now."""
         made, self._made = self._made, None
         with suppress(FileNotFoundError):
-            if made is not None and made == self._there():
+            if made is not None and os.path.samestat(made, self._file.lstat()):
                 self._file.unlink()
-
-    def _there(self) -> tuple[int, int]:
-        found = self._file.lstat()
-        return found.st_dev, found.st_ino
 
 
 class PassedIn:
@@ -194,6 +188,6 @@ def remove_stale(path: str) -> None:
             raise OSError(errno.EADDRINUSE, "a server answers on it")
         if refused != errno.ECONNREFUSED:
             raise OSError(refused, os.strerror(refused))
-        if Path(path).lstat().st_ino != found.st_ino:
+        if not os.path.samestat(found, Path(path).lstat()):
             raise OSError(errno.EADDRINUSE, "another server starts on it")
         Path(path).unlink()

@@ -148,9 +148,12 @@ class Sender(Outgoing, ABC):
     def hold(self) -> None:
         """Make a close reset the connection until the poem begins: as its producer."""
         if not self.begun and not self.after_handshake:
-            make_close_abortive(self._transport)
-            self._consumer = self._transport
-            self._transport.registerProducer(self, True)
+            self._stand_by()
+
+    def _stand_by(self) -> None:
+        make_close_abortive(self._transport)
+        self._consumer = self._transport
+        self._transport.registerProducer(self, True)
 
     def forget(self) -> None:
         """Drop the poem, and what refers back to the connection."""

@@ -50,9 +50,7 @@ class PlainOfClient(Plain):
 
     def _start(self) -> None:
         """Begin in the next turn; until then a close resets the connection."""
-        make_close_abortive(self._transport.getHandle())
-        self._consumer = self._transport
-        self._transport.registerProducer(self, True)
+        self._stand_by()
         self._timer = self._transport.reactor.callLater(0, self._begin)
 
     def _begin(self) -> None:

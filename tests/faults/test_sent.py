@@ -24,7 +24,6 @@ from poetry import PoetryClientFactory, PoetryProtocol, PoetryService, send_poem
 from poetry.addresses import client_endpoint
 from poetry.errors import PoemTimedOut, PoemTruncated
 from poetry.idle import sweep
-from poetry.wire.kernel import unacknowledged
 from poetry.wire.outgoing import SHORT, Pace
 from poetry.wire.tls import MOST_HEARD, SMALL_READ
 from tests.calls import failing
@@ -98,6 +97,15 @@ def only(server: Server) -> PoetryProtocol:
     return protocol
 
 
+def half_close_then_reset(server: Server, connection: socket.socket) -> None:
+    """End a reader in two steps, and check that the server takes the second for the outcome."""
+    connection.shutdown(socket.SHUT_WR)
+    turn()
+    assert not server.outcomes
+    reset(connection)
+    until(lambda: server.outcomes)
+
+
 @contextmanager
 def half_closed(way: Way) -> Iterator[tuple[Server, PoetryProtocol, socket.socket]]:
     """A reader that has half-closed and has read nothing, which the server knows."""
@@ -155,7 +163,7 @@ def test_stop_calls_sent_what_is_acknowledged(way: Way) -> None:
     with way(server) as port, slow(port) as connection:
         protocol = only(server)
         assert drain(connection) == POEM
-        until(lambda: not unacknowledged(protocol.transport.getHandle()))
+        until(lambda: not queued(protocol))
         protocol.stop()
         assert server.outcomes == ["sent"]
 
@@ -192,11 +200,7 @@ def test_paced_reader_that_half_closes_is_watched(way: Way) -> None:
     server.pace = Pace(100, 1_000.0, reactor)
     with way(server) as port, slow(port) as connection:
         until(lambda: server.connections)
-        connection.shutdown(socket.SHUT_WR)
-        turn()
-        assert not server.outcomes
-        reset(connection)
-        until(lambda: server.outcomes)
+        half_close_then_reset(server, connection)
     assert server.outcomes == ["truncated"]
 
 
@@ -221,10 +225,7 @@ def test_reader_that_ends_under_a_wrapper_and_resets() -> None:
     service.startService()
     with slow(port_of(service)) as connection:
         only(server)
-        connection.shutdown(socket.SHUT_WR)
-        turn()
-        reset(connection)
-        until(lambda: server.outcomes)
+        half_close_then_reset(server, connection)
     assert server.outcomes == ["truncated"]
     wait(service.stopService())
 
@@ -400,11 +401,7 @@ def test_reader_over_tls_that_ends_and_then_resets(certificates: Certificates) -
             with suppress(BlockingIOError):
                 incoming.write(connection.recv(1000))
         only(server)
-        connection.shutdown(socket.SHUT_WR)
-        turn()
-        assert not server.outcomes
-        reset(connection)
-        until(lambda: server.outcomes)
+        half_close_then_reset(server, connection)
     assert server.outcomes == ["truncated"]
 
 

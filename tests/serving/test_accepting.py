@@ -41,8 +41,9 @@ from poetry import (
     get_poem,
     send_poem,
 )
-from poetry.serving.accepting import AGAIN, AT_ONCE, Listener
+from poetry.serving.accepting import AGAIN, Listener
 from poetry.system.adopted import adopt
+from poetry.system.features import AT_ONCE
 from poetry.wire import kernel
 from tests.calls import failing
 from tests.certificates import Certificates

@@ -20,7 +20,6 @@ from poetry import PoetryProtocol, PoetryService
 from poetry.serving import accepting
 from poetry.serving.fast import Sent, end_at_once, send_at_once
 from poetry.serving.lingering import CROWD
-from poetry.wire.kernel import unacknowledged
 from poetry.wire.outgoing import SHORT, Pace
 from poetry.wire.poem import SHARED, Poem
 from poetry.wire.sealed import WriteRefused
@@ -32,6 +31,7 @@ from tests.ends import (
     connected,
     ended_with_reset,
     port_of,
+    queued,
     reader,
     reset,
     serving,
@@ -415,8 +415,7 @@ def test_stop_with_unread_input_is_no_reset(size: int, outcome: str) -> None:
             until(lambda: server.connections)
             (protocol,) = server.connections
             until(lambda: protocol.outgoing is not None and protocol.outgoing.ended)
-            handle = protocol.transport.getHandle()
-            until(lambda: outcome == "stopped" or not unacknowledged(handle))
+            until(lambda: outcome == "stopped" or not queued(protocol))
         assert (server.outcomes, drain(connection)) == ([outcome], poem(size))
 
 
