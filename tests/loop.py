@@ -9,7 +9,7 @@ from collections.abc import Callable
 from contextlib import suppress
 from functools import partial
 from pathlib import Path
-from threading import Thread
+from threading import Thread, current_thread, main_thread
 from time import monotonic
 from typing import Any
 
@@ -31,7 +31,8 @@ atexit.register(reactor.fireSystemEvent, "shutdown")
 
 
 def until(condition: Callable[[], object]) -> None:
-    """Turn the reactor until something holds."""
+    """Turn the reactor until something holds, in the main thread: two would confuse it."""
+    assert current_thread() is main_thread(), "a reactor is turned by one thread"
     give_up = monotonic() + PATIENCE
     while not condition():
         assert monotonic() < give_up, "it never came true"

@@ -268,25 +268,16 @@ def test_receiver_that_is_first_gets_the_poem(
 ) -> None:
     """A server may speak or half-close before our reactor knows that it is connected: then the same
     event is one to read and to write."""
-    received: list[bytes] = []
     with socket.create_server(("127.0.0.1", 0)) as listener:
         endpoint = TCP4ClientEndpoint(reactor, "127.0.0.1", listener.getsockname()[1])
         listener.settimeout(20)
         sending = send_poem(endpoint, poem(size))
         reactor.runUntilCurrent()  # which begins to connect, and sees no event
         connection, _ = listener.accept()
-        connection.settimeout(20)
-        first(connection)
-
-        def read() -> None:
-            with connection:
-                received.append(drain(connection))
-
-        reads = Thread(target=read)
-        reads.start()
+        with connection:
+            first(connection)
+            assert drain(connection) == poem(size)
         assert wait(sending) is None
-        reads.join()
-    assert received == [poem(size)]
 
 
 def test_sender_that_is_aborted_before_it_begins_leaves_no_timer() -> None:
