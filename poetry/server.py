@@ -223,7 +223,8 @@ class PoetryService(Service):
         linger = CROWDED_LINGER if self.full else LINGER
         sweep(stopping, self._now, self.idle_timeout, 0.0)
         sweep(self.connections - stopping, self._now, self.idle_timeout, linger)
-        self._limiter.report()
+        if not self.accept_queue:  # else those who wait take the room that this sweep has made
+            self._limiter.report()
         if not self.connections and self._sweeping.running:
             self._sweeping.stop()
 

@@ -160,6 +160,45 @@ def test_connections_never_exceed_the_limit(log: Log) -> None:
         assert log.names.count("limit_reached") == 1
 
 
+def test_listeners_take_turns_at_the_limit() -> None:
+    """A place that becomes free goes to each listener in its turn: none takes all of them."""
+    served: list[int] = []
+    servers = [Server(b"poem") for _ in range(3)]
+    for index, server in enumerate(servers):
+        server.observers = (lambda _, index=index: served.append(index),)
+    with serving(*servers, max_connections=1) as service, ExitStack() as all_:
+        waiting = [
+            all_.enter_context(reader(port_of(service, index)))
+            for index in range(3)
+            for _ in range(4)
+        ]
+        while waiting:
+            until(lambda: select.select(waiting, [], [], 0)[0])
+            for connection in select.select(waiting, [], [], 0)[0]:
+                assert drain(connection) == b"poem"
+                waiting.remove(connection)
+                connection.close()
+        until(lambda: len(served) == 12)
+    assert [sorted(served[turn : turn + 3]) for turn in range(0, 12, 3)] == [[0, 1, 2]] * 4
+
+
+def test_limit_is_left_once_nobody_waits(log: Log) -> None:
+    """A sweep ends those that linger, and makes room for those that wait: the crowd goes on."""
+    clock = Clock()
+    with serving(Server(b"poem"), max_connections=1, clock=clock) as service, ExitStack() as all_:
+        waiting = [all_.enter_context(reader(port_of(service))) for _ in range(4)]
+
+        def left() -> bool:
+            clock.advance(1.0)
+            is_left = "limit_left" in log.names
+            assert not (is_left and service.accept_queue)
+            return is_left
+
+        until(left)
+        assert [connection.recv(10) for connection in waiting] == [b"poem"] * 4
+    assert log.names.count("limit_reached") == log.names.count("limit_left") == 1
+
+
 def test_default_limit_is_the_descriptors(log: Log) -> None:
     """Without a number the limit is what the descriptors allow; a higher number is lowered."""
     allowed = raise_connection_limit(0)

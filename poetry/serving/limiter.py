@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from collections import deque
 from typing import Protocol
 
 from twisted.logger import Logger
@@ -20,7 +21,8 @@ class ConnectionLimiter:
     """Counts connections from their accept to their close; at the limit all listeners pause.
 
     None is refused, as one that is accepted and closed looks like an empty poem: new readers wait
-    in the kernel's queues.
+    in the kernel's queues. A reactor reads first what was resumed first, and that may take all the
+    room there is: so the listeners take turns at being the first.
 
     @ivar limit: most connections at once.
     @ivar count: open connections.
@@ -31,16 +33,16 @@ class ConnectionLimiter:
         self.limit = limit
         self.count = 0
         self.full = False
-        self._listeners: set[Pausable] = set()
+        self._listeners: deque[Pausable] = deque()
         self._logged = False
 
     def add(self, listener: Pausable) -> None:
         """Add a listener, to pause it whenever the limit is reached."""
-        self._listeners.add(listener)
+        self._listeners.append(listener)
 
     def remove(self, listener: Pausable) -> None:
         """Remove a listener that is closed."""
-        self._listeners.discard(listener)
+        self._listeners.remove(listener)
 
     @property
     def room(self) -> int:
@@ -61,6 +63,7 @@ class ConnectionLimiter:
         self.count -= 1
         if self.full and self.room > 0:
             self.full = False
+            self._listeners.rotate()
             for listener in list(self._listeners):
                 listener.resume()
 
