@@ -9,7 +9,7 @@ from time import monotonic
 from typing import Any, NoReturn, TypeVar
 
 from twisted.internet import error
-from twisted.internet.defer import CancelledError, Deferred
+from twisted.internet.defer import Deferred
 from twisted.internet.interfaces import (
     IConsumer,
     IPushProducer,
@@ -58,20 +58,25 @@ def get_poem(
         check_count("max_bytes", max_bytes)
     if clock is None:
         from twisted.internet import reactor as clock
-    poem = bytearray()
+    poem, size = bytearray(), 0
 
     async def get() -> bytes:
-        await download(
-            endpoint,
-            poem.extend,
-            timeout=timeout,
-            max_bytes=max_bytes,
-            consumer=None,
-            clock=clock,
-        )
-        return bytes(poem)
+        nonlocal size
+        try:
+            await download(
+                endpoint,
+                poem.extend,
+                timeout=timeout,
+                max_bytes=max_bytes,
+                consumer=None,
+                clock=clock,
+            )
+            return bytes(poem)
+        finally:
+            size = len(poem)
+            poem.clear()  # Twisted's connections are in cycles, and free nothing until a collection
 
-    return with_deadline(get(), max_time, clock, lambda: len(poem))
+    return with_deadline(get(), max_time, clock, lambda: size)
 
 
 def send_poem(
@@ -116,7 +121,7 @@ def send_poem(
         watching.clock = clock
         watching.start(interval, now=False)
         try:
-            await _wait_for_transfer(factory)
+            await factory.received
         finally:
             watching.stop()
 
@@ -217,26 +222,7 @@ async def download(
         report=report,
     )
     await _connect(endpoint, factory, timeout, clock)
-    await _wait_for_transfer(factory)
-
-
-async def _wait_for_transfer(factory: PoetryClientFactory) -> None:
-    """Wait until the poem of a connection is received, or sent; reset it if cancelled."""
-    try:
-        await factory.received
-    except CancelledError as cancelled:
-        _give_up(factory, cancelled)
-        raise
-
-
-def _give_up(factory: PoetryClientFactory, reason: BaseException) -> None:
-    """Reset the connection, if there is one, and refuse one that is made yet: not every endpoint
-    can be cancelled.
-    """
-    factory.buildProtocol = lambda _: None  # type: ignore[method-assign,assignment]
-    factory.received.addErrback(lambda _: None)
-    for connection in list(factory.connections):
-        connection.fail(reason)
+    await factory.received
 
 
 async def _connect(
@@ -261,7 +247,7 @@ async def _connect(
     try:
         await connected
     except Exception as failed:
-        _give_up(factory, failed)
+        factory.abort(failed)
         with suppress(Exception):
             connecting.cancel()
         queue_full = isinstance(next(iter(failed.args), None), Failure)

@@ -14,8 +14,8 @@ from typing import Any
 
 from twisted.copyright import version
 from twisted.internet.abstract import FileDescriptor
-from twisted.internet.defer import Deferred
-from twisted.internet.error import ConnectionClosed
+from twisted.internet.defer import CancelledError, Deferred
+from twisted.internet.error import ConnectionClosed, ConnectionLost
 from twisted.internet.interfaces import (
     IConnector,
     IHalfCloseableProtocol,
@@ -96,9 +96,14 @@ class PoetryProtocol(Protocol):
         """Choose the poem, seal the transport of a protocol that sends, and call `connectionMade`.
 
         The connection is reset if `connectionMade` raises, unless the poem `survives`.
+
+        @raise TypeError: if no factory has built it.
         """
-        self.attach(transport, Sealed(transport, self))
+        if self.factory is None:
+            abort(transport)
+            raise TypeError("a PoetryProtocol is made by a factory: PoetryClientFactory, say")
         try:
+            self.attach(transport, Sealed(transport, self))
             poem = _poem_for(self)
             if poem is None:
                 self.transport = transport
@@ -228,7 +233,12 @@ class PoetryProtocol(Protocol):
         return self.outgoing is not None and self.outgoing.ended
 
     def writeConnectionLost(self) -> None:
-        """Ignore: a poem ends its stream on the socket itself; a receiver may half-close."""
+        """Fail, if there is more to send: of a broken pipe (StandardIO) nothing else tells.
+
+        A poem ends its stream on the socket itself, and a receiver may half-close.
+        """
+        if self.outgoing is not None and not self.outgoing.ended:
+            self.truncate(ConnectionLost())
 
     def release(self) -> None:
         """Close gracefully: the kernel has the whole stream, and delivers what is left of it. That
@@ -259,8 +269,10 @@ class PoetryProtocol(Protocol):
         """Abort the transfer because of `error`, once: the other end sees a reset."""
         if self.outcome is not None:
             return
-        self._failed(Failure(error))
-        abort(self._wire)
+        try:
+            self._failed(Failure(error))
+        finally:
+            abort(self._wire)
 
     def truncate(self, error: BaseException) -> None:
         """Abort the transfer: the connection failed with `error` before the end of the poem."""
@@ -268,6 +280,8 @@ class PoetryProtocol(Protocol):
 
     def connectionLost(self, reason: Failure = connectionDone) -> None:
         """Report the outcome to the factory's hooks and observers, once."""
+        if self.factory is None:  # it was never made
+            return
         try:
             self.factory.connections.remove(self)
         except KeyError:  # it was told already
@@ -463,24 +477,54 @@ if tuple(map(int, version.split(".")[:2])) >= (26, 4):  # pragma: no branch (of 
 
 
 class PoetryClientFactory(PoetryFactory, ClientFactory):
-    """For one connection to a server: receives its poem, or brings it `poem`.
-
-    @ivar received: a Deferred that fires once, with the poem (bytes; a poem of our own once its
-        reader has it), or a Failure: a `PoemError`, or what kept `connectTCP` from connecting.
-        With an endpoint it is the Deferred of `connect` that fails if there is no connection.
-    """
+    """For one connection to a server: receives its poem, or brings it `poem`."""
 
     protocol: Callable[..., PoetryProtocol] = PoetryProtocol  # type: ignore[assignment]
 
     def __init__(self, poem: bytes | None = None) -> None:
         super().__init__(poem)
-        self.received: Deferred[bytes] = Deferred()
+        self._received: Deferred[bytes] | None = None
+        self._result: bytes | Failure | None = None
+
+    @property
+    def received(self) -> Deferred[bytes]:
+        """A Deferred that fires once, with the poem (bytes; a poem of our own once its reader has
+        it), or a Failure: a `PoemError`, or what kept `connectTCP` from connecting.
+
+        With an endpoint it is the Deferred of `connect` that fails if there is no connection.
+        Cancelling it resets the connection. It is made when it is first asked for: a failure that
+        only the hooks handle is no unhandled error.
+        """
+        if self._received is None:
+            self._received = Deferred(lambda _: self.abort(CancelledError()))
+            self._fire(self._received)
+        return self._received
 
     def settle(self, result: bytes | Failure) -> None:
-        """Fire `received`, whatever an override of the hooks does."""
-        if not self.received.called:
-            self.received.callback(result)
+        """Fire `received` with the first result, whatever an override of the hooks does."""
+        if self._result is None:
+            self._result = result
+            if self._received is not None:
+                self._fire(self._received)
 
-    def clientConnectionFailed(self, connector: IConnector, reason: Failure) -> None:  # noqa: ARG002
+    def _fire(self, received: Deferred[bytes]) -> None:
+        if self._result is not None and not received.called:
+            received.callback(self._result)
+
+    def abort(self, reason: BaseException) -> None:
+        """Reset the connection, if there is one, and refuse one that is made yet: not every
+        endpoint can be cancelled.
+        """
+        self.buildProtocol = lambda _: None  # type: ignore[method-assign,assignment]
+        for connection in list(self.connections):
+            connection.fail(reason)
+
+    def clientConnectionFailed(self, connector: IConnector, reason: Failure) -> None:
         """Fire `received`: there was no connection."""
         self.settle(reason)
+        super().clientConnectionFailed(connector, reason)
+
+    def clientConnectionLost(self, connector: IConnector, reason: Failure) -> None:
+        """Fire `received`, if no protocol has: there was none, or it did not call up."""
+        self.settle(reason)
+        super().clientConnectionLost(connector, reason)

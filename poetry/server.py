@@ -113,7 +113,7 @@ class PoetryService(Service):
 
     @property
     def ports(self) -> list[IListeningPort]:
-        """The `IListeningPort` of each listener, then of each of the others, once open."""
+        """The `IListeningPort` of each listener, then of each of the others, while open."""
         return [self._open[index][0] for index in sorted(self._open)]
 
     @property
@@ -144,14 +144,13 @@ class PoetryService(Service):
         @raise CannotListenError: for the first address that is taken or not ours. Of an endpoint
             that fails later `whenListening` tells.
         """
-        if self._listening is not None:
+        if self._listening is not None and not self._listening.closed:
             return
-        self._open = {}
         self._listening = Listening(self._opened)
         self._listening.listen([*self.listeners, *self.others])
         failure = self._listening.failure
         if failure is not None:
-            self._listening = None
+            self._open = {}
             failure.raiseException()
         self._listening.whenListening().addErrback(self._cannotListen)
 
@@ -165,7 +164,7 @@ class PoetryService(Service):
 
         @return: fires with `addresses` once all endpoints listen; fails with the
         CannotListenError of the first that cannot, after which none does, or with CancelledError
-        at a stop.
+        at a stop, and before a start.
         """
         if self._listening is None:
             return fail(CancelledError())
@@ -236,8 +235,8 @@ class PoetryService(Service):
         @return: fires with None when all is closed, and all that was in flight has ended.
         """
         super().stopService()  # type: ignore[no-untyped-call]
-        listening, self._listening = self._listening, None
-        closed = succeed(None) if listening is None else listening.close()
+        closed = succeed(None) if self._listening is None else self._listening.close()
+        self._open = {}
         stop = Stopping(self.connections, self.grace, self.clock)
         if stop.connections:
             self._stops.append(stop)

@@ -109,6 +109,26 @@ def test_a_whole_poem(poem: bytes) -> None:
     until(lambda: not reactor.getDelayedCalls())
 
 
+@pytest.mark.parametrize("max_bytes", [None, 5_000_000])
+def test_get_poem_keeps_no_poem(monkeypatch: pytest.MonkeyPatch, max_bytes: int | None) -> None:
+    """However it ends, the bytes that it collected are gone, and no collection is needed."""
+    kept: list[bytearray] = []
+
+    class Kept(bytearray):
+        def __init__(self) -> None:
+            kept.append(self)
+
+    monkeypatch.setattr("poetry.client.bytearray", Kept, raising=False)
+    with listening(PoetryServerFactory(LONG)) as port:
+        endpoint = TCP4ClientEndpoint(reactor, "127.0.0.1", port)
+        getting = get_poem(endpoint, max_bytes=max_bytes)
+        if max_bytes is None:
+            assert wait(getting) == LONG
+        else:
+            assert isinstance(wait_error(getting), PoemTooLong)
+    assert [len(each) for each in kept] == [0]
+
+
 def test_a_refused_connection_keeps_twisteds_error(silent: socket.socket) -> None:
     """Where nothing listens, the error is Twisted's."""
     endpoint = endpoint_of(silent)

@@ -2,18 +2,26 @@
 
 from __future__ import annotations
 
+import gc
 import socket
 from collections.abc import Callable
+from contextlib import suppress
 from typing import Any
 
 import pytest
 from hypothesis import given
 from hypothesis import strategies as st
 from twisted.internet import error
+from twisted.internet.defer import CancelledError
 from twisted.internet.endpoints import (
     UNIXClientEndpoint,
 )
-from twisted.internet.protocol import Factory, Protocol, connectionDone
+from twisted.internet.protocol import (
+    Factory,
+    Protocol,
+    ReconnectingClientFactory,
+    connectionDone,
+)
 from twisted.internet.testing import (
     MemoryReactorClock,
     StringTransport,
@@ -240,6 +248,92 @@ def test_a_refused_connection_fires_received() -> None:
     client.clientConnectionFailed(memory.connectors[0], Failure(error.ConnectionRefusedError()))
     client.clientConnectionFailed(memory.connectors[0], Failure(error.ConnectionRefusedError()))
     assert isinstance(wait_error(client.received), error.ConnectionRefusedError)
+
+
+def test_failure_that_only_a_hook_handles_is_handled(log: Log) -> None:
+    """Where nobody asks for `received`, its failure is not an unhandled error."""
+    client = PoetryClientFactory()
+    protocol: Any = client.buildProtocol(None)
+    protocol.makeConnection(StringTransport())
+    protocol.connectionLost(LOST)
+    del client, protocol
+    gc.collect()
+    assert "log_failure" not in {key for event in log for key in event}
+
+
+@pytest.mark.parametrize("kind", ["refused", "silent"])
+def test_received_fires_where_no_protocol_tells(kind: str) -> None:
+    """`received` fires although there was no protocol, or its `connectionLost` calls up nothing."""
+
+    class Silent(PoetryProtocol):
+        def connectionLost(self, reason: Failure = connectionDone) -> None:
+            del reason
+
+    class Client(PoetryClientFactory):
+        protocol = Silent
+
+        def buildProtocol(self, addr: Any) -> Any:
+            return None if kind == "refused" else super().buildProtocol(addr)
+
+    client = Client()
+    with listening(Server(b"poem")) as port:
+        reactor.connectTCP("127.0.0.1", port, client)
+        assert isinstance(wait_error(client.received), error.ConnectionClosed)
+
+
+@pytest.mark.parametrize("when", ["before", "after"])
+def test_cancelled_received_resets(when: str) -> None:
+    """A timeout on `received` ends the connection, and refuses one that is made later."""
+    client = PoetryClientFactory()
+    with socket.create_server(("127.0.0.1", 0)) as listener:
+        reactor.connectTCP("127.0.0.1", listener.getsockname()[1], client)
+        if when == "after":
+            until(lambda: client.connections)
+        client.received.cancel()
+        assert isinstance(wait_error(client.received), CancelledError)
+        listener.settimeout(20)
+        until(lambda: not client.connections)
+        reactor.iterate(0.01)
+        connection, _ = listener.accept()
+        with connection, suppress(ConnectionResetError):
+            assert drain(connection) == b""
+    assert not client.connections
+
+
+def test_client_factory_calls_up_for_those_that_connect_again() -> None:
+    """Beside ReconnectingClientFactory both do their work."""
+
+    class Again(PoetryClientFactory, ReconnectingClientFactory):
+        pass
+
+    memory = MemoryReactorClock()
+    client: Any = Again()
+    client.clock = memory
+    memory.connectTCP("127.0.0.1", 1, client)
+    client.clientConnectionFailed(memory.connectors[0], Failure(error.ConnectionRefusedError()))
+    assert len(memory.getDelayedCalls()) == 1
+    assert isinstance(wait_error(client.received), error.ConnectionRefusedError)
+
+
+def test_protocol_without_a_factory_says_so() -> None:
+    """`connectProtocol` has a factory of its own, which is none of ours."""
+    protocol, transport = PoetryProtocol(), StringTransport()
+    with pytest.raises(TypeError, match="is made by a factory"):
+        protocol.makeConnection(transport)
+    assert transport.disconnecting
+    protocol.connectionLost(DONE)
+
+
+def test_factory_that_spoils_its_books_resets() -> None:
+    """An attribute of a subclass with a name of ours leaves no reader waiting."""
+    server = Server(b"poem")
+    server.connections = None  # type: ignore[assignment]
+    with (
+        listening(server) as port,
+        reader(port) as connection,
+        pytest.raises(ConnectionResetError),
+    ):
+        drain(connection)
 
 
 class Overrides(PoetryClientFactory):

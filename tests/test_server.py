@@ -7,6 +7,7 @@ import socket
 from collections.abc import Iterator
 from contextlib import ExitStack, contextmanager
 from decimal import Decimal
+from functools import partial
 from pathlib import Path
 from typing import Any
 
@@ -160,12 +161,16 @@ def test_connections_never_exceed_the_limit(log: Log) -> None:
         assert log.names.count("limit_reached") == 1
 
 
+def _note(served: list[int], index: int, _: object) -> None:
+    served.append(index)
+
+
 def test_listeners_take_turns_at_the_limit() -> None:
     """A place that becomes free goes to each listener in its turn: none takes all of them."""
     served: list[int] = []
     servers = [Server(b"poem") for _ in range(3)]
     for index, server in enumerate(servers):
-        server.observers = (lambda _, index=index: served.append(index),)
+        server.observers = (partial(_note, served, index),)
     with serving(*servers, max_connections=1) as service, ExitStack() as all_:
         waiting = [
             all_.enter_context(reader(port_of(service, index)))
@@ -327,19 +332,16 @@ def test_stop_serves_readers_in_flight_and_in_the_queue(log: Log) -> None:
     with serving(Server(LONG)) as service, reader(port_of(service)) as flying:
         until(lambda: service.connections)
         with reader(port_of(service)) as queued:
+            [port], number = service.ports, port_of(service)
             stopped = service.stopService()
-            until(lambda: not service.ports[0].connected)  # type: ignore[attr-defined]
+            until(lambda: not port.connected)  # type: ignore[attr-defined]
             with pytest.raises(ConnectionRefusedError):
-                socket.create_connection(("127.0.0.1", port_of_closed(service)), 20)
+                socket.create_connection(("127.0.0.1", number), 20)
             assert [drain(flying), drain(queued)] == [LONG, LONG]
             flying.close()
             queued.close()
             wait(stopped)
     assert log.names == ["draining"]
-
-
-def port_of_closed(service: PoetryService) -> int:
-    return int(service.addresses[0].rpartition(":")[2])
 
 
 def test_reload_takes_new_text(tmp_path: Path) -> None:

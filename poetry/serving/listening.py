@@ -22,6 +22,7 @@ class Listening:
     endpoints would leak a port that opens later; such a port is closed.
 
     @ivar failure: the CannotListenError of the first that cannot; None: there is none so far.
+    @ivar closed: whether none listens any more, or will.
     """
 
     def __init__(self, opened: Callable[[int, IListeningPort], IListeningPort]) -> None:
@@ -33,7 +34,7 @@ class Listening:
         self._ports: list[IListeningPort] = []
         self._callers: list[Deferred[None]] = []
         self._missing = 0
-        self._closed = False
+        self.closed = False
 
     def listen(self, endpoints: Sequence[tuple[IStreamServerEndpoint, Factory]]) -> None:
         """Begin to listen on all endpoints; if one fails, close all.
@@ -57,6 +58,8 @@ class Listening:
         caller: Deferred[None] = Deferred()
         if self.failure is not None:
             caller.errback(self.failure)
+        elif self.closed:
+            caller.errback(CancelledError())
         elif self._missing:
             self._callers.append(caller)
         else:
@@ -68,7 +71,7 @@ class Listening:
 
         @return: fires when those that were open are closed; one that cannot be is logged.
         """
-        self._closed = True
+        self.closed = True
         closing = [maybeDeferred(port.stopListening) for port in self._ports]
         for each in closing:
             each.addErrback(_log_unclosed)
@@ -76,7 +79,7 @@ class Listening:
         return gatherResults(closing)
 
     def _port_opened(self, port: IListeningPort, index: int) -> Any:
-        if self._closed:  # it opened after `close`
+        if self.closed:  # it opened after `close`
             return port.stopListening()
         try:
             self._ports.append(self._opened(index, port))
@@ -89,7 +92,7 @@ class Listening:
         return None
 
     def _port_failed(self, failure: Failure, address: str) -> None:
-        if self._closed:
+        if self.closed:
             return
         if not failure.check(CannotListenError):
             failure = Failure(CannotListenError("", address, failure.value))

@@ -84,10 +84,15 @@ def close_at_end(transport: Any) -> None:
 
 
 def abort(transport: Any) -> None:
-    """Close the connection with a reset; without one, if the transport has none (of a process)."""
+    """Close the connection with a reset; without one if it has none, as a pipe or a process."""
     reset(transport)
     try:
-        getattr(transport, "abortConnection", transport.loseConnection)()
+        if hasattr(transport, "abortConnection"):
+            transport.abortConnection()
+        elif hasattr(transport, "connectionLost"):  # StandardIO may wait for ever to lose its own
+            transport.connectionLost(Failure(ConnectionAborted()))
+        else:
+            transport.loseConnection()
     except Exception:  # the reactor could not let its descriptor go
         _lose(innermost(transport), Failure(ConnectionAborted()))
 

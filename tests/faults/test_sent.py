@@ -429,6 +429,21 @@ def test_flood_after_the_end_is_not_heard(
     assert sum(heard) <= MOST_HEARD + SMALL_READ
 
 
+def test_pipe_that_breaks_is_told() -> None:
+    """Of a pipe whose reader goes a protocol hears only that its write side is lost."""
+    ends, back = os.pipe(), os.pipe()
+    server = Server(poem(1_500_000))
+    StandardIO(server.buildProtocol(None), stdin=ends[0], stdout=back[1])
+    until(lambda: any(connection.size for connection in server.connections))
+    os.close(back[0])
+    try:
+        until(lambda: server.outcomes)
+    finally:
+        os.close(ends[1])
+    assert server.outcomes == ["truncated"]
+    until(lambda: not server.connections)
+
+
 def test_poem_from_standard_input_of_the_reactor_is_whole() -> None:
     """A transport that closes later is not taken for one that was closed before the end."""
     ends, back = os.pipe(), os.pipe()

@@ -241,12 +241,13 @@ def test_passed_in_socket_outlives_a_server(tmp_path: Path, family: int, end: st
             service.startService()
         if end == "stop":
             served()
+        ports = service.ports
         stopped = service.stopService()
         when.callback(None)
         wait(stopped)
         if end == "stop" and family == socket.AF_UNIX:
             with pytest.raises(CannotListenError, match="is closed"):
-                service.ports[0].startListening()
+                ports[0].startListening()
         with socket.socket(family) as connection:
             connection.connect(shared.getsockname())
             shared.accept()[0].close()

@@ -144,6 +144,8 @@ def test_late_failure_of_an_endpoint_closes_the_others(log: Log) -> None:
     until(lambda: not port.connected)  # type: ignore[attr-defined]
     assert not service.running
     assert "cannot_listen" in [event.get("event") for event in log]
+    assert isinstance(wait_error(service.whenListening()), CannotListenError)
+    assert (service.addresses, service.ports) == ([], [])
 
 
 def test_stop_before_an_endpoint_listens() -> None:
@@ -157,6 +159,7 @@ def test_stop_before_an_endpoint_listens() -> None:
     later.open()
     until(lambda: not later.port.connected)
     assert isinstance(wait_error(service.whenListening()), CancelledError)
+    assert (service.addresses, service.ports) == ([], [])
 
 
 def test_cancelled_serve_poem_leaves_no_listener() -> None:
