@@ -3,24 +3,25 @@
 from __future__ import annotations
 
 from collections.abc import Iterable
+from typing import Any
 from weakref import WeakKeyDictionary
 
 from poetry.errors import PoemTimedOut
 from poetry.protocol import PoetryProtocol
-from poetry.wire.kernel import peer_has_ended, unacknowledged
+from poetry.wire.kernel import acknowledged, peer_has_ended, unacknowledged
 from poetry.wire.layers import handle_of, log_connection_failure
 
-_moved: WeakKeyDictionary[PoetryProtocol, tuple[tuple[int, int], float]] = WeakKeyDictionary()
-"""What each connection had moved (bytes sent or received, and unacknowledged) when a sweep last saw
-that change, and when that was, in seconds. Subclasses may have any attribute of their own."""
+_moved: WeakKeyDictionary[PoetryProtocol, tuple[object, float]] = WeakKeyDictionary()
+"""The progress of each connection's peer when a sweep last saw it change, and when that was, in
+seconds. Subclasses may have any attribute of their own."""
 
 
 def sweep(connections: Iterable[PoetryProtocol], now: float, idle: float, linger: float) -> None:
     """Reset connections that moved nothing for `idle` seconds, and close gracefully those whose
     reader has had all of its poem for `linger` seconds and does not end.
 
-    Progress is what the peer has acknowledged: the kernel buffers megabytes, so what the process
-    can hand over says little about a reader.
+    Progress is what the peer has sent of a poem, or acknowledged: the kernel buffers megabytes, so
+    what the process can hand over says little about a reader.
 
     @param now: in seconds, of any clock.
     """
@@ -34,7 +35,7 @@ def sweep(connections: Iterable[PoetryProtocol], now: float, idle: float, linger
 def _look(connection: PoetryProtocol, now: float, idle: float, linger: float) -> None:
     handle = handle_of(connection.transport)
     queued = 0 if handle is None else unacknowledged(handle)
-    progress, outgoing = (connection.size, queued), connection.outgoing
+    progress, outgoing = _progress(connection, handle, queued), connection.outgoing
     # A reader is not idle while our own pace keeps it waiting.
     before, since = _moved.get(connection, (None, now))
     if progress != before or (outgoing and outgoing.pacing and not queued):
@@ -49,3 +50,14 @@ def _look(connection: PoetryProtocol, now: float, idle: float, linger: float) ->
             connection.release()
     elif now - since >= idle:
         connection.fail(PoemTimedOut(idle, connection.size))
+
+
+def _progress(connection: PoetryProtocol, handle: Any, queued: int) -> object:
+    """Return what changes when the peer moves, and only then where the kernel counts that.
+
+    Elsewhere a reader of a rate-limited poem seems to move until our side of its buffers is full.
+    """
+    if connection.outgoing is None:
+        return connection.size
+    counted = None if handle is None else acknowledged(handle)
+    return (connection.size, queued) if counted is None else counted

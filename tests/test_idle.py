@@ -3,15 +3,20 @@
 from __future__ import annotations
 
 import errno
+import socket
+from itertools import count
 from typing import Any
 
 import pytest
+from twisted.internet.task import Clock
 from twisted.internet.testing import StringTransport
 
 from poetry import PoetryProtocol, PoetryServerFactory
 from poetry.errors import PoemTimedOut
 from poetry.idle import sweep
 from poetry.serving.stopping import stop_all
+from poetry.wire.kernel import unacknowledged
+from poetry.wire.outgoing import Pace
 from tests.calls import failing
 from tests.ends import (
     LONG,
@@ -21,7 +26,7 @@ from tests.ends import (
     queued,
     reader,
 )
-from tests.loop import drain, turn_until_still, until
+from tests.loop import drain, reactor, turn_until_still, until
 from tests.transfers import Log
 
 
@@ -39,6 +44,60 @@ def test_sweep_resets_a_stalled_reader() -> None:
         assert protocol.outcome == "timed_out"
         assert ended_with_reset(connection)
     assert isinstance(server.results[0], PoemTimedOut)
+
+
+def test_what_we_hand_over_is_no_progress_of_a_reader() -> None:
+    """A rate limit fills the kernel's buffer for hours, while its reader takes nothing."""
+    clock, server = Clock(), Server(LONG)
+    server.pace = Pace(1000, 1.0, clock)
+    with listening(server) as port, socket.socket() as connection:
+        connection.setsockopt(socket.SOL_SOCKET, socket.SO_RCVBUF, 1)
+        connection.connect(("127.0.0.1", port))
+        until(lambda: server.connections)
+        (protocol,) = server.connections
+        for now in range(100):
+            clock.advance(1.0)
+            reactor.iterate(0.001)
+            sweep([protocol], now, 10.0, 30.0)
+        assert protocol.outcome == "timed_out"
+
+
+def test_what_we_answer_is_no_progress_of_a_sender(monkeypatch: pytest.MonkeyPatch) -> None:
+    """TLS answers each KeyUpdate, and a sender need not take the answers."""
+    answers = count()
+    monkeypatch.setattr("poetry.idle.unacknowledged", lambda _: next(answers))
+    server = Server()
+    with listening(server) as port, reader(port):
+        until(lambda: server.connections)
+        (protocol,) = server.connections
+        for now in range(12):
+            sweep([protocol], now, 10.0, 30.0)
+        assert protocol.outcome == "timed_out"
+
+
+@pytest.mark.parametrize("counted", [True, False])
+def test_reader_that_takes_little_is_not_idle(
+    counted: bool, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """Less than the rate limit is progress as well, whether or not the kernel counts it."""
+    if not counted:
+        monkeypatch.setattr("poetry.idle.acknowledged", lambda _: None)
+    clock, server = Clock(), Server(LONG)
+    server.pace = Pace(10_000, 1.0, clock)
+    with listening(server) as port, socket.socket() as connection:
+        connection.setsockopt(socket.SOL_SOCKET, socket.SO_RCVBUF, 4096)
+        connection.connect(("127.0.0.1", port))
+        connection.settimeout(20)
+        until(lambda: server.connections)
+        (protocol,) = server.connections
+        for now in range(100):
+            clock.advance(1.0)
+            reactor.iterate(0)
+            taken = connection.recv(5000)
+            while taken and unacknowledged(protocol.transport.getHandle()) > 200_000:
+                taken = connection.recv(5000)  # the kernel tells of new room now and then
+            sweep([protocol], now, 10.0, 30.0)
+        assert protocol.outcome is None
 
 
 def test_sweep_leaves_the_attributes_of_a_subclass_alone() -> None:

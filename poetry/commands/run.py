@@ -89,6 +89,7 @@ class ServiceRunner:
     def _stop(self) -> None:
         """Stop the reactor; when called again, reset the readers that are still in flight."""
         if self._stopping:
+            self._service.grace = 0.0  # for those that the stop, which may come yet, still accepts
             self._service.abort()
         else:
             self._stopping = True

@@ -21,6 +21,7 @@ that a poem is sent for.
 
 from __future__ import annotations
 
+from contextlib import suppress
 from typing import Any
 
 from twisted.internet.abstract import FileDescriptor
@@ -30,6 +31,10 @@ from poetry.wire.buffered import Buffered
 from poetry.wire.layers import is_tls
 from poetry.wire.outgoing import Sender
 from poetry.wire.plain import Plain, PlainOfClient
+
+with suppress(ImportError):  # pyOpenSSL is not installed, and no transport is one of TLS
+    # Now: once a server has changed its root or its user, nothing can be loaded.
+    from poetry.wire.tls import Tls
 
 __all__ = ["kind_of"]
 
@@ -41,7 +46,5 @@ def kind_of(transport: Any) -> type[Sender]:
     if isinstance(transport, FileDescriptor):
         return Plain
     if is_tls(transport):
-        from poetry.wire.tls import Tls
-
         return Tls
     return Buffered

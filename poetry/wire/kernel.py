@@ -119,6 +119,17 @@ def unacknowledged(handle: socket.socket) -> int:
     return int.from_bytes(_COUNT, sys.byteorder)
 
 
+def acknowledged(handle: socket.socket) -> int | None:
+    """Count the bytes that the peer has acknowledged since it connected (tcp_info,
+    tcpi_bytes_acked); None where the kernel does not count them.
+    """
+    with suppress(AttributeError, OSError):  # only Linux does, since 4.1, and only of TCP
+        info = handle.getsockopt(socket.IPPROTO_TCP, socket.TCP_INFO, 128)
+        if len(info) == 128:
+            return int.from_bytes(info[120:], sys.byteorder)
+    return None
+
+
 def is_acknowledged(handle: socket.socket) -> bool:
     """Check whether the peer has acknowledged everything; True if the kernel does not tell.
 

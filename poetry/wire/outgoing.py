@@ -121,6 +121,7 @@ class Sender(Outgoing, ABC):
     pushes: ClassVar[bool] = False
 
     _paused = False
+    _left = 0  # bytes that are due, and not handed over
     _consumer: Any = None
     _timer: Any = None
 
@@ -157,6 +158,7 @@ class Sender(Outgoing, ABC):
 
     def forget(self) -> None:
         """Drop the poem, and what refers back to the connection."""
+        self._cancel()
         del self.poem, self._owner, self._transport
 
     @property
@@ -229,7 +231,17 @@ class Sender(Outgoing, ABC):
             self._send_paced(self._pace)
 
     def _send_paced(self, pace: Pace) -> None:
-        if self.send(pace.num_bytes):
+        """Send what is due, a turn at a time while there is room; the next is due after a delay.
+
+        A kernel that takes less than it is offered is asked again with the next bytes.
+        """
+        self._left = self._left or pace.num_bytes
+        while self._left and not self._paused:
+            before, offered = self.size, min(self._left, self.turn)
+            if not self.send(offered):
+                return
+            self._left = self._left - offered if self.size - before == offered else 0
+        if not self._left:
             self._timer = pace.clock.callLater(pace.delay, self._due)
 
     def _due(self) -> None:
@@ -243,7 +255,10 @@ class Sender(Outgoing, ABC):
 
     def stopProducing(self) -> None:
         """Reset the connection: the transport is going, and the poem is not out."""
+        self._cancel()
+        reset_before_close(self._transport)
+
+    def _cancel(self) -> None:
         if self._timer is not None:
             self._timer.cancel()
             self._timer = None
-        reset_before_close(self._transport)

@@ -1,4 +1,4 @@
-"""Running the reactor for a command: its clock."""
+"""Running the reactor for a command: its clock, its signals, and what fails late."""
 
 from __future__ import annotations
 
@@ -18,10 +18,14 @@ from typing import Any
 import pytest
 from twisted.internet.base import ReactorBase
 from twisted.internet.defer import CancelledError, Deferred
+from twisted.internet.endpoints import serverFromString
 from twisted.internet.error import CannotListenError
+from twisted.internet.interfaces import IListeningPort
 
+from poetry import PoetryServerFactory, PoetryService
 from poetry.commands.run import ServiceRunner
 from poetry.system.clock import use_monotonic_time
+from tests.ends import HERE, LONG, port_of, reader
 from tests.faults.bad import black_hole
 from tests.processes import PATIENCE, POETRY, run
 
@@ -126,6 +130,47 @@ def test_late_failure_of_an_endpoint_ends_the_command() -> None:
         else:
             assert runner.run() == 0
         assert reactor.stops == stops
+
+
+@pytest.mark.usefixtures("signals")
+def test_endpoint_that_fails_as_the_reactor_starts_ends_the_command(any_reactor: Any) -> None:
+    """A failure may come before the runner asks for it, and ends the command all the same."""
+    listening: Deferred[IListeningPort] = Deferred()
+    endpoint: Any = SimpleNamespace(listen=lambda _: listening)
+    service = PoetryService([(endpoint, PoetryServerFactory(b"poem"))], clock=any_reactor)
+    any_reactor.callWhenRunning(listening.errback, CannotListenError("", 1, OSError("no")))
+    service.startService()
+    give_up = Timer(PATIENCE, any_reactor.callFromThread, [any_reactor.crash])
+    give_up.start()
+    with pytest.raises(CannotListenError):
+        ServiceRunner(any_reactor, service).run()
+    give_up.cancel()
+
+
+@pytest.mark.usefixtures("signals")
+def test_two_signals_at_once_leave_no_grace(any_reactor: Any) -> None:
+    """The stop accepts readers from the queue; after a second signal they have no time either."""
+    endpoint = serverFromString(any_reactor, HERE)
+    server = PoetryServerFactory(LONG)
+    service = PoetryService([(endpoint, server)], clock=any_reactor, max_connections=1, grace=3600)
+    service.startService()
+    runner = ServiceRunner(any_reactor, service)
+
+    def both_signals() -> None:
+        if server.connections:
+            any_reactor.callFromThread(runner._stop)  # as a signal does
+            any_reactor.callFromThread(runner._stop)
+        else:
+            any_reactor.callLater(0.01, both_signals)
+
+    any_reactor.callWhenRunning(both_signals)
+    give_up = Timer(PATIENCE, any_reactor.callFromThread, [any_reactor.crash])
+    give_up.start()
+    with reader(port_of(service)), reader(port_of(service)):
+        assert runner.run() == 0
+    assert give_up.is_alive()
+    give_up.cancel()
+    assert not server.connections
 
 
 def test_terminal_shows_how_to_fetch(tmp_path: Path) -> None:

@@ -13,9 +13,11 @@ from typing import Any
 import pytest
 from twisted.internet.defer import Deferred
 from twisted.internet.endpoints import clientFromString, serverFromString
+from twisted.internet.error import ConnectionLost
 from twisted.internet.task import Clock
 from twisted.internet.testing import StringTransport
 from twisted.protocols.policies import WrappingFactory
+from twisted.python.failure import Failure
 
 from poetry import PoetryClientFactory, PoetryProtocol
 from poetry.idle import sweep
@@ -109,6 +111,16 @@ def test_end_of_a_slow_poem_leaves_no_timer() -> None:
     assert (server.outcomes, clock.getDelayedCalls()) == (["stopped"], [])
 
 
+def test_lost_connection_of_a_slow_poem_leaves_no_timer() -> None:
+    """A transport that asks nobody to stop leaves no timer of its poem."""
+    clock, transport = Clock(), StringTransport()
+    protocol: Any = slow(b"12345", clock).buildProtocol(None)
+    protocol.makeConnection(transport)
+    assert clock.getDelayedCalls()
+    protocol.connectionLost(Failure(ConnectionLost()))
+    assert not clock.getDelayedCalls()
+
+
 def test_piece_waits_for_delay_and_room(certificates: Certificates) -> None:
     """After a piece that fills its transport, the next one waits for the delay and for room."""
     clock = Clock()
@@ -118,10 +130,29 @@ def test_piece_waits_for_delay_and_room(certificates: Certificates) -> None:
     clientFromString(reactor, certificates.trusting(port.getHost().port)).connect(client)
     until(lambda: server.connections and clock.getDelayedCalls())
     (protocol,) = server.connections
+    assert protocol.size == len(LONG) // 2
     clock.advance(2.0)
-    assert protocol.size in (len(LONG) // 2, len(LONG))
     assert wait(client.received) == LONG
     wait(port.stopListening())
+
+
+def test_large_piece_waits_for_room() -> None:
+    """Of a piece that is due a transport gets no more at a time than it has room for."""
+
+    class Full(StringTransport):
+        def write(self, data: bytes) -> None:
+            super().write(data)  # type: ignore[no-untyped-call]
+            producer: Any = self.producer
+            producer.pauseProducing()
+
+    clock = Clock()
+    transport: Any = Full()  # type: ignore[no-untyped-call]
+    Buffered(transport, Poem(LONG), Pace(len(LONG), 2.0, clock), PoetryProtocol()).start()
+    assert len(transport.value()) == Buffered.turn
+    producer: Any = transport.producer
+    producer.resumeProducing()
+    assert len(transport.value()) == 2 * Buffered.turn
+    assert not clock.getDelayedCalls()
 
 
 def test_room_does_not_shorten_the_delay() -> None:
