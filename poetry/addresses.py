@@ -33,10 +33,10 @@ from twisted.internet.interfaces import (
 
 from poetry.system.adopted import WrongSocket, adopt
 from poetry.system.certificates import BadCertificate, TLSEndpoint
-from poetry.system.descriptors import given_descriptor
 from poetry.system.endpoint_strings import argument_of, type_of
 from poetry.system.features import UNIX
 from poetry.system.unix import LONGEST, check_path, path_in_text, unix_address, unix_reactor
+from poetry.text import one_line
 
 BACKLOG = 4096
 """Most readers that wait in the kernel to be accepted. With Twisted's 50, 2,580 of 4,000 at once
@@ -71,10 +71,6 @@ _NEARLY = re.compile(  # a URL, HOST PORT, HOST:SERVICE, HOST:PORT:MORE, :PORT, 
     r"(?:\s*[:\s]\s*(?P<port>\d+))?(?:[:/?#].*)?\s*"
 )
 _FILE = re.compile(r"[\w./-]*\.(?:txt|text|md|rst)")
-_MOST_AUTHORITIES = 64 * 1024 * 1024
-"""Bytes read of a file of authorities, which may be endless; Debian's has 0.2 MB."""
-
-_CERTIFICATE = re.compile("-----BEGIN CERTIFICATE-----.*?-----END CERTIFICATE-----", re.DOTALL)
 _MANY_WORDS = re.compile(r"(?!.*::)\w+:.*:")  # an endpoint string, even of an unknown type
 _LABEL = r"(?!(?!xn)..--)(?!-)[a-z0-9-]{1,63}(?<!-)"
 _LDH_NAME = re.compile(rf"(?:{_LABEL}\.)*{_LABEL}\.?", re.IGNORECASE | re.ASCII)
@@ -164,7 +160,7 @@ def _check_type(scheme: str, text: str) -> None:
 def client_endpoint(reactor: Any, text: str, trust: Any = None) -> IStreamClientEndpoint:
     """Make an endpoint to connect to, without a timeout unless the text has one.
 
-    @param trust: the authorities that sign certificates, of `authorities`; None: the system's.
+    @param trust: who signs certificates, of `system.certificates.authorities`; None: the system's.
     @raise BadAddress: if the text is no address to connect to.
     """
     plain = split(text)
@@ -215,30 +211,6 @@ def _check_name(text: str, host: str) -> None:
         host.encode("idna")
     except UnicodeError as error:
         raise BadAddress(f"{text!r}: {host!r} is no host name") from error
-
-
-def authorities(path: str) -> Any:
-    """Read the authorities that sign certificates from a PEM file.
-
-    @return: an IOpenSSLTrustRoot.
-    @raise BadAddress: if the file has none, or cannot be read.
-    """
-    try:
-        from OpenSSL.crypto import Error
-        from twisted.internet.ssl import Certificate, trustRootFromCertificates
-
-        given_descriptor(path)
-        with Path(path).open(encoding="latin-1") as file:
-            found = _CERTIFICATE.findall(file.read(_MOST_AUTHORITIES))
-        if not found:
-            raise BadAddress(f"{path}: no certificate is in it (PEM)")
-        return trustRootFromCertificates(map(Certificate.loadPEM, found))
-    except ImportError as error:
-        raise _needs_tls(path, error) from error
-    except OSError as error:
-        raise BadAddress(f"{path}: {error.strerror}") from error
-    except Error as error:
-        raise BadAddress(f"{path}: a certificate in it is damaged") from error
 
 
 def _over_tls(
@@ -295,7 +267,7 @@ def _parse(parser: Any, reactor: Any, full: str, text: str) -> Any:
 
 def _reason(error: Exception, text: str, *, listening: bool) -> str:
     """Describe whatever an endpoint's parser raises: ValueError, OSError, SSL.Error."""
-    reason = " ".join(str(error).split()) or type(error).__name__
+    reason = one_line(error) or type(error).__name__
     reason += _hint_without_tcp(text)
     if reason.startswith("Unknown endpoint type"):
         instead = _hint(text, listening=listening)

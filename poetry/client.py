@@ -21,11 +21,12 @@ from twisted.python.failure import Failure
 from zope.interface import implementer
 
 from poetry.addresses import peer_address
-from poetry.errors import PoemTimedOut, text_of
+from poetry.errors import PoemTimedOut
 from poetry.idle import sweep
 from poetry.limits import check_count, check_seconds
 from poetry.protocol import PoetryClientFactory, PoetryProtocol
 from poetry.system.unix import check_path, path_of_endpoint
+from poetry.text import text_of
 from poetry.wire.layers import failed_in_tls
 
 _T = TypeVar("_T")
@@ -323,8 +324,12 @@ class _ClientFactory(PoetryClientFactory):
         return super().buildProtocol(addr)
 
 
+@implementer(IPushProducer)
 class _DownloadProtocol(_ClientProtocol):
-    """Writes each chunk at once, and resets the connection if the sender falls silent."""
+    """Writes each chunk at once, and resets the connection if the sender falls silent.
+
+    It is the producer of its consumer, whose delay is not the sender's silence.
+    """
 
     factory: _DownloadFactory
     _idle: _Timeout
@@ -334,7 +339,7 @@ class _DownloadProtocol(_ClientProtocol):
         self._idle = _Timeout(factory.clock, factory.timeout, self._timedOut)
         super().connectionMade()
         if factory.consumer is not None:
-            factory.consumer.registerProducer(_ConsumerThrottle(self), True)
+            factory.consumer.registerProducer(self, True)
 
     def chunkReceived(self, data: bytes) -> None:
         self._idle.restart()
@@ -345,17 +350,21 @@ class _DownloadProtocol(_ClientProtocol):
         except Exception as unwritten:
             self.fail(unwritten)
 
-    def pause(self) -> None:
-        """Stop reading for the consumer, whose delay is not the sender's silence."""
+    def pauseProducing(self) -> None:
+        """Read no more: the consumer is full."""
         assert self.incoming is not None
         self._idle.stop()
         self.incoming.pause(self)
 
-    def resume(self) -> None:
-        """Read on."""
+    def resumeProducing(self) -> None:
+        """Read on: the consumer has room."""
         assert self.incoming is not None
         self._idle.restart()
         self.incoming.resume(self)
+
+    def stopProducing(self) -> None:
+        """Reset the connection: the consumer is gone."""
+        self.fail(ConsumerGone())
 
     def _timedOut(self) -> None:
         self.fail(PoemTimedOut(self.factory.timeout, self.size))
@@ -386,20 +395,3 @@ class _DownloadFactory(_ClientFactory):
         self.max_bytes = max_bytes
         self.consumer = consumer
         self.clock = clock
-
-
-@implementer(IPushProducer)
-class _ConsumerThrottle:
-    """The download as the producer of its consumer."""
-
-    def __init__(self, download: _DownloadProtocol) -> None:
-        self._download = download
-
-    def pauseProducing(self) -> None:
-        self._download.pause()
-
-    def resumeProducing(self) -> None:
-        self._download.resume()
-
-    def stopProducing(self) -> None:
-        self._download.fail(ConsumerGone())

@@ -1,30 +1,16 @@
-"""Errors of a poem, as exceptions that carry the data, and what makes a text one line.
+"""Errors of a poem, as exceptions that carry the data.
 
 It loads nothing of Twisted's, as the commands name errors before they do.
 """
 
 from __future__ import annotations
 
-from typing import TYPE_CHECKING, Any
+from typing import TYPE_CHECKING
+
+from poetry.text import text_of
 
 if TYPE_CHECKING:
     from twisted.python.failure import Failure
-
-
-def is_of_openssl(error: object) -> bool:
-    """Check whether OpenSSL raised an error: of a fatal alert, or of what is no TLS."""
-    return type(error).__module__ == "OpenSSL.SSL"
-
-
-def text_of(error: Any) -> str:
-    """Return the message of an error; of one of OpenSSL, which lists (library, function, reason),
-    its reasons; without a message, the name of its type.
-    """
-    if is_of_openssl(error):
-        text = "; ".join(str(each[-1]) for reasons in error.args for each in reasons)
-    else:
-        text = str(error)
-    return text or type(error).__name__
 
 
 class PoemError(Exception):
@@ -110,22 +96,3 @@ class PoemStopped(PoemError):
 
     def __init__(self, message: str = "stopped before the end of the poem") -> None:
         super().__init__(message)
-
-
-def one_line(value: object) -> str:
-    """Return a value as text, with its line ends as blanks."""
-    return " ".join(str(value).split())
-
-
-def printable(text: str) -> str:
-    """Return a text in one line, with what cannot be printed escaped as in Python's strings, and
-    bytes that are no text (`surrogateescape`) as in its bytes.
-    """
-    if text.isprintable():
-        return text
-    return "".join(c if c.isprintable() else _escape(c) for c in text)
-
-
-def _escape(character: str) -> str:
-    byte = ord(character) - 0xDC00
-    return f"\\x{byte:02x}" if 0x80 <= byte <= 0xFF else repr(character)[1:-1]

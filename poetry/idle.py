@@ -40,7 +40,7 @@ def _look(connection: PoetryProtocol, now: float, idle: float, linger: float) ->
     before, since = _moved.get(connection, (None, now))
     if progress != before or (outgoing and outgoing.pacing and not queued):
         _moved[connection] = progress, now
-    elif handle is not None and outgoing is not None and outgoing.ended and not queued:
+    elif handle is not None and connection.stream_ended and not queued:
         try:  # the reactor may have missed an end that is still unread
             forgotten = peer_has_ended(handle)
         except OSError as error:

@@ -13,7 +13,6 @@ from time import monotonic
 from typing import Any
 
 from twisted.copyright import version
-from twisted.internet.abstract import FileDescriptor
 from twisted.internet.defer import CancelledError, Deferred
 from twisted.internet.error import ConnectionClosed, ConnectionLost
 from twisted.internet.interfaces import (
@@ -33,14 +32,14 @@ from twisted.internet.protocol import (
 from twisted.logger import Logger
 from twisted.python.failure import Failure
 from twisted.python.reflect import safe_repr
-from zope.interface import alsoProvides, classImplements, implementer
+from zope.interface import classImplements, implementer
 
 from poetry.errors import EmptyPoem, PoemError, PoemStopped, PoemTooLong, PoemTruncated
 from poetry.wire import kind_of
 from poetry.wire.acknowledging import Acknowledging
 from poetry.wire.closing import abort, close, discard_input
 from poetry.wire.kernel import is_acknowledged
-from poetry.wire.layers import handle_of, innermost
+from poetry.wire.layers import handle_of, hear_half_close, innermost
 from poetry.wire.outgoing import Outgoing, Pace
 from poetry.wire.poem import Poem
 from poetry.wire.receiving import Incoming
@@ -104,6 +103,7 @@ class PoetryProtocol(Protocol):
             raise TypeError("a PoetryProtocol is made by a factory: PoetryClientFactory, say")
         try:
             self.attach(transport, Sealed(transport, self))
+            hear_half_close(transport)
             poem = _poem_for(self)
             if poem is None:
                 self.transport = transport
@@ -135,12 +135,6 @@ class PoetryProtocol(Protocol):
         self.factory.connections.add(self)
         if self.factory.service is not None:
             self.factory.service.connectionBegan()
-        if isinstance(transport, FileDescriptor):
-            outer = getattr(transport, "protocol", self)
-            passes_on = outer is not self and hasattr(outer, "readConnectionLost")
-            if passes_on and not IHalfCloseableProtocol.providedBy(outer):
-                # The wrapper of a client endpoint passes it on, and does not declare it.
-                alsoProvides(outer, IHalfCloseableProtocol)
 
     def connectionMade(self) -> None:
         """Start to send the poem, or to receive one if there is none."""
@@ -211,7 +205,7 @@ class PoetryProtocol(Protocol):
     def _look(self) -> bool:
         """Close if the reader has all of the poem; return whether the transfer is over."""
         acknowledged = self._is_acknowledged()
-        if acknowledged and self._ended:
+        if acknowledged and self.stream_ended:
             self._finish()
             return True
         return acknowledged is None
@@ -228,7 +222,7 @@ class PoetryProtocol(Protocol):
             return None
 
     @property
-    def _ended(self) -> bool:
+    def stream_ended(self) -> bool:
         """Whether our stream is ended: the kernel has all of it."""
         return self.outgoing is not None and self.outgoing.ended
 
@@ -260,7 +254,7 @@ class PoetryProtocol(Protocol):
 
     def stop(self) -> None:
         """End the transfer now: gracefully where the kernel has all of it, else with a reset."""
-        if self._ended:
+        if self.stream_ended:
             self.release()
         else:
             self.fail(PoemStopped())

@@ -21,7 +21,6 @@ from zope.interface import implementer
 from poetry.addresses import (
     BACKLOG,
     BadAddress,
-    authorities,
     client_endpoint,
     listening_address,
     named,
@@ -31,6 +30,7 @@ from poetry.addresses import (
 )
 from poetry.client import get_poem
 from poetry.protocol import PoetryServerFactory
+from poetry.system.certificates import BadCertificate, authorities
 from poetry.wire.layers import serves_tls
 from tests.certificates import Certificates
 from tests.loop import reactor, wait
@@ -190,7 +190,7 @@ def test_authorities_without_pyopenssl_say_what_to_install(monkeypatch: pytest.M
     """Where TLS is not installed, a file of authorities says what to install."""
     monkeypatch.setitem(sys.modules, "OpenSSL", None)
     monkeypatch.setitem(sys.modules, "OpenSSL.crypto", None)
-    with pytest.raises(BadAddress, match="needs TLS: install twisted-poetry"):
+    with pytest.raises(BadCertificate, match="needs TLS: install twisted-poetry"):
         authorities("ca.pem")
 
 

@@ -24,11 +24,12 @@ from twisted.internet.task import Clock
 from twisted.internet.testing import StringTransport
 from twisted.python.failure import Failure
 
-from poetry.addresses import authorities, client_endpoint
+from poetry.addresses import client_endpoint
 from poetry.client import ConsumerGone, download, get_poem, send_poem
 from poetry.errors import EmptyPoem, PoemTimedOut, PoemTooLong, PoemTruncated
 from poetry.protocol import PoetryClientFactory, PoetryServerFactory
 from poetry.server import PoetryService, serve_poem
+from poetry.system.certificates import authorities
 from poetry.wire.layers import innermost
 from tests.calls import failing
 from tests.certificates import Certificates

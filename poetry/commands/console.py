@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import errno
 import math
 import os
 import sys
@@ -14,8 +13,9 @@ from typing import Any
 
 import click
 
-from poetry.errors import one_line, printable
+from poetry.system.descriptors import hint_of_limit
 from poetry.system.streams import write_now
+from poetry.text import one_line, printable
 
 FAILED, USAGE, INTERRUPTED = 1, 2, 130
 
@@ -41,8 +41,8 @@ def write_to_stderr(line: str) -> None:
 
 def complain_of_stdout(error: OSError) -> int:
     """Print why standard output failed, and discard what Python would flush at exit."""
-    if error.errno in (errno.EMFILE, errno.ENFILE):  # standard output is not the cause
-        return complain(f"{error.strerror}: raise the limit (ulimit -n)", FAILED)
+    if hint := hint_of_limit(error.errno):  # standard output is not the cause
+        return complain(f"{error.strerror}{hint}", FAILED)
     with Path(os.devnull).open("wb") as nowhere:
         os.dup2(nowhere.fileno(), sys.stdout.fileno())
     return complain(f"standard output: {error.strerror}", FAILED)
@@ -65,8 +65,8 @@ def explained() -> Iterator[None]:
 def explain_start_failure(error: Exception) -> str:
     """Describe what the system refused to a command, with what to do about it if that is known."""
     first = system_error(error)
-    if getattr(first, "errno", None) in (errno.EMFILE, errno.ENFILE):
-        return f"{message_of(first)}: raise the limit (ulimit -n)"
+    if hint := hint_of_limit(getattr(first, "errno", None)):
+        return f"{message_of(first)}{hint}"
     if isinstance(first, MemoryError):
         return "cannot start: there is not enough memory (ulimit -v)"
     # The exception does not name the system call; the line of source that made it does.
@@ -91,7 +91,7 @@ def message_of(error: Any) -> str:
     """Return the message of an exception, without its number and with its file."""
     message = getattr(error, "strerror", None) or str(error)
     file = getattr(error, "filename", None)
-    return f"{message}: {file}" if file and not error.filename2 else message
+    return f"{message}: {file}" if file and not getattr(error, "filename2", None) else message
 
 
 class Seconds(click.ParamType):  # type: ignore[type-arg]  # it has none in click 8.1

@@ -216,11 +216,11 @@ def read_authorities(path: str) -> Any:
 
     @raise UsageError: where it has none, or cannot be read.
     """
-    from poetry.addresses import BadAddress, authorities
+    from poetry.system.certificates import BadCertificate, authorities
 
     try:
         return authorities(path)
-    except BadAddress as error:
+    except BadCertificate as error:
         raise click.UsageError(f"--cacert {error}") from error
 
 

@@ -9,7 +9,7 @@ from contextlib import contextmanager
 from time import monotonic
 from typing import Any, TextIO
 
-from poetry.errors import printable
+from poetry.text import one_line, printable
 
 DELAY = 0.5
 """Seconds after which the bar appears: a short download shows none."""
@@ -52,7 +52,7 @@ def progress_bar(
 
 
 def _shown(line: str) -> str:
-    return printable(" ".join(line.splitlines()))
+    return printable(one_line(line))
 
 
 class _Bar:

@@ -11,11 +11,9 @@ from typing import Any
 import click
 
 from poetry.commands.console import (
-    FAILED,
     USAGE,
     Count,
     Seconds,
-    complain,
     explain_start_failure,
     message_of,
     system_error,
@@ -114,16 +112,17 @@ def serve(
 
     POEM is a file, or - for standard input; without one, it is the sample poem.
     """
-    fail = complain if log_format == "text" else complain_in_json
     try:
         addresses = listen_addresses(poems, port, interface, addresses)
         return run(poems, addresses, log_format, **options)
-    except click.UsageError as error:
-        if log_format == "text":
-            raise  # its line also names --help
-        return fail(error.format_message(), USAGE)
+    except click.ClickException as error:
+        failure = error
     except Exception as error:
-        return fail(explain_failure(error, addresses), FAILED)
+        failure = click.ClickException(explain_failure(error, addresses))
+    if log_format == "text":
+        raise failure
+    write_error_in_json(failure.format_message())
+    return failure.exit_code
 
 
 def run(
@@ -143,9 +142,10 @@ def run(
     """
     from poetry.system.descriptors import LEAST, raise_limit
 
-    fail = complain if log_format == "text" else complain_in_json
     if (descriptors := raise_limit()) < LEAST:
-        return fail(f"{descriptors} open files (ulimit -n) do not do: it takes {LEAST}", FAILED)
+        raise click.ClickException(
+            f"{descriptors} open files (ulimit -n) do not do: it takes {LEAST}"
+        )
 
     from twisted.internet import reactor
 
@@ -160,11 +160,17 @@ def run(
             reactor, poems, addresses, limits=limits, log_level=log_level, **options
         )
     except BadPoem as error:
-        return fail(f"{error}{hint_of_address(str(error))}", USAGE)
+        raise UnreadablePoem(f"{error}{hint_of_address(str(error))}") from error
     except UsageError as error:
         raise click.UsageError(str(error)) from error
     service.startService()
     return ServiceRunner(reactor, service, log_format).run()
+
+
+class UnreadablePoem(click.ClickException):
+    """A POEM argument cannot be read: wrong usage, which `--help` does not mend."""
+
+    exit_code = USAGE
 
 
 def hint_of_address(error: str) -> str:
@@ -175,12 +181,11 @@ def hint_of_address(error: str) -> str:
     return f"; to listen there: -l {poem}" if re.fullmatch(r"[^\s/]+:\d+", poem) else ""
 
 
-def complain_in_json(message: str, code: int) -> int:
-    """Print an error as a log line in JSON; return the exit code."""
+def write_error_in_json(message: str) -> None:
+    """Write an error to standard error as a log line in JSON."""
     from poetry.daemon.logs import error_line
 
     write_to_stderr(error_line(message))
-    return code
 
 
 def listen_addresses(

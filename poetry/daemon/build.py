@@ -14,14 +14,13 @@ from poetry.addresses import server_endpoint
 from poetry.daemon.logs import TransferLog
 from poetry.daemon.metrics import Metrics
 from poetry.daemon.systemd import notify
-from poetry.errors import EmptyPoem, one_line
+from poetry.errors import EmptyPoem
 from poetry.limits import DEFAULTS, Limits, check_count, check_seconds
 from poetry.server import PoetryService
 from poetry.serving.poems import (
     NamedPoem,
     PoemFactory,
     explain_read_failure,
-    in_daemon_thread,
     printable_name,
     read_at_start,
 )
@@ -29,6 +28,8 @@ from poetry.system.certificates import TLSEndpoint
 from poetry.system.clock import use_monotonic_time
 from poetry.system.descriptors import given_descriptor
 from poetry.system.features import HANGUP
+from poetry.system.threads import in_daemon_thread
+from poetry.text import one_line
 from poetry.wire.outgoing import Pace
 from poetry.wire.poem import Poem
 

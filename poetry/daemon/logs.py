@@ -21,9 +21,9 @@ from twisted.python.failure import Failure
 from zope.interface import implementer
 
 from poetry.addresses import peer_address
-from poetry.errors import one_line, printable, text_of
 from poetry.protocol import PoetryProtocol
 from poetry.system.streams import LossyStream
+from poetry.text import one_line, printable, text_of
 
 FLOOD_LINES, FLOOD_SECONDS = 10, 10.0
 """Most warnings of one kind in so many seconds; of the rest only the number is logged."""

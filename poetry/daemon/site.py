@@ -35,7 +35,7 @@ class Page(Resource):
     def render_GET(self, request: Request) -> bytes:
         """Return the page; for HEAD twisted.web sends only its headers."""
         now = monotonic()
-        if not self._rendered or now >= self._stale_at:
+        if now >= self._stale_at:
             self._rendered = self._render()
             self._stale_at = now + FRESH_SECONDS
         request.setHeader(b"content-type", self._content_type)

@@ -9,8 +9,8 @@ from twisted.application.service import Service
 from twisted.python import usage
 
 from poetry.daemon.build import UsageError, build_service
-from poetry.errors import printable
 from poetry.limits import DEFAULTS, Limits
+from poetry.text import printable
 
 
 class Options(usage.Options):

@@ -23,10 +23,9 @@ from poetry.errors import (
     PoemMismatch,
     PoemTimedOut,
     PoemTruncated,
-    is_of_openssl,
-    text_of,
 )
 from poetry.system.descriptors import hint_of_limit
+from poetry.text import is_of_openssl, text_of
 
 TRANSIENT = (PoemTruncated, EmptyPoem, PoemTimedOut, ConnectError, DNSLookupError)
 """Errors after which another attempt may succeed."""

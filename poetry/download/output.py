@@ -157,6 +157,7 @@ class Output(FileDescriptor):
         `OutputError`, whose reason is a BrokenPipeError if the reader went away.
     """
 
+    reactor: Any
     connected = 1
     size = 0
     _unwritten = 0  # bytes
@@ -181,7 +182,6 @@ class Output(FileDescriptor):
         self._descriptor = descriptor
         self._place = place
         self._error: Exception | None = None
-        self._clock = reactor
         self._controls = controls
         self._timer: Any = None
         if max_time is not None:
@@ -222,7 +222,7 @@ class Output(FileDescriptor):
             super().stopWriting()  # type: ignore[no-untyped-call]
         except Exception as refused:
             self._error = self._error or refused
-            self._clock.callLater(0, self._end)
+            self.reactor.callLater(0, self._end)
 
     def _end(self) -> None:
         if self.connected:
@@ -271,7 +271,7 @@ class Output(FileDescriptor):
         if self._write_pending and not _wait_for_room(self._descriptor, 0):
             self._give_up(late)
         else:
-            self._timer = self._clock.callLater(MOMENT, self._give_up, late)
+            self._timer = self.reactor.callLater(MOMENT, self._give_up, late)
 
     def _give_up(self, late: TimeoutError) -> None:
         self._error = late
@@ -321,7 +321,7 @@ class ThreadedOutput(Output):
         """Begin to write in the next iteration of the reactor, unless that has begun."""
         if not self._busy:
             self._busy = True
-            self._clock.callLater(0, self._write_next)
+            self.reactor.callLater(0, self._write_next)
 
     def stopWriting(self) -> None:
         """Do nothing: the reactor does not watch this output."""
@@ -333,7 +333,7 @@ class ThreadedOutput(Output):
             return result
         self._busy = self._write_pending = True
         try:
-            self._clock.callInThread(self._writeInThread, data)
+            self.reactor.callInThread(self._writeInThread, data)
         except RuntimeError as error:  # no thread can be started
             self._write_pending = False
             self._error = OSError(errno.EAGAIN, str(error))
@@ -344,7 +344,7 @@ class ThreadedOutput(Output):
         result = super().writeSomeData(data)
         if result == 0:  # another process that shares it has set O_NONBLOCK
             _wait_for_room(self._descriptor)
-        self._clock.callFromThread(self._written, result)
+        self.reactor.callFromThread(self._written, result)
 
     def _written(self, result: int | BaseException) -> None:
         self._write_pending = False

@@ -79,17 +79,17 @@ class _VerboseResolver:
         self, resolutionReceiver: IResolutionReceiver, hostName: str, *rest: Any, **options: Any
     ) -> Any:
         self._report(f"looking up {hostName}")
-        receiver = _VerboseReceiver(resolutionReceiver)
-        receiver.name, receiver.report = hostName, self._report
+        receiver = _VerboseReceiver(resolutionReceiver, hostName, self._report)
         return self._resolver.resolveHostName(receiver, hostName, *rest, **options)
 
 
 class _VerboseReceiver(proxyForInterface(IResolutionReceiver)):  # type: ignore[misc]
-    name: str
-    report: Callable[[str], object]
-
-    def __init__(self, original: IResolutionReceiver) -> None:
+    def __init__(
+        self, original: IResolutionReceiver, name: str, report: Callable[[str], object]
+    ) -> None:
         super().__init__(original)
+        self._name = name
+        self._report = report
         self._hosts: list[str] = []
 
     def addressResolved(self, address: Any) -> None:
@@ -97,5 +97,5 @@ class _VerboseReceiver(proxyForInterface(IResolutionReceiver)):  # type: ignore[
         self.original.addressResolved(address)
 
     def resolutionComplete(self) -> None:
-        self.report(f"{self.name} is {', '.join(self._hosts) or 'unknown'}")
+        self._report(f"{self._name} is {', '.join(self._hosts) or 'unknown'}")
         self.original.resolutionComplete()

@@ -95,7 +95,7 @@ class Accepted:
         conversation = self._conversation
         if IHalfCloseableProtocol.providedBy(self._protocol):
             self._protocol.readConnectionLost()
-        elif conversation is not None and conversation.outgoing and conversation.outgoing.ended:
+        elif conversation is not None and conversation.stream_ended:
             conversation.readConnectionLost()
         else:
             close_at_end(self.transport)

@@ -10,17 +10,17 @@ from collections.abc import Callable, Coroutine, Iterable
 from importlib.resources import files
 from pathlib import Path
 from select import select
-from threading import Thread
 from time import time
 from typing import IO, Any, NamedTuple
 
 from twisted.internet.defer import CancelledError, Deferred, DeferredLock
 from twisted.logger import Logger
-from twisted.python.failure import Failure
 
-from poetry.errors import EmptyPoem, printable
+from poetry.errors import EmptyPoem
 from poetry.protocol import PoetryServerFactory
 from poetry.system.features import NOT_BLOCKING
+from poetry.system.threads import in_daemon_thread
+from poetry.text import printable
 from poetry.wire.poem import Poem
 
 ENDLESS = 256 * 1024 * 1024
@@ -156,29 +156,6 @@ class Reloads:
         if well:
             _log.info("read the poems again", event="reloaded")
         return well
-
-
-def in_daemon_thread(work: Callable[[], Any]) -> Deferred[Any]:
-    """Call `work` in a thread that the process does not wait for when it ends.
-
-    It would wait for a thread of the reactor's pool, however long a file system does not answer.
-
-    @return: fires with the result of `work`, or fails with what it raises.
-    @raise RuntimeError: if no thread can be started.
-    """
-    from twisted.internet import reactor
-
-    done: Deferred[Any] = Deferred()
-
-    def run() -> None:
-        try:
-            result = work()
-        except BaseException:
-            result = Failure()
-        reactor.callFromThread(done.callback, result)  # type: ignore[attr-defined]
-
-    Thread(target=run, daemon=True).start()
-    return done
 
 
 def _read_again(path: Path, old: set[bytes | None], shares: bool) -> Poem | None:

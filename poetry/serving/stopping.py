@@ -53,7 +53,7 @@ def stop_all(connections: Iterable[PoetryProtocol]) -> None:
     """End connections now: gracefully if the kernel has the whole poem, else with a reset."""
     reset = 0
     for connection in list(connections):
-        reset += connection.outgoing is None or not connection.outgoing.ended
+        reset += not connection.stream_ended
         try:
             connection.stop()
         except Exception:  # go on with the others

@@ -1,7 +1,8 @@
-"""TLS endpoints whose certificates can be read again while they listen."""
+"""Certificates: of a TLS endpoint, read again while it listens; of the authorities of a client."""
 
 from __future__ import annotations
 
+import re
 from collections.abc import Iterator
 from contextlib import suppress
 from pathlib import Path
@@ -17,10 +18,18 @@ from twisted.internet.interfaces import (
 from twisted.internet.protocol import Factory
 from zope.interface import implementer
 
+from poetry.system.descriptors import given_descriptor
 from poetry.system.endpoint_strings import argument_of
+from poetry.text import text_of
 
 _FILES = {"privateKey": 1, "certKey": 2, "extraCertChain": None, "dhParameters": None}
 """Arguments of a description that are files."""
+
+
+_MOST_AUTHORITIES = 64 * 1024 * 1024
+"""Bytes read of a file of authorities, which may be endless; Debian's has 0.2 MB."""
+
+_CERTIFICATE = re.compile("-----BEGIN CERTIFICATE-----.*?-----END CERTIFICATE-----", re.DOTALL)
 
 
 class BadCertificate(ValueError):
@@ -92,9 +101,8 @@ def _read(description: str) -> _ListenRecorder:
         endpoint.listen(Factory()).addErrback(results.append)
         for failure in results:
             failure.raiseException()
-    except (SSL.Error, crypto.Error) as error:  # with a queue of (library, function, reason)
-        reasons = ", ".join(reason for *_, reason in error.args[0] if reason)
-        raise BadCertificate(f"OpenSSL refuses its key or certificate: {reasons}") from error
+    except (SSL.Error, crypto.Error) as error:
+        raise BadCertificate(f"OpenSSL refuses its key or certificate: {text_of(error)}") from error
     return recorder
 
 
@@ -119,3 +127,27 @@ def _paths_in(description: str) -> Iterator[Path]:
         path = argument_of(description, name, index)
         if path is not None:
             yield Path(path)
+
+
+def authorities(path: str) -> Any:
+    """Read the authorities that sign certificates from a PEM file.
+
+    @return: an IOpenSSLTrustRoot.
+    @raise BadCertificate: if the file has none, or cannot be read.
+    """
+    try:
+        from OpenSSL.crypto import Error
+        from twisted.internet.ssl import Certificate, trustRootFromCertificates
+
+        given_descriptor(path)
+        with Path(path).open(encoding="latin-1") as file:
+            found = _CERTIFICATE.findall(file.read(_MOST_AUTHORITIES))
+        if not found:
+            raise BadCertificate(f"{path}: no certificate is in it (PEM)")
+        return trustRootFromCertificates(map(Certificate.loadPEM, found))
+    except ImportError as error:
+        raise BadCertificate(f"{path} needs TLS: install twisted-poetry[tls] ({error})") from error
+    except OSError as error:
+        raise BadCertificate(f"{path}: {error.strerror}") from error
+    except Error as error:
+        raise BadCertificate(f"{path}: a certificate in it is damaged") from error

@@ -40,7 +40,7 @@ class Buffered(Sender):
         """
         if is_closing(self._transport):
             raise EndedEarly
-        piece = bytes(self.poem.view[self.size : self.size + limit])
+        piece = self.poem.data[self.size : self.size + limit]
         self._transport.write(piece)
         return len(piece)
 

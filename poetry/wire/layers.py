@@ -7,10 +7,13 @@ import socket
 import sys
 from typing import Any
 
+from twisted.internet.abstract import FileDescriptor
 from twisted.internet.error import SSLError
+from twisted.internet.interfaces import IHalfCloseableProtocol
 from twisted.logger import Logger
+from zope.interface import alsoProvides
 
-from poetry.errors import is_of_openssl
+from poetry.text import is_of_openssl
 
 try:
     from twisted.protocols.tls import TLSMemoryBIOFactory, TLSMemoryBIOProtocol
@@ -98,6 +101,16 @@ def is_closing(transport: Any) -> bool:
             return False
         transport = below
     return True
+
+
+def hear_half_close(transport: Any) -> None:
+    """Declare that what is on a socket hears of the end of the peer's stream.
+
+    The wrapper that a client endpoint puts around a protocol passes it on, and does not say so.
+    """
+    outer = getattr(transport, "protocol", None) if isinstance(transport, FileDescriptor) else None
+    if hasattr(outer, "readConnectionLost") and not IHalfCloseableProtocol.providedBy(outer):
+        alsoProvides(outer, IHalfCloseableProtocol)
 
 
 def read_at_most(size: int, transport: Any) -> None:

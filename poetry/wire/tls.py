@@ -73,9 +73,10 @@ class Tls(Buffered):
         transport = self._transport
         if is_closing(innermost(transport)):
             raise EndedEarly
-        piece = bytes(self.poem.view[self.size : self.size + limit])
+        piece = self.poem.data[self.size : self.size + limit]
         transport.getHandle().set_shutdown(0)
-        write_now(transport, piece)
+        # Its own `write` may keep a small piece for the next reactor turn.
+        TLSMemoryBIOProtocol.write(transport, piece)
         transport.getHandle().set_shutdown(SENT_SHUTDOWN)
         return len(piece)
 
@@ -158,11 +159,3 @@ class _Lingering:
             self._above.connectionLost(reason)
         except IndexError:  # of Twisted 25.5, where OpenSSL has failed before
             self._owner.connectionLost(reason)
-
-
-def write_now(transport: Any, data: bytes) -> None:
-    """Encrypt data and hand it to the transport below at once.
-
-    `transport.write` may keep small writes for the next reactor turn; the class below it does not.
-    """
-    TLSMemoryBIOProtocol.write(transport, data)

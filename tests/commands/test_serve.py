@@ -311,4 +311,4 @@ def test_lack_of_descriptors_is_named(in_process: Run, monkeypatch: pytest.Monke
         raise OSError(errno.EMFILE, "Too many open files")
 
     monkeypatch.setattr("poetry.system.descriptors.raise_limit", fail)
-    assert error_of(in_process("serve"), 1) == "Too many open files: raise the limit (ulimit -n)"
+    assert error_of(in_process("serve"), 1) == "Too many open files; raise the limit (ulimit -n)"

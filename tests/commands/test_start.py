@@ -159,7 +159,7 @@ def caused(error: Exception, cause: Exception) -> Exception:
             CannotListenError("", 9, caused(KeyError(8), OSError(errno.ENOSPC, "No space left"))),
             "cannot listen on 9: No space left",
         ),
-        (OSError(errno.EMFILE, "Too many"), "Too many: raise the limit (ulimit -n)"),
+        (OSError(errno.EMFILE, "Too many"), "Too many; raise the limit (ulimit -n)"),
     ],
 )
 def test_error_of_a_start_says_the_reason(error: Exception, message: str) -> None:

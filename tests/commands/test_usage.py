@@ -198,4 +198,4 @@ def test_version() -> None:
 def test_lack_of_descriptors_is_named(capsys: pytest.CaptureFixture[str]) -> None:
     """A lack of descriptors is not blamed on standard output."""
     assert complain_of_stdout(OSError(errno.EMFILE, "Too many open files")) == 1
-    assert capsys.readouterr().err == "Error: Too many open files: raise the limit (ulimit -n)\n"
+    assert capsys.readouterr().err == "Error: Too many open files; raise the limit (ulimit -n)\n"

@@ -17,15 +17,16 @@ from twisted.internet.protocol import connectionDone
 from twisted.internet.ssl import optionsForClientTLS
 from twisted.internet.task import Clock
 from twisted.protocols.policies import WrappingFactory
+from twisted.protocols.tls import TLSMemoryBIOProtocol
 from twisted.python.failure import Failure
 
 from poetry import PoetryClientFactory, PoetryProtocol
-from poetry.addresses import authorities
 from poetry.errors import EmptyPoem, PoemTruncated
 from poetry.idle import sweep
+from poetry.system.certificates import authorities
 from poetry.wire.layers import innermost
 from poetry.wire.outgoing import Pace
-from poetry.wire.tls import _Lingering, write_now
+from poetry.wire.tls import _Lingering
 from tests.certificates import Certificates
 from tests.ends import (
     EACH_POEM,
@@ -343,7 +344,7 @@ def test_write_goes_to_openssl_at_once(certificates: Certificates) -> None:
     class Peeks(PoetryProtocol):
         def handshakeCompleted(self) -> None:
             written = innermost(self.transport)._tempDataLen
-            write_now(self.transport, b"at once")
+            TLSMemoryBIOProtocol.write(self.transport, b"at once")
             transports.append(innermost(self.transport)._tempDataLen - written)
             self.stop()
 
