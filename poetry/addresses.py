@@ -292,11 +292,20 @@ def _hint_without_tcp(text: str) -> str:
     return f"; write {rest}" if type_of(text) == "tcp" and _PLAIN.fullmatch(rest) else ""
 
 
-def _hint(text: str, *, listening: bool) -> str:
-    """Return a hint for a text that is nearly an address."""
+def _hint_of_path(text: str, *, listening: bool) -> str:
+    """Return a hint for what looks like the path of a file or of a Unix socket, or ""."""
     if _FILE.fullmatch(text) or (":" not in text and os.path.isfile(text)):  # noqa: PTH113 (raises)
         to_write = "" if listening else f", `get -o {text} ADDRESS` writes it"
         return f"it looks like a file: `serve {text}` sends it{to_write}"
+    if "/" in text and ":" not in text:
+        return f"for a Unix socket, write unix:{text}"
+    return ""
+
+
+def _hint(text: str, *, listening: bool) -> str:
+    """Return a hint for a text that is nearly an address."""
+    if hint := _hint_of_path(text, listening=listening):
+        return hint
     nearly = _NEARLY.fullmatch(text)
     has_host = (
         nearly is not None
@@ -335,6 +344,15 @@ def listening_address(port: IListeningPort, *, secure: bool) -> str:
             host = UNIXAddress(absolute)
     plain = _format(host)
     return f"tls:{plain}" if secure else plain
+
+
+def address_of(descriptor: int) -> str:
+    """Return the address of a socket that was passed in, as text; of what is none, its number."""
+    try:
+        with socket.socket(fileno=os.dup(descriptor)) as passed_in:
+            return _format(as_address(passed_in.getsockname()))
+    except OSError:
+        return f"descriptor {descriptor}"
 
 
 def peer_address(transport: Any) -> str:

@@ -13,6 +13,7 @@ import click
 
 from poetry.commands.console import Count, Seconds, explained
 from poetry.commands.progress import is_terminal, progress_bar
+from poetry.system.endpoint_strings import TLS_TYPES, type_of
 
 if TYPE_CHECKING:
     from poetry.download.fetch import Source
@@ -134,6 +135,8 @@ def get(
 
     globalLogBeginner.beginLoggingTo([], discardBuffer=True, redirectStandardIO=False)
     trust = None if cacert is None else read_authorities(cacert)
+    if trust is not None and not any(type_of(address) in TLS_TYPES for address in addresses):
+        raise click.UsageError("--cacert: no ADDRESS is over TLS, as tls:HOST:PORT")
     with suppress(OSError, ValueError):  # the limit stays, which may suffice
         raise_limit()
     path = None if output is None or is_standard_output(output) else output

@@ -13,9 +13,10 @@ from typing import TYPE_CHECKING, Any
 
 from twisted.logger import Logger
 
-from poetry.commands.console import FAILED, INTERRUPTED, complain
+from poetry.commands.console import FAILED, INTERRUPTED, complain, write_to_stderr
 from poetry.commands.progress import is_terminal
 from poetry.system.clock import use_monotonic_time
+from poetry.system.endpoint_strings import TLS_TYPES, type_of
 from poetry.system.features import HANGUP
 from poetry.system.streams import write_now
 
@@ -69,7 +70,8 @@ class ServiceRunner:
             )
         try:
             write_now(sys.stdout.fileno(), "".join(lines))
-            if is_terminal(sys.stderr) and not self._in_log:
+            # Over TLS it takes a name of the certificate's, in the place of the address.
+            if self._for_people and type_of(addresses[0]) not in TLS_TYPES:
                 write_now(sys.stderr.fileno(), f"To fetch it: poetry get {quote(addresses[0])}\n")
         except OSError as error:
             if self._in_log:
@@ -94,6 +96,13 @@ class ServiceRunner:
         else:
             self._stopping = True
             self._reactor.stop()
+            if self._for_people and self._service.connections:
+                write_to_stderr("Once more (Ctrl-C) resets the readers in flight.\n")
+
+    @property
+    def _for_people(self) -> bool:
+        """Whether people read standard error, and no program does."""
+        return is_terminal(sys.stderr) and not self._in_log
 
 
 def _ignore_signals() -> None:

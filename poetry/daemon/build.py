@@ -8,9 +8,10 @@ from collections.abc import Iterable, Sequence
 from typing import Any
 
 from twisted.internet.defer import Deferred
+from twisted.internet.interfaces import IStreamServerEndpoint
 from twisted.logger import Logger
 
-from poetry.addresses import server_endpoint
+from poetry.addresses import address_of, server_endpoint
 from poetry.daemon.logs import TransferLog
 from poetry.daemon.metrics import Metrics
 from poetry.daemon.systemd import notify
@@ -24,6 +25,7 @@ from poetry.serving.poems import (
     printable_name,
     read_at_start,
 )
+from poetry.system.adopted import unserved
 from poetry.system.certificates import TLSEndpoint
 from poetry.system.clock import use_monotonic_time
 from poetry.system.descriptors import given_descriptor
@@ -145,12 +147,29 @@ def build_service(
         if metrics is not None:
             site = Metrics(service).site()
             site.address = metrics
-            service.others.append((server_endpoint(reactor, metrics), site))
+            service.others.append((metrics_endpoint(reactor, metrics), site))
+        for descriptor in unserved(endpoint for endpoint, _ in [*listeners, *service.others]):
+            _log.warn(
+                "{address} was passed in, and nothing is served on it: its readers wait",
+                event="socket_unserved",
+                address=address_of(descriptor),
+            )
     except ValueError as error:
         raise UsageError(str(error)) from error
     except ImportError as error:
         raise UsageError(f"metrics need twisted-poetry[metrics]: {error}") from error
     return service
+
+
+def metrics_endpoint(reactor: Any, text: str) -> IStreamServerEndpoint:
+    """Make the endpoint of the metrics, and name the option in its errors.
+
+    @raise ValueError: if the text is no address.
+    """
+    try:
+        return server_endpoint(reactor, text)
+    except ValueError as error:
+        raise ValueError(f"{error} (--metrics)") from error
 
 
 class DaemonService(PoetryService):
@@ -174,13 +193,15 @@ class DaemonService(PoetryService):
 
         A poem or certificate that cannot be read is logged, and the old one stays.
         """
-        notify("RELOADING=1")
+        if self.running:  # else systemd knows that it is stopping
+            notify("RELOADING=1")
         well = True
         for endpoint, factory in [*self.listeners, *self.others]:
             if isinstance(endpoint, TLSEndpoint):
                 well &= await renew(endpoint, getattr(factory, "listener", "metrics"))
         well &= await super().read_again()
-        notify("READY=1")
+        if self.running:
+            notify("READY=1")
         return well
 
     def stopService(self) -> Deferred[None]:

@@ -209,7 +209,7 @@ def flood_kind(event: LogEvent) -> str:
 
 @implementer(ILogObserver)
 class LogWriter:
-    """Writes events to a stream, and logs how many lines were lost because it was not read."""
+    """Writes events to a stream, and logs how many lines were lost, and why."""
 
     def __init__(self, stream: LossyStream, log_format: str, clock: Any) -> None:
         """@param log_format: one of `FORMATS`.
@@ -235,7 +235,13 @@ class LogWriter:
             self._report.cancel()
         self._report = None
         lost, self._stream.dropped = self._stream.dropped, 0
-        _log.warn("{count} log lines were lost: nobody read them", event="lines_lost", count=lost)
+        error, self._stream.error = self._stream.error, None
+        _log.warn(
+            "{count} log lines were lost: {reason}",
+            event="lines_lost",
+            count=lost,
+            reason="nobody read them" if error is None else error.strerror,
+        )
         if self._stream.dropped:  # and this line with them
             self._stream.dropped = lost
 

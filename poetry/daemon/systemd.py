@@ -31,5 +31,8 @@ def notify(state: str) -> None:
             notifier.send(state.encode())
     except OSError as error:
         _log.warn(
-            "cannot notify {path}: {reason}", event="notify_failed", path=path, reason=str(error)
+            "cannot notify {path}: {reason}",
+            event="notify_failed",
+            path=path,
+            reason=error.strerror,
         )

@@ -25,6 +25,7 @@ from poetry.errors import (
     PoemTruncated,
 )
 from poetry.system.descriptors import hint_of_limit
+from poetry.system.endpoint_strings import TLS_TYPES, type_of
 from poetry.text import is_of_openssl, text_of
 
 TRANSIENT = (PoemTruncated, EmptyPoem, PoemTimedOut, ConnectError, DNSLookupError)
@@ -116,7 +117,7 @@ class Fetcher:
                 whole = await self._fetch_source(sources[0], sink)
             else:
                 whole = await self._fetch_in_order(sources, sink)
-            await sink.finish(whole=whole)
+                await sink.finish(whole=whole)
             if whole and path is not None and self._wrote is not None:
                 self._wrote(f"Wrote {path}: {sink.size:,} bytes")
             return whole
@@ -125,7 +126,7 @@ class Fetcher:
         with ExitStack() as stack:
             spools = [stack.enter_context(closing(Spool())) for _ in sources]
             jobs = [
-                self._report_output_error(self._fetch_to_spool(source, spool))
+                self._report_output_error(self._fetch_source(source, spool))
                 for source, spool in zip(sources, spools, strict=True)
             ]
             started = stack.enter_context(_started(jobs))
@@ -139,26 +140,26 @@ class Fetcher:
                 spool.close()
             return whole
 
-    async def _fetch_to_spool(self, source: Source, spool: Spool) -> bool:
-        whole = await self._fetch_source(source, spool)
-        await spool.finish(whole=whole)
-        return whole
-
     async def _fetch_source(self, source: Source, sink: Sink) -> bool:
-        """Download before the deadline, and report an error of the source.
+        """Download before the deadline, finish the sink, and report an error of the source after
+        what is written of its poem.
 
         @return: whether the whole poem was written.
         """
         work, max_time = self._download_with_retries(source, sink), self._options.max_time
+        failure: Exception | None = None
         try:
             await with_deadline(work, max_time, self._reactor, lambda: sink.size)
         except (CancelledError, OutputError):
             raise
-        except ConsumerGone:
-            return False  # the sink reports its error when it is finished
         except Exception as error:
-            return self._report_failure(source.address, error)
-        return True
+            failure = error
+        try:
+            await sink.finish(whole=failure is None)
+        finally:
+            if failure is not None and not isinstance(failure, ConsumerGone):
+                self._report_failure(source.address, failure)
+        return failure is None
 
     async def _download_with_retries(self, source: Source, sink: Sink) -> None:
         """Download, and try again as often as the options allow."""
@@ -173,7 +174,7 @@ class Fetcher:
 
                 delay = backoffPolicy()(attempt)
                 self._note(
-                    f"{source.address}: {explain_fetch_failure(error).rstrip('.')};"
+                    f"{source.address}: {explain_fetch_failure(error).rstrip('.?')};"
                     f" retry {attempt} of {retries} in {delay:.1f} s"
                 )
                 await deferLater(self._reactor, delay)
@@ -214,7 +215,9 @@ class Fetcher:
             return self._report_failure(error.place, error.reason)
 
     def _report_failure(self, subject: str, error: Exception) -> bool:
-        self._complain(f"{subject}: {explain_fetch_failure(error)}")
+        self._complain(
+            f"{subject}: {explain_fetch_failure(error)}{hint_of_silence(subject, error)}"
+        )
         return False
 
 
@@ -240,6 +243,14 @@ def _started(jobs: Sequence[Coroutine[Any, Any, bool]]) -> Iterator[list[Deferre
         for job in started:
             job.addErrback(lambda _: None)  # it was cancelled, or the block has failed before it
             job.cancel()
+
+
+def hint_of_silence(address: str, error: Exception) -> str:
+    """Return why a server that can be reached may say nothing, or ""."""
+    silent = type(error) is PoemTimedOut and not error.received  # and no deadline has passed
+    if not silent or type_of(address) in TLS_TYPES:
+        return ""
+    return "; does it speak TLS (tls:HOST:PORT), or wait for its client to speak?"
 
 
 def explain_fetch_failure(error: Exception) -> str:

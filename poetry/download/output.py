@@ -258,9 +258,14 @@ class Output(FileDescriptor):
         """Return whether nothing is written yet: what is written cannot be discarded."""
         return not self.size
 
-    async def finish(self, *, whole: bool) -> None:  # noqa: ARG002
-        """Wait until everything is written, also if the poem is not whole."""
+    async def finish(self, *, whole: bool) -> None:
+        """Wait until everything is written, also if the poem is not whole.
+
+        On a terminal an error is next: it has a line of its own.
+        """
         self._flush_controls()
+        if not whole and self._controls is not None and self._controls.in_a_line:
+            self._write(b"\n")
         self.unregisterProducer()  # if its connection could not be closed
         with output_errors(self._place):
             self.loseConnection()

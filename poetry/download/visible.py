@@ -30,6 +30,8 @@ class VisibleControls:
 
     A terminal obeys them: they set its title, write its clipboard, or overwrite what it shows. Part
     of a character, or a carriage return, at the end of a chunk is kept until the next chunk.
+
+    @ivar in_a_line: whether what was shown last is no line end.
     """
 
     def __init__(self, encoding: str) -> None:
@@ -37,9 +39,12 @@ class VisibleControls:
         self._encoding = encoding
         self._decoder = getincrementaldecoder(encoding)("surrogateescape")
         self._kept = ""
+        self.in_a_line = False
 
     def convert(self, data: bytes, *, last: bool = False) -> bytes:
         """Return what to show for a chunk; after the `last` one nothing is kept."""
         text = self._kept + self._decoder.decode(data, last)
         self._kept = "\r" if text.endswith("\r") and not last else ""
-        return visible(text.removesuffix(self._kept)).encode(self._encoding)
+        shown = visible(text.removesuffix(self._kept))
+        self.in_a_line = not shown.endswith("\n") if shown else self.in_a_line
+        return shown.encode(self._encoding)

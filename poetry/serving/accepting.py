@@ -143,8 +143,8 @@ class Listener:
     def stopListening(self) -> Deferred[None]:
         """Close, and accept first the connections that the kernel has made, which it would reset.
 
-        As many as there are now, or fit the limit: more may come for ever. Readers in flight are
-        left alone.
+        As many as there are now, or fit the limit: more may come for ever. The rest is reset, and
+        logged, unless another process has the socket too. Readers in flight are left alone.
 
         @return: has fired with None.
         """
@@ -152,6 +152,13 @@ class Listener:
             self._reactor.removeReader(self)
             queued = accept_queue(self._socket)
             self._accept(BACKLOG if queued == math.inf else queued)
+            if self._own and (waiting := self.accept_queue):
+                _log.warn(
+                    "reset {count} readers that waited for a place on {address}",
+                    event="queue_reset",
+                    count=waiting,
+                    address=self.address,
+                )
             self.connectionLost(connectionDone)
         return succeed(None)
 

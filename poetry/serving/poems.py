@@ -153,8 +153,10 @@ class Reloads:
             if new is not None:
                 for factory in factories:
                     factory.replace(new)
-        if well:
+        if well and self._served:
             _log.info("read the poems again", event="reloaded")
+        elif well:
+            _log.info("no poem came from a file: none was read again", event="reloaded")
         return well
 
 

@@ -4,6 +4,10 @@ from __future__ import annotations
 
 import os
 import socket
+from collections.abc import Iterable, Iterator
+from contextlib import suppress
+from itertools import count
+from typing import Any
 
 from twisted.internet.endpoints import (
     AdoptedStreamServerEndpoint,
@@ -11,6 +15,7 @@ from twisted.internet.endpoints import (
     TCP4ServerEndpoint,
     TCP6ServerEndpoint,
     UNIXServerEndpoint,
+    serverFromString,
 )
 
 from poetry.system.certificates import TLSEndpoint
@@ -60,6 +65,16 @@ def adopt(endpoint: AdoptedStreamServerEndpoint) -> None:
     endpoint.addressFamily = family
     if family == UNIX:
         endpoint.reactor = unix_reactor(endpoint.reactor)
+
+
+def unserved(endpoints: Iterable[object]) -> Iterator[int]:
+    """Generate the descriptors that systemd passed in (sd_listen_fds(3)) and no endpoint has."""
+    served = {each.fileno for each in endpoints if isinstance(each, AdoptedStreamServerEndpoint)}
+    with suppress(LookupError):  # Twisted alone knows: it has removed them from the environment
+        for index in count():
+            passed_in: Any = serverFromString(None, f"systemd:domain=INET:index={index}")
+            if passed_in.fileno not in served:
+                yield passed_in.fileno
 
 
 def is_own(endpoint: object) -> bool:

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import os
 import re
 from collections.abc import Iterator
 from contextlib import suppress
@@ -10,16 +11,18 @@ from typing import Any
 
 from twisted.internet.defer import Deferred
 from twisted.internet.endpoints import SSL4ServerEndpoint, serverFromString
+from twisted.internet.error import VerifyError
 from twisted.internet.interfaces import (
     IListeningPort,
     IOpenSSLContextFactory,
     IStreamServerEndpoint,
 )
 from twisted.internet.protocol import Factory
+from twisted.logger import Logger
 from zope.interface import implementer
 
 from poetry.system.descriptors import given_descriptor
-from poetry.system.endpoint_strings import argument_of
+from poetry.system.endpoint_strings import argument_of, replace_argument
 from poetry.text import text_of
 
 _FILES = {"privateKey": 1, "certKey": 2, "extraCertChain": None, "dhParameters": None}
@@ -30,6 +33,9 @@ _MOST_AUTHORITIES = 64 * 1024 * 1024
 """Bytes read of a file of authorities, which may be endless; Debian's has 0.2 MB."""
 
 _CERTIFICATE = re.compile("-----BEGIN CERTIFICATE-----.*?-----END CERTIFICATE-----", re.DOTALL)
+
+
+_log = Logger()
 
 
 class BadCertificate(ValueError):
@@ -45,10 +51,12 @@ class TLSEndpoint:
     """
 
     def __init__(self, reactor: Any, description: str) -> None:
-        """@raise BadCertificate: if OpenSSL refuses a file, or a key is encrypted.
+        """@raise BadCertificate: if a file cannot be read, OpenSSL refuses it, or it is encrypted.
 
         @raise Exception: what Twisted raises for a malformed description.
         """
+        for name, index in _FILES.items():  # a daemon changes its directory
+            description = replace_argument(description, name, index, os.path.abspath)
         self._description = description
         recorded = _read(description)
         self._context = recorded.context
@@ -87,6 +95,12 @@ class _ListenRecorder:
         """Record the arguments; make the context now, or OpenSSL would refuse each handshake."""
         self.port, self.backlog, self.interface = port, backlog, interface
         self.context = contextFactory.getContext()
+        if contextFactory.certificate.has_expired():
+            _log.warn(
+                "the certificate for port {port} has expired: its readers will refuse it",
+                event="certificate_expired",
+                port=port,
+            )
 
 
 def _read(description: str) -> _ListenRecorder:
@@ -101,9 +115,19 @@ def _read(description: str) -> _ListenRecorder:
         endpoint.listen(Factory()).addErrback(results.append)
         for failure in results:
             failure.raiseException()
-    except (SSL.Error, crypto.Error) as error:
-        raise BadCertificate(f"OpenSSL refuses its key or certificate: {text_of(error)}") from error
+    except (SSL.Error, crypto.Error, VerifyError) as error:
+        files = ", ".join(dict.fromkeys(map(str, _paths_in(description))))
+        reason = f"{text_of(error)} ({files}{_hint(description)})"
+        raise BadCertificate(f"OpenSSL refuses its key or certificate: {reason}") from error
+    except OSError as error:
+        raise BadCertificate(f"{error.filename}: {error.strerror}{_hint(description)}") from error
     return recorder
+
+
+def _hint(description: str) -> str:
+    """Return how to name both files, where Twisted's default stands for one, or ""."""
+    both = all(argument_of(description, name, _FILES[name]) for name in ("privateKey", "certKey"))
+    return "" if both else "; to name both: ssl:PORT:privateKey=FILE:certKey=FILE"
 
 
 def _check_files(description: str) -> None:

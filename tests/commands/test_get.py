@@ -177,7 +177,22 @@ def test_poem_at_the_limit_with_the_digest_is_taken(served: Server) -> None:
     """A poem of exactly the limit and with the wanted digest, in any case, is taken."""
     digest = hashlib.sha256(SHORT).hexdigest().upper()
     words = ("--max-bytes", str(len(SHORT)), "--sha256", digest, "--timeout", "inf")
-    assert poetry("get", *words, served.addresses[0]).stdout == SHORT
+    done = poetry("get", *words, served.addresses[0])
+    assert (done.returncode, done.stdout, done.stderr) == (0, SHORT, b"")
+
+
+def test_error_of_a_digest_follows_its_poem(served: Server) -> None:
+    """Where both go to one pipe, the poem comes first: it was wrong only after its last byte."""
+    words = ["get", "--sha256", "0" * 64, served.addresses[0]]
+    done = run(["sh", "-c", '"$@" 2>&1', "sh", *map(str, POETRY), *words])
+    assert done.stdout.startswith(SHORT + b"Error: ")
+    assert done.returncode == 1
+
+
+def test_cacert_without_tls_is_a_usage_error(served: Server, certificates: Certificates) -> None:
+    """An option that would verify nothing is refused, and not passed over."""
+    words = ("get", "--cacert", certificates.authority, served.addresses[0])
+    assert error_of(poetry(*words), 2).startswith("--cacert: no ADDRESS is over TLS")
 
 
 def test_retry_starts_again(peer: socket.socket, tmp_path: Path) -> None:
@@ -356,7 +371,8 @@ def test_too_few_descriptors_say_what_to_raise(served: Server) -> None:
 def test_silent_server_times_out(peer: socket.socket) -> None:
     """A silent server times out, and the error says for how long nothing came."""
     error = error_of(poetry("get", "--timeout", "0.2", port_of(peer)), 1)
-    assert error == f"{port_of(peer)}: timed out: nothing for 0.2 s after 0 bytes"
+    hint = "; does it speak TLS (tls:HOST:PORT), or wait for its client to speak?"
+    assert error == f"{port_of(peer)}: timed out: nothing for 0.2 s after 0 bytes{hint}"
 
 
 def test_black_hole_times_out() -> None:

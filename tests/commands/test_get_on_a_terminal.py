@@ -182,10 +182,26 @@ def test_late_nul_bytes_end_the_showing(peer: socket.socket) -> None:
             assert eventually(lambda: seen == b"PDF")
             connection.sendall(b"\0spoiled")
         _, stderr = process.communicate(timeout=PATIENCE)
+        assert eventually(lambda: seen == b"PDF\r\n")
     assert process.returncode == 1
-    assert seen == b"PDF"
     assert stderr.startswith(f"Error: {port_of(peer)}: shown no further: it is no text".encode())
     assert stderr.count(b"\n") == 1
+
+
+@pytest.mark.parametrize("part", [b"half a line", b"a line\n"])
+def test_error_has_a_line_of_its_own(peer: socket.socket, part: bytes) -> None:
+    """On a terminal what came of the poem stands first, and the error is not glued to it."""
+    with terminal() as (device, seen):
+        words = ("get", "--max-bytes", "20", port_of(peer))
+        with started(*words, stdout=device, stderr=device) as process:
+            with accept(peer) as connection:
+                connection.sendall(part)
+                assert eventually(lambda: len(seen) >= len(part))
+                connection.sendall(b"x" * 30)
+            process.wait(PATIENCE)
+        assert eventually(lambda: b"too long" in seen)
+    shown = part.rstrip(b"\n") + b"\r\n"
+    assert bytes(seen).startswith(shown + f"Error: {port_of(peer)}: too long".encode())
 
 
 CONTROLS = b"\x1b]0;title\x07 over\rwritten\n\xc2\x9b2J \xe2\x80"

@@ -5,16 +5,21 @@ from __future__ import annotations
 import io
 import os
 import signal
+import socket
 import sys
 import threading
 from collections.abc import Iterator
+from contextlib import ExitStack
 from pathlib import Path
 from types import SimpleNamespace
 from typing import Any
 
 import pytest
+from twisted.internet.endpoints import _SystemdParser
 from twisted.internet.testing import MemoryReactorClock
+from twisted.python.systemd import ListenFDs
 
+from poetry.addresses import address_of
 from poetry.daemon.build import UsageError, build_service, pair, read_poem
 from poetry.limits import Limits
 from poetry.server import PoetryService
@@ -204,6 +209,30 @@ def test_hup_reloads(reactor: Reactor, tmp_path: Path) -> None:
     assert service.stopService().called
 
 
+@pytest.mark.parametrize("served", [0, 1])
+def test_socket_that_nothing_is_served_on_is_named(
+    reactor: Reactor, monkeypatch: pytest.MonkeyPatch, log: Log, served: int
+) -> None:
+    """The kernel accepts readers of each socket that is passed in: a forgotten one is logged."""
+    with ExitStack() as stack:
+        sockets = [stack.enter_context(socket.create_server(("127.0.0.1", 0))) for _ in range(2)]
+        numbers = [os.dup(each.fileno()) for each in sockets]
+        passed_in = ListenFDs(numbers, ("poetry.socket", "poetry.socket"))
+        monkeypatch.setattr(_SystemdParser, "_sddaemon", passed_in)
+        build_service(reactor, [], [f"systemd:domain=INET:index={served}"])
+        for number in numbers:
+            os.close(number)
+        [event] = log
+        host, port = sockets[1 - served].getsockname()
+    assert (event["event"], event["address"]) == ("socket_unserved", f"{host}:{port}")
+
+
+def test_descriptor_that_is_no_socket_has_its_number() -> None:
+    """What is passed in may be anything."""
+    with Path(os.devnull).open("rb") as file:
+        assert address_of(file.fileno()) == f"descriptor {file.fileno()}"
+
+
 def test_reload_without_a_thread_notifies_systemd(
     reactor: Reactor, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
@@ -211,6 +240,7 @@ def test_reload_without_a_thread_notifies_systemd(
     path = tmp_path / "poem.txt"
     path.write_bytes(b"a poem")
     service = build_service(reactor, [str(path)], ["127.0.0.1:1"])
+    service.running = True
     notifications: list[str] = []
     monkeypatch.setattr("poetry.daemon.build.notify", notifications.append)
 
@@ -220,6 +250,9 @@ def test_reload_without_a_thread_notifies_systemd(
     monkeypatch.setattr(threading.Thread, "start", refuse)
     assert service.reload().called
     assert notifications == ["RELOADING=1", "READY=1"]
+    service.running = False
+    assert service.reload().called
+    assert len(notifications) == 2  # a server that stops is not ready
 
 
 def test_reload_reads_certificates(

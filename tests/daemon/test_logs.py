@@ -284,6 +284,19 @@ def test_lost_lines_are_counted_at_the_end(
     assert not clock.getDelayedCalls()
 
 
+def test_lost_lines_blame_what_lost_them(monkeypatch: pytest.MonkeyPatch) -> None:
+    """A full disk is not taken for a reader that sleeps, and not for what comes later."""
+    clock, said = Clock(), Log()
+    with Path("/dev/full").open("wb") as full:
+        stream = LossyStream(full.fileno())
+        writer = LogWriter(stream, "text", clock)
+        monkeypatch.setattr(logs, "_log", Logger("poetry.daemon.logs", observer=said))
+        writer(event_of(what="lost"))
+        clock.advance(LOST_LINES_SECONDS)
+        assert (said[0]["reason"], stream.error) == ("No space left on device", None)
+        stream.close()
+
+
 @pytest.mark.parametrize("log_format", FORMATS)
 def test_log_goes_to_the_stream(
     monkeypatch: pytest.MonkeyPatch, tmp_path: Path, log: Log, log_format: str

@@ -268,7 +268,7 @@ def test_blame_follows_the_failing_side(path: Path) -> None:
     fetching.fetch_each(path, endpoints=[Scripted(OSError(19, "No such device"))])
     assert fetching.complaints == ["address 0: No such device"]
     fetching = Fetching(max_bytes=5)
-    fetching.fetch_each(Path("/dev/full"), endpoints=[Scripted((b"a poem", CLEAN))])
+    fetching.fetch_each(path, endpoints=[Scripted((b"a poem", CLEAN))])
     assert fetching.complaints == ["address 0: too long: more than 5 bytes"]
 
 

@@ -984,6 +984,17 @@ def test_stop_accepts_as_many_as_there_are() -> None:
         connection.close()
 
 
+def test_stop_at_the_limit_says_whom_it_resets(log: Log) -> None:
+    """Those for whom there is no place are reset with the listener, and counted."""
+    with serving(Server(LONG), max_connections=1) as service, ExitStack() as all_:
+        for _ in range(4):
+            all_.enter_context(reader(port_of(service)))
+        until(lambda: service.accept_queue == 3)
+        service.stopService()
+    [event] = [event for event in log if event.get("event") == "queue_reset"]
+    assert event["count"] == 3
+
+
 def leave(_: object) -> None:
     raise SystemExit
 

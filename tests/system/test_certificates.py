@@ -14,21 +14,22 @@ from poetry.addresses import BadAddress, server_endpoint
 from poetry.system.certificates import BadCertificate, TLSEndpoint
 from tests.certificates import Certificates
 from tests.loop import reactor
+from tests.transfers import Log
 
 
-def weak(directory: Path) -> Path:
-    """A certificate with a key that OpenSSL takes for too short."""
+def weak(directory: Path, *, size: int = 1024, days: int = 1) -> Path:
+    """A certificate with a key that OpenSSL takes for too short, unless it has another size."""
     from cryptography import x509
     from cryptography.hazmat.primitives import hashes, serialization
     from cryptography.hazmat.primitives.asymmetric import rsa
 
-    key = rsa.generate_private_key(65537, 1024)
+    key = rsa.generate_private_key(65537, size)
     name = x509.Name([x509.NameAttribute(x509.NameOID.COMMON_NAME, "127.0.0.1")])
     now = datetime.datetime.now(datetime.timezone.utc)
     certificate = (
         x509.CertificateBuilder(name, name, key.public_key(), x509.random_serial_number())
-        .not_valid_before(now)
-        .not_valid_after(now + datetime.timedelta(days=1))
+        .not_valid_before(now - datetime.timedelta(days=2))
+        .not_valid_after(now + datetime.timedelta(days=days))
         .sign(key, hashes.SHA256())
     )
     pem, form = serialization.Encoding.PEM, serialization.PrivateFormat.PKCS8
@@ -67,11 +68,11 @@ def reason(text: str) -> str:
 def test_key_refused_by_openssl_is_refused_at_the_start(tmp_path: Path) -> None:
     """A key with which each handshake would fail is refused at the start, in OpenSSL's words."""
     path = weak(tmp_path)
-    refused = "OpenSSL refuses its key or certificate: ee key too small"
+    refused = f"OpenSSL refuses its key or certificate: ee key too small ({path})"
     assert reason(f"ssl:0:privateKey={path}:certKey={path}") == refused
     path.write_bytes(b"no key")
     said = reason(f"ssl:0:privateKey={path}:certKey={path}")
-    assert re.fullmatch("OpenSSL refuses its key or certificate: [a-z ]+", said)
+    assert re.fullmatch(f"OpenSSL refuses its key or certificate: [a-z ]+ \\({path}\\)", said)
 
 
 @pytest.mark.parametrize("traditional", [False, True])
@@ -113,6 +114,49 @@ def test_renewal_takes_usable_files_only(
     path.write_bytes(certificates.path("misnamed").read_bytes())
     endpoint.renew()
     assert endpoint.getContext() is not first
+
+
+def test_key_that_cannot_be_read_is_named(tmp_path: Path) -> None:
+    """A file that is not there is at fault, and not the address; without a name, how to name it."""
+    path = tmp_path / "no key"
+    assert reason(f"ssl:0:{path}:{path}") == f"{path}: No such file or directory"
+    hint = "; to name both: ssl:PORT:privateKey=FILE:certKey=FILE"
+    assert reason("ssl:0") == f"{Path('server.pem').absolute()}: No such file or directory{hint}"
+
+
+def test_key_of_another_certificate_is_refused(tmp_path: Path) -> None:
+    """A key and a certificate that do not match are both named."""
+    for name in ("key", "certificate"):
+        (tmp_path / name).mkdir()
+    key = weak(tmp_path / "key", size=2048)
+    certificate = weak(tmp_path / "certificate", size=2048)
+    certificate.write_bytes(certificate.read_bytes().partition(b"END PRIVATE KEY-----\n")[2])
+    said = reason(f"ssl:0:privateKey={key}:certKey={certificate}")
+    assert said.endswith(f"do not match. ({key}, {certificate})")
+
+
+@pytest.mark.parametrize("named", [True, False])
+def test_renewal_reads_the_same_files(
+    tmp_path: Path, certificates: Certificates, monkeypatch: pytest.MonkeyPatch, *, named: bool
+) -> None:
+    """A daemon changes its directory, and its files stay where they were."""
+    words = ("privateKey=a=\\:.pem", "certKey=b.pem") if named else ("a\\=\\:.pem", "b.pem")
+    for name in ("a=:.pem", "b.pem"):
+        (tmp_path / name).write_bytes(certificates.path("good").read_bytes())
+    monkeypatch.chdir(tmp_path)
+    endpoint = server_endpoint(reactor, ":".join(["ssl", "0", *words, "interface=127.0.0.1"]))
+    monkeypatch.chdir("/")
+    assert isinstance(endpoint, TLSEndpoint)
+    first = endpoint.getContext()
+    endpoint.renew()
+    assert endpoint.getContext() is not first
+
+
+def test_certificate_that_has_expired_is_a_warning(tmp_path: Path, log: Log) -> None:
+    """An expired certificate is served, as nginx does, and said to be."""
+    path = weak(tmp_path, size=2048, days=-1)
+    server_endpoint(reactor, f"ssl:0:privateKey={path}:certKey={path}")
+    assert log.names == ["certificate_expired"]
 
 
 def test_device_is_no_key() -> None:
