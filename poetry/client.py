@@ -47,7 +47,7 @@ def get_poem(
     @param max_time: longest time for all of it, in seconds; None: any.
     @param max_bytes: fail rather than accept more; None: any.
     @param clock: an IReactorTime; None: the global reactor.
-    @raise TypeError: if `endpoint` is no IStreamClientEndpoint, or a time is no number.
+    @raise TypeError: if `endpoint` is no IStreamClientEndpoint, or a time or `max_bytes` no number.
     @raise ValueError: if a time or `max_bytes` is out of range.
     @return: fires with the whole poem, or fails with `PoemTruncated`, `EmptyPoem`, `PoemTooLong`,
         `PoemTimedOut`, or with Twisted's own error if there was no connection. Where TLS did not

@@ -1,4 +1,4 @@
-"""Limits of a server, and their defaults, for the library and for both command lines."""
+"""Limits of a server, their defaults, and checks of numbers: for the library and both commands."""
 
 from __future__ import annotations
 

@@ -235,8 +235,9 @@ class PoetryProtocol(Protocol):
             self.truncate(ConnectionLost())
 
     def release(self) -> None:
-        """Close gracefully: the kernel has the whole stream, and delivers what is left of it. That
-        is not called sent, as a reader may still reset it.
+        """Close gracefully: the kernel has the whole stream, and delivers what is left of it.
+
+        With bytes unacknowledged it ends as `stopped`, as its reader may still reset it.
         """
         acknowledged = self._is_acknowledged()
         if acknowledged is None:

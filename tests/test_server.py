@@ -499,4 +499,6 @@ def test_whenListening_fires_with_the_addresses() -> None:
     with serving(Server(b"poem")) as service:
         assert wait(service.whenListening()) == service.addresses
         assert service.addresses[0] in repr(service)
-    assert "stopped" in repr(PoetryService([], clock=reactor))
+    never_started = PoetryService([], clock=reactor)
+    assert "stopped" in repr(never_started)
+    assert isinstance(wait_error(never_started.whenListening()), CancelledError)

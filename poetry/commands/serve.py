@@ -118,7 +118,8 @@ def serve(
     except click.ClickException as error:
         failure = error
     except Exception as error:
-        failure = click.ClickException(explain_failure(error, addresses))
+        metrics = [address for address in [options["metrics"]] if address]
+        failure = click.ClickException(explain_failure(error, [*addresses, *metrics]))
     if log_format == "text":
         raise failure
     write_error_in_json(failure.format_message())
@@ -251,11 +252,21 @@ def explain_listen_failure(error: Any, addresses: Sequence[str] = ()) -> str:
         message = "no interface of this machine has that address"
     elif number == errno.EADDRINUSE and (other := address_with_port(port, host, addresses)):
         message += f", perhaps by {other}: [::] takes IPv4 too, 0.0.0.0 each address; leave one out"
+    elif number == errno.EADDRINUSE and is_twice(port, host, addresses):
+        message += "; it is given twice here: each listener, and --metrics, needs one of its own"
     elif number == errno.EADDRINUSE:
         message += "; choose another" + ", or port 0 for any free one" * isinstance(port, int)
     elif number == errno.EACCES and isinstance(port, int) and port:
         message += "; ports below 1024 need privileges"
     return f"cannot listen on {address}: {message}"
+
+
+def is_twice(port: object, host: str, addresses: Sequence[str]) -> bool:
+    """Check whether a host and a port are among several addresses more than once."""
+    from poetry.addresses import split
+
+    plain = [each for each in map(split, addresses) if each]
+    return sum((each.host, each.port) == (host, port) for each in plain) > 1
 
 
 def address_with_port(port: object, host: str, addresses: Sequence[str]) -> str:

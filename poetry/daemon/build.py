@@ -1,4 +1,4 @@
-"""Builds the service of `poetry serve`, `twistd poetry` and `twist poetry` from their arguments."""
+"""The service of `poetry serve`, `twistd poetry` and `twist poetry`, built from their arguments."""
 
 from __future__ import annotations
 

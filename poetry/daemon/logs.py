@@ -219,21 +219,21 @@ class LogWriter:
         self._stream = stream
         self._format = FORMATS[log_format]
         self._clock = clock
-        self._report: Any = None
+        self._timer: Any = None
 
     def __call__(self, event: LogEvent) -> None:
         """Write an event."""
         self._stream.write(self._format(event))
-        if self._stream.dropped and self._report is None:
-            self._report = self._clock.callLater(LOST_LINES_SECONDS, self.log_lost)
+        if self._stream.dropped and self._timer is None:
+            self._timer = self._clock.callLater(LOST_LINES_SECONDS, self.log_lost)
 
     def log_lost(self) -> None:
         """Log how many lines were lost, if any."""
-        if self._report is None:
+        if self._timer is None:
             return
-        if self._report.active():  # it is the end of the process
-            self._report.cancel()
-        self._report = None
+        if self._timer.active():  # it is the end of the process
+            self._timer.cancel()
+        self._timer = None
         lost, self._stream.dropped = self._stream.dropped, 0
         error, self._stream.error = self._stream.error, None
         _log.warn(

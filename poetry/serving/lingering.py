@@ -122,7 +122,7 @@ class LingeringClose:
         unarmed = (self._new | self._due) & self._lingering.keys()
         self._new, self._due = set(), set()
         for descriptor in unarmed:
-            self._arm(descriptor)
+            self._register(descriptor)
         if self._lingering and not self._due:
             self._read()
 
@@ -206,19 +206,19 @@ class LingeringClose:
         connection = self._lingering[descriptor]
         try:
             if connection.socket.recv_into(DISCARDED, 0, NOW):
-                self._arm(descriptor)
+                self._register(descriptor)
                 return True
             if unacknowledged(connection.socket):
                 connection.readConnectionLost()
             else:
                 _lose(connection, connectionDone)
         except BlockingIOError:  # it stays, or its number was another's
-            self._arm(descriptor)
+            self._register(descriptor)
         except OSError:
             _lose(connection, Failure(ConnectionLost()))
         return False
 
-    def _arm(self, descriptor: int) -> None:
+    def _register(self, descriptor: int) -> None:
         """Register for an event of a reader; if that fails, make the reader due again."""
         try:
             if self._epoll is None:

@@ -1,4 +1,4 @@
-"""A port of Twisted's, which another reader of its socket stands in for."""
+"""What a `Listener` needs of the port whose place it takes: its socket again, and its end."""
 
 from __future__ import annotations
 

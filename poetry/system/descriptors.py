@@ -1,4 +1,4 @@
-"""The limit of open files, and how many connections it allows."""
+"""The limit of open files, how many connections it allows, and descriptors given by name."""
 
 from __future__ import annotations
 

@@ -25,7 +25,7 @@ from poetry.system.unix import unix_address
 
 
 class UnixReactor:
-    """Listens for Twisted's endpoints in the place of the reactor, of which it has nothing else."""
+    """Listens for Twisted's endpoints in the place of the reactor; and has no other method."""
 
     def __init__(self, reactor: Any) -> None:
         self._reactor = reactor

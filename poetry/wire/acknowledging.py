@@ -17,7 +17,8 @@ a core (measured)."""
 class Acknowledging:
     """Looks again and again, as no event tells, until it is cancelled or the connection is lost.
 
-    The reactor has nothing of such a connection, so this also ends it when the reactor stops.
+    The reactor neither reads nor writes such a connection, and would not close it when it stops:
+    this object does.
     """
 
     def __init__(self, below: Any, look: Callable[[], object]) -> None:

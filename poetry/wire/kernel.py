@@ -125,8 +125,7 @@ def acknowledged(handle: socket.socket) -> int | None:
     """
     with suppress(AttributeError, OSError):  # only Linux does, since 4.1, and only of TCP
         info = handle.getsockopt(socket.IPPROTO_TCP, socket.TCP_INFO, 128)
-        if len(info) == 128:
-            return int.from_bytes(info[120:], sys.byteorder)
+        return int.from_bytes(info[120:], sys.byteorder) if len(info) == 128 else None
     return None
 
 

@@ -61,7 +61,7 @@ class Outgoing:
     @ivar size: bytes handed over so far.
     @ivar begun: whether its sending has begun.
     @ivar ended: whether the kernel has the last byte and the end of the stream.
-    @ivar paced: whether there is a rate limit: between its bytes the reactor has nothing of it.
+    @ivar paced: whether there is a rate limit: between two sends the reactor does not watch it.
     """
 
     after_handshake: ClassVar[bool] = False

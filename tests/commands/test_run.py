@@ -9,6 +9,7 @@ import subprocess
 import sys
 import time
 from collections.abc import Callable, Iterator
+from contextlib import contextmanager, suppress
 from functools import partial
 from pathlib import Path
 from threading import Timer
@@ -25,6 +26,8 @@ from twisted.internet.interfaces import IListeningPort
 from poetry import PoetryServerFactory, PoetryService
 from poetry.commands.run import ServiceRunner
 from poetry.system.clock import use_monotonic_time
+from tests.certificates import Certificates
+from tests.conftest import PoemFile
 from tests.ends import HERE, LONG, port_of, reader
 from tests.faults.bad import black_hole
 from tests.processes import PATIENCE, POETRY, run
@@ -173,20 +176,52 @@ def test_two_signals_at_once_leave_no_grace(any_reactor: Any) -> None:
     assert not server.connections
 
 
-def test_terminal_shows_how_to_fetch(tmp_path: Path) -> None:
-    """On a terminal a line on standard error has the command; standard output is unchanged."""
+@contextmanager
+def on_a_terminal(*words: str | Path) -> Iterator[tuple[subprocess.Popen[bytes], int, str]]:
+    """A server with its standard error on a terminal: its process, that, and its announcement."""
     master, slave = pty.openpty()
-    path = tmp_path / "a poem"
-    command = [*POETRY, "serve", "-l", f"unix:{path}"]
+    command = [*POETRY, "serve", *map(str, words)]
     with subprocess.Popen(command, stdout=subprocess.PIPE, stderr=slave) as process:
         assert process.stdout is not None
         try:
-            announced = process.stdout.readline().decode()
-            said = os.read(master, 1000).decode()
+            yield process, master, process.stdout.readline().decode()
         finally:
-            process.send_signal(signal.SIGTERM)
-            process.wait(PATIENCE)
-    os.close(master)
-    os.close(slave)
+            process.kill()
+            os.close(master)
+            os.close(slave)
+
+
+def test_terminal_shows_how_to_end(poem_file: PoemFile) -> None:
+    """A stop that waits for readers says on a terminal how to wait for none."""
+    with on_a_terminal(poem_file(10_000_000)) as (process, master, announced):
+        port = int(announced.rpartition(":")[2])
+        with reader(port) as connection:
+            assert connection.recv(1)
+            process.send_signal(signal.SIGINT)
+            said = ""
+            while "Once more (Ctrl-C) resets the readers in flight.\r\n" not in said:
+                said += os.read(master, 1000).decode()
+            process.send_signal(signal.SIGINT)
+            assert process.wait(PATIENCE) == 0
+
+
+def test_terminal_shows_no_address_of_a_certificate(certificates: Certificates) -> None:
+    """Over TLS a reader writes a name of the certificate, which an address is not."""
+    with on_a_terminal("-l", certificates.listen("good")) as (process, master, announced):
+        assert " on tls:" in announced
+        process.send_signal(signal.SIGTERM)
+        assert process.wait(PATIENCE) == 0
+        os.set_blocking(master, False)
+        with suppress(BlockingIOError):
+            assert b"To fetch" not in os.read(master, 1000)
+
+
+def test_terminal_shows_how_to_fetch(tmp_path: Path) -> None:
+    """On a terminal a line on standard error has the command; standard output is unchanged."""
+    path = tmp_path / "a poem"
+    with on_a_terminal("-l", f"unix:{path}") as (process, master, announced):
+        said = os.read(master, 1000).decode()
+        process.send_signal(signal.SIGTERM)
+        process.wait(PATIENCE)
     assert announced == f"Serving sample.txt on unix:{path}\n"
     assert said == f"To fetch it: poetry get 'unix:{path}'\r\n"

@@ -140,6 +140,9 @@ def caused(error: Exception, cause: Exception) -> Exception:
     return error
 
 
+TWICE = "it is given twice here: each listener, and --metrics, needs one of its own"
+
+
 @pytest.mark.parametrize(
     ("error", "message"),
     [
@@ -156,6 +159,10 @@ def caused(error: Exception, cause: Exception) -> Exception:
             "cannot listen on [::]:9: taken; choose another, or port 0 for any free one",
         ),
         (
+            CannotListenError("127.0.0.1", 7, OSError(errno.EADDRINUSE, "taken")),
+            "cannot listen on 127.0.0.1:7: taken; " + TWICE,
+        ),
+        (
             CannotListenError("", 9, caused(KeyError(8), OSError(errno.ENOSPC, "No space left"))),
             "cannot listen on 9: No space left",
         ),
@@ -164,7 +171,16 @@ def caused(error: Exception, cause: Exception) -> Exception:
 )
 def test_error_of_a_start_says_the_reason(error: Exception, message: str) -> None:
     """A missing file is named, and a port that is not one of ours is just taken."""
-    assert explain_failure(error, ["unix:/run/poem", "8"]) == message
+    assert explain_failure(error, ["unix:/run/poem", "8", "127.0.0.1:7", "7"]) == message
+
+
+def test_error_of_another_library_is_one_line() -> None:
+    """A module that is damaged has a file and no second one, as errors of the system have."""
+    with pytest.raises(SyntaxError) as caught:
+        compile("def", "metrics.py", "exec")
+    assert explain_failure(caught.value, []).startswith(
+        "cannot start: invalid syntax (metrics.py, "
+    )
 
 
 def test_unexpected_error_is_one_line() -> None:

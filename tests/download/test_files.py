@@ -145,6 +145,15 @@ def test_symbolic_link_is_followed(tmp_path: Path) -> None:
         assert target.read_bytes() == poem
 
 
+def test_file_leaves_no_descriptor(tmp_path: Path) -> None:
+    """The directory of a file, and that of a link to it, are open for no longer than the file."""
+    link = tmp_path / "link.txt"
+    link.symlink_to(tmp_path / "poem.txt")
+    before = list(Path("/proc/self/fd").iterdir())
+    save(link)
+    assert list(Path("/proc/self/fd").iterdir()) == before
+
+
 def test_file_is_synchronized_before_its_rename(
     tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:

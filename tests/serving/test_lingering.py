@@ -144,7 +144,7 @@ def test_reader_that_ends_soon_is_not_watched(
     monkeypatch: pytest.MonkeyPatch,
 ) -> None:
     """Most readers have ended by the first look, and take no place in an epoll."""
-    monkeypatch.setattr(lingering, "_arm", None)
+    monkeypatch.setattr(lingering, "_register", None)
     for _ in range(9):
         connection = connect()
         assert reactor.state(lingering) == "timer"
@@ -161,7 +161,7 @@ def test_reader_between_two_looks_has_time_to_end(
     speaks.reader.sendall(b"GET / HTTP/1.1")
     reactor.advance(INTERVAL)
     assert reactor.state(lingering) == "timer"
-    monkeypatch.setattr(lingering, "_arm", None)
+    monkeypatch.setattr(lingering, "_register", None)
     comes = connect()
     reactor.advance(INTERVAL)
     comes.reader.close()
