@@ -297,7 +297,7 @@ def _hint_of_path(text: str, *, listening: bool) -> str:
     if _FILE.fullmatch(text) or (":" not in text and os.path.isfile(text)):  # noqa: PTH113 (raises)
         to_write = "" if listening else f", `get -o {text} ADDRESS` writes it"
         return f"it looks like a file: `serve {text}` sends it{to_write}"
-    if "/" in text and ":" not in text:
+    if text.startswith(("/", "./", "../")):
         return f"for a Unix socket, write unix:{text}"
     return ""
 

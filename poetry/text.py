@@ -15,7 +15,7 @@ def text_of(error: Any) -> str:
     its reasons; without a message, the name of its type.
     """
     if is_of_openssl(error):
-        text = "; ".join(str(each[-1]) for reasons in error.args for each in reasons)
+        text = "; ".join(str(each[-1]) for reasons in error.args for each in reasons if each[-1])
     else:
         text = str(error)
     return text or type(error).__name__
@@ -23,7 +23,7 @@ def text_of(error: Any) -> str:
 
 def one_line(value: object) -> str:
     """Return a value as text, with its line ends as blanks."""
-    return " ".join(line.strip() for line in str(value).splitlines())
+    return " ".join(filter(None, map(str.strip, str(value).splitlines())))
 
 
 def printable(text: str) -> str:

@@ -135,8 +135,6 @@ def get(
 
     globalLogBeginner.beginLoggingTo([], discardBuffer=True, redirectStandardIO=False)
     trust = None if cacert is None else read_authorities(cacert)
-    if trust is not None and not any(type_of(address) in TLS_TYPES for address in addresses):
-        raise click.UsageError("--cacert: no ADDRESS is over TLS, as tls:HOST:PORT")
     with suppress(OSError, ValueError):  # the limit stays, which may suffice
         raise_limit()
     path = None if output is None or is_standard_output(output) else output
@@ -149,6 +147,8 @@ def get(
         progress = is_terminal(sys.stderr) and not quiet and not shown
     with progress_bar(reactor, shown=progress) as (advance, write_line):
         sources = make_sources(addresses, trust, write_line if verbose else None)
+        if trust is not None and not any(type_of(address) in TLS_TYPES for address in addresses):
+            raise click.UsageError("--cacert: no ADDRESS is over TLS, as tls:HOST:PORT")
         if directory is not None:
             make_directory(directory)
         fetcher = Fetcher(

@@ -71,8 +71,9 @@ class ServiceRunner:
         try:
             write_now(sys.stdout.fileno(), "".join(lines))
             # Over TLS it takes a name of the certificate's, in the place of the address.
-            if self._for_people and type_of(addresses[0]) not in TLS_TYPES:
-                write_now(sys.stderr.fileno(), f"To fetch it: poetry get {quote(addresses[0])}\n")
+            plain = [each for each in addresses[: len(names) - 1] if type_of(each) not in TLS_TYPES]
+            if self._for_people and plain:
+                write_now(sys.stderr.fileno(), f"To fetch it: poetry get {quote(plain[0])}\n")
         except OSError as error:
             if self._in_log:
                 _log.error(

@@ -21,6 +21,12 @@ from poetry.commands.console import (
 )
 from poetry.limits import DEFAULTS, Limits
 
+WILDCARDS = frozenset({"", "0.0.0.0", "::"})
+"""Hosts that stand for every interface."""
+
+INTERFACES = {"tcp": (1, ""), "tcp6": (2, "::"), "ssl": (4, "")}
+"""Types of endpoints on a port: the place of their `interface`, and what it is without one."""
+
 
 @click.command(
     epilog="""Examples:
@@ -250,37 +256,40 @@ def explain_listen_failure(error: Any, addresses: Sequence[str] = ()) -> str:
     message = message_of(reason) + hint_of_limit(number)
     if number == errno.EADDRNOTAVAIL:
         message = "no interface of this machine has that address"
-    elif number == errno.EADDRINUSE and (other := address_with_port(port, host, addresses)):
-        message += f", perhaps by {other}: [::] takes IPv4 too, 0.0.0.0 each address; leave one out"
-    elif number == errno.EADDRINUSE and is_twice(port, host, addresses):
-        message += "; it is given twice here: each listener, and --metrics, needs one of its own"
     elif number == errno.EADDRINUSE:
-        message += "; choose another" + ", or port 0 for any free one" * isinstance(port, int)
+        message += reason_of_use(port, host, addresses)
     elif number == errno.EACCES and isinstance(port, int) and port:
         message += "; ports below 1024 need privileges"
     return f"cannot listen on {address}: {message}"
 
 
-def is_twice(port: object, host: str, addresses: Sequence[str]) -> bool:
-    """Check whether a host and a port are among several addresses more than once."""
+def reason_of_use(port: object, host: str, addresses: Sequence[str]) -> str:
+    """Return by which of several addresses a host and a port may be in use, and what to do."""
+    others = hosts_on(port, addresses)
+    if [at for _, at in others].count(host) > 1:
+        return "; it is given twice here: each listener, and --metrics, needs one of its own"
+    for text, at in others:
+        if at != host and not {at, host}.isdisjoint(WILDCARDS):
+            return f", perhaps by {text}: [::] takes IPv4 too, 0.0.0.0 each address; leave one out"
+    return "; choose another" + ", or port 0 for any free one" * isinstance(port, int)
+
+
+def hosts_on(port: object, addresses: Sequence[str]) -> list[tuple[str, str]]:
+    """Return each of several addresses that has the port, and its host, "" or "::" for all."""
     from poetry.addresses import split
+    from poetry.system.endpoint_strings import argument_of, type_of
 
-    plain = [each for each in map(split, addresses) if each]
-    return sum((each.host, each.port) == (host, port) for each in plain) > 1
-
-
-def address_with_port(port: object, host: str, addresses: Sequence[str]) -> str:
-    """Return the first of several addresses with the port; "" if it has the host too, or is the
-    only one.
-    """
-    from poetry.addresses import split
-
-    string = re.compile(rf"(tcp6?|ssl):(port=)?{port}(?!\d)")
-    plain = {text: split(text) for text in addresses}
-    found = [
-        text
-        for text, address in plain.items()
-        if (address.port == port if address else string.match(text))
-    ]
-    first = plain[found[0]] if len(found) > 1 else None
-    return "" if len(found) < 2 or (first and first.host == host) else found[0]
+    found = []
+    for text in addresses:
+        plain = split(text)
+        if plain is not None:
+            its_port, host = str(plain.port), plain.host
+        elif type_of(text) in INTERFACES:
+            place, everywhere = INTERFACES[type_of(text)]
+            its_port = argument_of(text, "port", 0) or ""
+            host = argument_of(text, "interface", place) or everywhere
+        else:
+            continue
+        if its_port == str(port):
+            found.append((text, host))
+    return found

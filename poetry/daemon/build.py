@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import signal
 from collections import Counter
-from collections.abc import Iterable, Sequence
+from collections.abc import Iterable, Iterator, Sequence
 from typing import Any
 
 from twisted.internet.defer import Deferred
@@ -186,7 +186,18 @@ class DaemonService(PoetryService):
         if HANGUP is not None:
             signal.signal(HANGUP, lambda *_: self.clock.callFromThread(self.reload))
             signal.pthread_sigmask(signal.SIG_UNBLOCK, [HANGUP])  # one may have come already
-        self.whenListening().addCallbacks(lambda _: notify("READY=1"), lambda _: None)
+        self.whenListening().addCallbacks(self._ready, lambda _: None)
+
+    def _ready(self, _: object) -> None:
+        for endpoint, listener in self._certified():
+            warn_if_expired(endpoint, listener)
+        notify("READY=1")
+
+    def _certified(self) -> Iterator[tuple[TLSEndpoint, str]]:
+        """Generate the endpoints that have certificates, each with the name of its listener."""
+        for endpoint, factory in [*self.listeners, *self.others]:
+            if isinstance(endpoint, TLSEndpoint):
+                yield endpoint, getattr(factory, "listener", "metrics")
 
     async def read_again(self) -> bool:
         """Read the certificates of TLS listeners again, and then the poems as PoetryService does.
@@ -196,9 +207,8 @@ class DaemonService(PoetryService):
         if self.running:  # else systemd knows that it is stopping
             notify("RELOADING=1")
         well = True
-        for endpoint, factory in [*self.listeners, *self.others]:
-            if isinstance(endpoint, TLSEndpoint):
-                well &= await renew(endpoint, getattr(factory, "listener", "metrics"))
+        for endpoint, listener in self._certified():
+            well &= await renew(endpoint, listener)
         well &= await super().read_again()
         if self.running:
             notify("READY=1")
@@ -227,4 +237,15 @@ async def renew(endpoint: TLSEndpoint, listener: str) -> bool:
         )
         return False
     _log.info("read the certificate of {listener} again", event="renewed", listener=listener)
+    warn_if_expired(endpoint, listener)
     return True
+
+
+def warn_if_expired(endpoint: TLSEndpoint, listener: str) -> None:
+    """Log a certificate that had expired when it was read: readers will refuse it."""
+    if endpoint.expired:
+        _log.warn(
+            "the certificate of {listener} has expired",
+            event="certificate_expired",
+            listener=listener,
+        )

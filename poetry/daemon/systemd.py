@@ -34,5 +34,5 @@ def notify(state: str) -> None:
             "cannot notify {path}: {reason}",
             event="notify_failed",
             path=path,
-            reason=error.strerror,
+            reason=error.strerror or str(error),
         )

@@ -247,10 +247,10 @@ def _started(jobs: Sequence[Coroutine[Any, Any, bool]]) -> Iterator[list[Deferre
 
 def hint_of_silence(address: str, error: Exception) -> str:
     """Return why a server that can be reached may say nothing, or ""."""
-    silent = type(error) is PoemTimedOut and not error.received  # and no deadline has passed
-    if not silent or type_of(address) in TLS_TYPES:
+    if type(error) is not PoemTimedOut or error.received:  # or a deadline has passed
         return ""
-    return "; does it speak TLS (tls:HOST:PORT), or wait for its client to speak?"
+    tls = "" if type_of(address) in {"unix", *TLS_TYPES} else "speak TLS (tls:HOST:PORT), "
+    return f"; is it full, or does it {tls}wait for its client to speak?"
 
 
 def explain_fetch_failure(error: Exception) -> str:

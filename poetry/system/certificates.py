@@ -18,7 +18,6 @@ from twisted.internet.interfaces import (
     IStreamServerEndpoint,
 )
 from twisted.internet.protocol import Factory
-from twisted.logger import Logger
 from zope.interface import implementer
 
 from poetry.system.descriptors import given_descriptor
@@ -35,9 +34,6 @@ _MOST_AUTHORITIES = 64 * 1024 * 1024
 _CERTIFICATE = re.compile("-----BEGIN CERTIFICATE-----.*?-----END CERTIFICATE-----", re.DOTALL)
 
 
-_log = Logger()
-
-
 class BadCertificate(ValueError):
     """A key or a certificate cannot be used; the message is one line with the reason."""
 
@@ -48,6 +44,8 @@ class TLSEndpoint:
 
     Its key and certificate are read when it is made, and again by `renew`, for connections from
     then on. It is its own context factory, which Twisted calls for each connection.
+
+    @ivar expired: whether the certificate had expired when it was read.
     """
 
     def __init__(self, reactor: Any, description: str) -> None:
@@ -55,11 +53,12 @@ class TLSEndpoint:
 
         @raise Exception: what Twisted raises for a malformed description.
         """
+        if argument_of(description, "privateKey", 1) is None:
+            description += ":privateKey=server.pem"  # Twisted's default
         for name, index in _FILES.items():  # a daemon changes its directory
             description = replace_argument(description, name, index, os.path.abspath)
         self._description = description
-        recorded = _read(description)
-        self._context = recorded.context
+        recorded = self._read()
         self._endpoint = SSL4ServerEndpoint(
             reactor, recorded.port, self, recorded.backlog, recorded.interface
         )
@@ -83,7 +82,12 @@ class TLSEndpoint:
         for path in _paths_in(self._description):
             if path.exists() and not path.is_file():
                 raise BadCertificate(f"{path} is no regular file")
-        self._context = _read(self._description).context
+        self._read()
+
+    def _read(self) -> _ListenRecorder:
+        recorded = _read_files(self._description)
+        self._context, self.expired = recorded.context, recorded.expired
+        return recorded
 
 
 class _ListenRecorder:
@@ -95,20 +99,18 @@ class _ListenRecorder:
         """Record the arguments; make the context now, or OpenSSL would refuse each handshake."""
         self.port, self.backlog, self.interface = port, backlog, interface
         self.context = contextFactory.getContext()
-        if contextFactory.certificate.has_expired():
-            _log.warn(
-                "the certificate for port {port} has expired: its readers will refuse it",
-                event="certificate_expired",
-                port=port,
-            )
+        self.expired = contextFactory.certificate.has_expired()
 
 
-def _read(description: str) -> _ListenRecorder:
+def _read_files(description: str) -> _ListenRecorder:
     """Parse a description, and read its key and certificate."""
     from OpenSSL import SSL, crypto
 
     recorder = _ListenRecorder()
     _check_files(description)
+    files = ", ".join(dict.fromkeys(map(str, _paths_in(description))))
+    both = argument_of(description, "certKey", 2)
+    hint = "" if both else "; to name both files: ssl:PORT:privateKey=FILE:certKey=FILE"
     results: list[Any] = []
     try:
         endpoint = serverFromString(recorder, description)
@@ -116,18 +118,11 @@ def _read(description: str) -> _ListenRecorder:
         for failure in results:
             failure.raiseException()
     except (SSL.Error, crypto.Error, VerifyError) as error:
-        files = ", ".join(dict.fromkeys(map(str, _paths_in(description))))
-        reason = f"{text_of(error)} ({files}{_hint(description)})"
+        reason = f"{text_of(error).rstrip('.')} ({files})"
         raise BadCertificate(f"OpenSSL refuses its key or certificate: {reason}") from error
     except OSError as error:
-        raise BadCertificate(f"{error.filename}: {error.strerror}{_hint(description)}") from error
+        raise BadCertificate(f"{error.filename or files}: {error.strerror}{hint}") from error
     return recorder
-
-
-def _hint(description: str) -> str:
-    """Return how to name both files, where Twisted's default stands for one, or ""."""
-    both = all(argument_of(description, name, _FILES[name]) for name in ("privateKey", "certKey"))
-    return "" if both else "; to name both: ssl:PORT:privateKey=FILE:certKey=FILE"
 
 
 def _check_files(description: str) -> None:

@@ -193,6 +193,8 @@ def test_cacert_without_tls_is_a_usage_error(served: Server, certificates: Certi
     """An option that would verify nothing is refused, and not passed over."""
     words = ("get", "--cacert", certificates.authority, served.addresses[0])
     assert error_of(poetry(*words), 2).startswith("--cacert: no ADDRESS is over TLS")
+    words = ("get", "--cacert", certificates.authority, "https://localhost:1")
+    assert error_of(poetry(*words), 2).startswith("'https://localhost:1' is no address: write tls:")
 
 
 def test_retry_starts_again(peer: socket.socket, tmp_path: Path) -> None:
@@ -371,7 +373,7 @@ def test_too_few_descriptors_say_what_to_raise(served: Server) -> None:
 def test_silent_server_times_out(peer: socket.socket) -> None:
     """A silent server times out, and the error says for how long nothing came."""
     error = error_of(poetry("get", "--timeout", "0.2", port_of(peer)), 1)
-    hint = "; does it speak TLS (tls:HOST:PORT), or wait for its client to speak?"
+    hint = "; is it full, or does it speak TLS (tls:HOST:PORT), wait for its client to speak?"
     assert error == f"{port_of(peer)}: timed out: nothing for 0.2 s after 0 bytes{hint}"
 
 

@@ -140,6 +140,24 @@ def caused(error: Exception, cause: Exception) -> Exception:
     return error
 
 
+@pytest.mark.parametrize(
+    ("addresses", "reason"),
+    [
+        (["127.0.0.2:9", "127.0.0.1:9"], "; choose another"),
+        (["tcp:9:interface=127.0.0.1", "9"], "; it is given twice here"),
+        (["tcp:9:127.0.0.1", "ssl:9:k:c:TLSv1_2_METHOD:127.0.0.1"], "; it is given twice here"),
+        (["SSL:9:k:c", "9"], ", perhaps by SSL:9:k:c: [::] takes IPv4 too"),
+        (["tcp6:9", "unix:9"], ", perhaps by tcp6:9: [::] takes IPv4 too"),
+        ([r"tcp6:9:4:\:\:1"], "; choose another"),
+    ],
+)
+def test_used_port_blames_those_that_overlap(addresses: list[str], reason: str) -> None:
+    """Two hosts share a port but for those that stand for all, however an address is spelled."""
+    taken = CannotListenError("127.0.0.1", 9, OSError(errno.EADDRINUSE, "taken"))
+    message = f"cannot listen on 127.0.0.1:9: taken{reason}"
+    assert explain_failure(taken, addresses).startswith(message)
+
+
 TWICE = "it is given twice here: each listener, and --metrics, needs one of its own"
 
 

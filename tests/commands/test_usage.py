@@ -55,6 +55,7 @@ MANY_DIGITS = "9" * 5_000
             "serve --metrics no",
             "'no' is no address: use PORT, HOST:PORT or an endpoint string (--m",
         ),
+        ("get localhost/", "'localhost/' is no address: write localhost:PORT, the port"),
         ("serve -l ./here", "'./here' is no address: for a Unix socket, write unix:./here"),
         ("get /run/poem", "'/run/poem' is no address: for a Unix socket, write unix:/run/poem"),
         ("serve -l 0 -p 0", "give --listen, or --port and --interface, not both"),

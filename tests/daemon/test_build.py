@@ -29,6 +29,7 @@ from poetry.wire.outgoing import Pace
 from tests.certificates import Certificates
 from tests.loop import until, wait
 from tests.processes import PATIENCE
+from tests.system.test_certificates import weak
 from tests.transfers import Log
 
 
@@ -253,6 +254,19 @@ def test_reload_without_a_thread_notifies_systemd(
     service.running = False
     assert service.reload().called
     assert len(notifications) == 2  # a server that stops is not ready
+
+
+def test_certificate_that_has_expired_is_a_warning(
+    reactor: Reactor, tmp_path: Path, log: Log
+) -> None:
+    """An expired certificate is served, as nginx does, and said to be: after a reload as well."""
+    path = weak(tmp_path, size=2048, days=-1)
+    service = build_service(reactor, [], ["127.0.0.1:1", f"ssl:0:{path}:{path}"])
+    service.startService()
+    wait(service.reload())
+    expired = [event for event in log if event.get("event") == "certificate_expired"]
+    assert [event["listener"] for event in expired] == [service.addresses[1]] * 2
+    service.stopService()
 
 
 def test_reload_reads_certificates(

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import datetime
+import errno
 import os
 import re
 from pathlib import Path
@@ -12,9 +13,9 @@ from twisted.internet.testing import MemoryReactor
 
 from poetry.addresses import BadAddress, server_endpoint
 from poetry.system.certificates import BadCertificate, TLSEndpoint
+from tests.calls import failing
 from tests.certificates import Certificates
 from tests.loop import reactor
-from tests.transfers import Log
 
 
 def weak(directory: Path, *, size: int = 1024, days: int = 1) -> Path:
@@ -120,7 +121,7 @@ def test_key_that_cannot_be_read_is_named(tmp_path: Path) -> None:
     """A file that is not there is at fault, and not the address; without a name, how to name it."""
     path = tmp_path / "no key"
     assert reason(f"ssl:0:{path}:{path}") == f"{path}: No such file or directory"
-    hint = "; to name both: ssl:PORT:privateKey=FILE:certKey=FILE"
+    hint = "; to name both files: ssl:PORT:privateKey=FILE:certKey=FILE"
     assert reason("ssl:0") == f"{Path('server.pem').absolute()}: No such file or directory{hint}"
 
 
@@ -132,16 +133,21 @@ def test_key_of_another_certificate_is_refused(tmp_path: Path) -> None:
     certificate = weak(tmp_path / "certificate", size=2048)
     certificate.write_bytes(certificate.read_bytes().partition(b"END PRIVATE KEY-----\n")[2])
     said = reason(f"ssl:0:privateKey={key}:certKey={certificate}")
-    assert said.endswith(f"do not match. ({key}, {certificate})")
+    assert said.endswith(f"do not match ({key}, {certificate})")
 
 
-@pytest.mark.parametrize("named", [True, False])
+@pytest.mark.parametrize(
+    "words",
+    [("privateKey=a=\\:.pem", "certKey=b.pem"), ("a\\=\\:.pem", "b.pem"), ("certKey=b.pem",), ()],
+)
 def test_renewal_reads_the_same_files(
-    tmp_path: Path, certificates: Certificates, monkeypatch: pytest.MonkeyPatch, *, named: bool
+    tmp_path: Path,
+    certificates: Certificates,
+    monkeypatch: pytest.MonkeyPatch,
+    words: tuple[str, ...],
 ) -> None:
     """A daemon changes its directory, and its files stay where they were."""
-    words = ("privateKey=a=\\:.pem", "certKey=b.pem") if named else ("a\\=\\:.pem", "b.pem")
-    for name in ("a=:.pem", "b.pem"):
+    for name in ("a=:.pem", "b.pem", "server.pem"):
         (tmp_path / name).write_bytes(certificates.path("good").read_bytes())
     monkeypatch.chdir(tmp_path)
     endpoint = server_endpoint(reactor, ":".join(["ssl", "0", *words, "interface=127.0.0.1"]))
@@ -152,11 +158,13 @@ def test_renewal_reads_the_same_files(
     assert endpoint.getContext() is not first
 
 
-def test_certificate_that_has_expired_is_a_warning(tmp_path: Path, log: Log) -> None:
-    """An expired certificate is served, as nginx does, and said to be."""
-    path = weak(tmp_path, size=2048, days=-1)
-    server_endpoint(reactor, f"ssl:0:privateKey={path}:certKey={path}")
-    assert log.names == ["certificate_expired"]
+def test_file_that_cannot_be_read_to_its_end_is_named(
+    monkeypatch: pytest.MonkeyPatch, certificates: Certificates
+) -> None:
+    """An error of read(2) names no file: then those of the address are named."""
+    monkeypatch.setattr("twisted.python.filepath.FilePath.getContent", failing(errno.EIO))
+    path = certificates.path("good")
+    assert reason(f"ssl:0:{path}:{path}") == f"{path}: Input/output error"
 
 
 def test_device_is_no_key() -> None:
