@@ -479,7 +479,8 @@ class PoetryClientFactory(PoetryFactory, ClientFactory):
     def __init__(self, poem: bytes | None = None) -> None:
         super().__init__(poem)
         self._received: Deferred[bytes] | None = None
-        self._result: bytes | Failure | None = None
+        self._result: Any = None  # while nobody has asked for it
+        self._settled = False
 
     @property
     def received(self) -> Deferred[bytes]:
@@ -492,19 +493,20 @@ class PoetryClientFactory(PoetryFactory, ClientFactory):
         """
         if self._received is None:
             self._received = Deferred(lambda _: self.abort(CancelledError()))
-            self._fire(self._received)
+            if self._settled:
+                result, self._result = self._result, None
+                self._received.callback(result)
         return self._received
 
     def settle(self, result: bytes | Failure) -> None:
         """Fire `received` with the first result, whatever an override of the hooks does."""
-        if self._result is None:
+        if self._settled:
+            return
+        self._settled = True
+        if self._received is None:
             self._result = result
-            if self._received is not None:
-                self._fire(self._received)
-
-    def _fire(self, received: Deferred[bytes]) -> None:
-        if self._result is not None and not received.called:
-            received.callback(self._result)
+        else:
+            self._received.callback(result)
 
     def abort(self, reason: BaseException) -> None:
         """Reset the connection, if there is one, and refuse one that is made yet: not every
@@ -512,7 +514,9 @@ class PoetryClientFactory(PoetryFactory, ClientFactory):
         """
         self.buildProtocol = lambda _: None  # type: ignore[method-assign,assignment]
         for connection in list(self.connections):
-            connection.fail(reason)
+            if connection.factory is self:
+                connection.fail(reason)
+        self.settle(Failure(reason))
 
     def clientConnectionFailed(self, connector: IConnector, reason: Failure) -> None:
         """Fire `received`: there was no connection."""
@@ -520,6 +524,9 @@ class PoetryClientFactory(PoetryFactory, ClientFactory):
         super().clientConnectionFailed(connector, reason)
 
     def clientConnectionLost(self, connector: IConnector, reason: Failure) -> None:
-        """Fire `received`, if no protocol has: there was none, or it did not call up."""
+        """Fire `received`: as its protocol would, if that does not call up, or for want of one."""
+        for connection in list(self.connections):
+            if innermost(connection._wire) is getattr(connector, "transport", None):
+                PoetryProtocol.connectionLost(connection, reason)
         self.settle(reason)
         super().clientConnectionLost(connector, reason)

@@ -235,8 +235,8 @@ class PoetryService(Service):
         @return: fires with None when all is closed, and all that was in flight has ended.
         """
         super().stopService()  # type: ignore[no-untyped-call]
-        closed = succeed(None) if self._listening is None else self._listening.close()
         self._open = {}
+        closed = succeed(None) if self._listening is None else self._listening.close()
         stop = Stopping(self.connections, self.grace, self.clock)
         if stop.connections:
             self._stops.append(stop)

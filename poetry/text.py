@@ -14,7 +14,7 @@ def text_of(error: Any) -> str:
     """Return the message of an error; of one of OpenSSL, which lists (library, function, reason),
     its reasons; without a message, the name of its type.
     """
-    if is_of_openssl(error):
+    if is_of_openssl(error) and all(isinstance(reasons, list) for reasons in error.args):
         text = "; ".join(str(each[-1]) for reasons in error.args for each in reasons if each[-1])
     else:
         text = str(error)

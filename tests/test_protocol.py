@@ -278,7 +278,11 @@ def test_received_fires_where_no_protocol_tells(kind: str) -> None:
     client = Client()
     with listening(Server(b"poem")) as port:
         reactor.connectTCP("127.0.0.1", port, client)
-        assert isinstance(wait_error(client.received), error.ConnectionClosed)
+        if kind == "refused":
+            assert isinstance(wait_error(client.received), error.ConnectionClosed)
+        else:
+            assert wait(client.received) == b"poem"
+    assert not client.connections
 
 
 @pytest.mark.parametrize("when", ["before", "after"])
@@ -298,6 +302,27 @@ def test_cancelled_received_resets(when: str) -> None:
         with connection, suppress(ConnectionResetError):
             assert drain(connection) == b""
     assert not client.connections
+
+
+def test_cancelled_received_leaves_other_factories_alone() -> None:
+    """Factories may share the set of their connections."""
+    first, second = PoetryClientFactory(), PoetryClientFactory()
+    second.connections = first.connections
+    with listening(Server(LONG)) as port:
+        for client in (first, second):
+            reactor.connectTCP("127.0.0.1", port, client)
+        until(lambda: len(first.connections) == 2)
+        first.received.cancel()
+        assert isinstance(wait_error(first.received), CancelledError)
+        assert wait(second.received) == LONG
+
+
+def test_aborted_factory_tells_who_asks_later() -> None:
+    """Without a connection the reason of an abort is the result."""
+    client = PoetryClientFactory()
+    client.abort(ValueError("why"))
+    assert isinstance(wait_error(client.received), ValueError)
+    assert client.buildProtocol(None) is None
 
 
 def test_client_factory_calls_up_for_those_that_connect_again() -> None:

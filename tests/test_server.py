@@ -9,10 +9,11 @@ from contextlib import ExitStack, contextmanager
 from decimal import Decimal
 from functools import partial
 from pathlib import Path
+from types import SimpleNamespace
 from typing import Any
 
 import pytest
-from twisted.internet.defer import CancelledError, succeed
+from twisted.internet.defer import CancelledError, Deferred, succeed
 from twisted.internet.endpoints import TCP4ClientEndpoint, TCP4ServerEndpoint
 from twisted.internet.error import CannotListenError
 from twisted.internet.interfaces import IListeningPort, IStreamServerEndpoint
@@ -325,6 +326,30 @@ def test_linger_is_shorter_while_readers_wait() -> None:
 
 
 # Stopping
+
+
+def test_second_stop_closes_nothing_again(log: Log) -> None:
+    """A port of Twisted's cannot be closed twice; each stop waits until it is closed."""
+    service = PoetryService([], clock=reactor)
+    service.others.append((TCP4ServerEndpoint(reactor, 0, interface="127.0.0.1"), ServerFactory()))
+    service.startService()
+    stops = [service.stopService(), service.stopService()]
+    for stop in stops:
+        wait(stop)
+    assert not log.names
+
+
+def test_restart_within_a_stop_has_its_ports() -> None:
+    """A caller that hears of the stop may start the service at once."""
+    never = SimpleNamespace(listen=lambda _: Deferred())
+    here = TCP4ServerEndpoint(reactor, 0, interface="127.0.0.1")
+    listeners: list[Any] = [(here, Server(b"one")), (never, Server(b"two"))]
+    service = PoetryService(listeners, clock=reactor)
+    service.startService()
+    service.whenListening().addErrback(lambda _: service.startService())
+    wait(service.stopService())
+    assert fetch(service) == b"one"
+    wait(service.stopService())
 
 
 def test_stop_serves_readers_in_flight_and_in_the_queue(log: Log) -> None:

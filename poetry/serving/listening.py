@@ -66,17 +66,21 @@ class Listening:
             caller.callback(None)
         return caller
 
-    def close(self) -> Deferred[Any]:
-        """Close the ports that are open, and those that open later.
+    def close(self) -> Deferred[None]:
+        """Close the ports that are open, and those that open later, once.
 
         @return: fires when those that were open are closed; one that cannot be is logged.
         """
-        self.closed = True
-        closing = [maybeDeferred(port.stopListening) for port in self._ports]
-        for each in closing:
-            each.addErrback(_log_unclosed)
-        self._fire(Failure(CancelledError()))
-        return gatherResults(closing)
+        if not self.closed:
+            self.closed = True
+            closing = [maybeDeferred(port.stopListening) for port in self._ports]
+            for each in closing:
+                each.addErrback(_log_unclosed)
+            self._closing = gatherResults(closing)
+            self._fire(Failure(CancelledError()))
+        closed: Deferred[None] = Deferred()
+        self._closing.addCallback(lambda _: closed.callback(None))
+        return closed
 
     def _port_opened(self, port: IListeningPort, index: int) -> Any:
         if self.closed:  # it opened after `close`

@@ -86,11 +86,14 @@ def close_at_end(transport: Any) -> None:
 def abort(transport: Any) -> None:
     """Close the connection with a reset; without one if it has none, as a pipe or a process."""
     reset(transport)
+    below = innermost(transport)  # a wrapper may not pass it on
     try:
         if hasattr(transport, "abortConnection"):
             transport.abortConnection()
-        elif hasattr(transport, "connectionLost"):  # StandardIO may wait for ever to lose its own
-            transport.connectionLost(Failure(ConnectionAborted()))
+        elif hasattr(below, "abortConnection"):
+            below.abortConnection()
+        elif hasattr(below, "connectionLost"):  # StandardIO may wait for ever to lose its own
+            below.connectionLost(Failure(ConnectionAborted()))
         else:
             transport.loseConnection()
     except Exception:  # the reactor could not let its descriptor go

@@ -307,3 +307,5 @@ def test_explain_unwraps_errors_of_tls() -> None:
     assert str(cut) == "truncated after 4 bytes: bad length; and more"
     assert explain_fetch_failure(failed) == "refused: TLS failed: bad length; and more"
     assert explain_fetch_failure(ssl.ZeroReturnError()) == "refused: TLS failed: ZeroReturnError"
+    odd = ssl.SysCallError(-1, "Unexpected EOF")
+    assert explain_fetch_failure(odd) == "refused: TLS failed: (-1, 'Unexpected EOF')"

@@ -15,10 +15,13 @@ from typing import Any
 import pytest
 from OpenSSL import SSL
 from twisted.internet.endpoints import SSL4ServerEndpoint, TCP4ClientEndpoint, UNIXClientEndpoint
+from twisted.internet.protocol import Factory, Protocol, connectionDone
 from twisted.internet.ssl import Certificate, PrivateCertificate
 from twisted.internet.stdio import StandardIO as _StandardIO
 from twisted.internet.task import Clock
 from twisted.internet.testing import StringTransport
+from twisted.protocols.policies import WrappingFactory
+from twisted.python.failure import Failure
 
 from poetry import PoetryClientFactory, PoetryProtocol, PoetryService, send_poem
 from poetry.addresses import client_endpoint
@@ -30,6 +33,7 @@ from tests.calls import failing
 from tests.certificates import Certificates
 from tests.ends import (
     HERE,
+    LONG,
     Server,
     Wraps,
     listening,
@@ -427,6 +431,80 @@ def test_flood_after_the_end_is_not_heard(
         thread.join()
     assert server.outcomes == ["sent"]
     assert sum(heard) <= MOST_HEARD + SMALL_READ
+
+
+class Around(Protocol):
+    """A wrapper that is a transport, and has no `abortConnection`."""
+
+    disconnecting = False
+
+    def __init__(self, inner: Any) -> None:
+        self._inner = inner
+
+    def connectionMade(self) -> None:
+        self._inner.makeConnection(self)
+
+    def dataReceived(self, data: bytes) -> None:
+        self._inner.dataReceived(data)
+
+    def connectionLost(self, reason: Failure = connectionDone) -> None:
+        self._inner.connectionLost(reason)
+
+    def write(self, data: bytes) -> None:
+        self.transport.write(data)  # type: ignore[union-attr]
+
+    def registerProducer(self, producer: Any, streaming: bool) -> None:
+        self.transport.registerProducer(producer, streaming)  # type: ignore[union-attr]
+
+    def unregisterProducer(self) -> None:
+        self.transport.unregisterProducer()  # type: ignore[union-attr]
+
+    def loseConnection(self) -> None:
+        self.disconnecting = True
+        self.transport.loseConnection()  # type: ignore[union-attr]
+
+
+class AroundAll(Factory):
+    """A factory of wrappers around what another one builds."""
+
+    noisy = False
+
+    def __init__(self, inner: Any) -> None:
+        self._inner = inner
+
+    def buildProtocol(self, addr: Any) -> Any:
+        return Around(self._inner.buildProtocol(addr))
+
+
+@pytest.mark.parametrize("receives", [True, False])
+def test_wrapper_that_cannot_abort_is_closed_below(tmp_path: Path, receives: bool) -> None:
+    """A reset goes to the reactor's own transport: to tell the wrapper of a loss closes nothing."""
+    server = Server(None if receives else LONG)
+    path = str(tmp_path / "socket")
+    port = reactor.listenUNIX(path, AroundAll(server))
+    with socket.socket(socket.AF_UNIX) as connection:
+        connection.connect(path)
+        until(lambda: server.connections)
+        for protocol in list(server.connections):
+            protocol.fail(PoemTimedOut(1.0, 0))
+        drain(connection)  # to its end
+    until(lambda: server.outcomes)
+    assert (server.outcomes, len(server.results)) == (["timed_out"], 1)
+    wait(port.stopListening())
+
+
+def test_pipe_under_a_wrapper_that_breaks_is_closed() -> None:
+    """Under a wrapper of Twisted's a broken pipe is closed once as well."""
+    ends, back = os.pipe(), os.pipe()
+    server = Server(poem(1_500_000))
+    wrapped: Any = WrappingFactory(server)
+    StandardIO(wrapped.buildProtocol(None), stdin=ends[0], stdout=back[1])
+    until(lambda: any(connection.size for connection in server.connections))
+    for connection in list(server.connections):
+        connection.fail(PoemTimedOut(1.0, 0))
+    os.close(ends[1])
+    os.close(back[0])
+    assert server.outcomes == ["timed_out"]
 
 
 def test_pipe_that_breaks_is_told() -> None:

@@ -15,7 +15,7 @@ import pytest
 from poetry.system import features
 from poetry.system.features import EPOLL, fcntl, termios
 from poetry.wire import kernel
-from poetry.wire.kernel import unacknowledged
+from poetry.wire.kernel import acknowledged, unacknowledged
 from poetry.wire.pages import LARGE, collapse
 from tests.ends import reset, tcp_pair
 from tests.loop import until
@@ -48,6 +48,20 @@ def test_unacknowledged_bytes_are_counted() -> None:
         while received < sent:
             received += len(reader.recv(1 << 20))
         until(lambda: unacknowledged(sender) == 0)
+
+
+def test_acknowledged_bytes_are_counted() -> None:
+    """Of a TCP connection, and not of a Unix socket, the kernel counts what the peer has."""
+    with tcp_pair() as (one, other):
+        before = acknowledged(one)
+        one.sendall(b"poem")
+        until(lambda: not unacknowledged(one))
+        assert before is not None
+        assert acknowledged(one) == before + 4
+        del other
+    with ExitStack() as stack:
+        ends = [stack.enter_context(end) for end in socket.socketpair()]
+        assert acknowledged(ends[0]) is None
 
 
 def test_unacknowledged_bytes_are_none_where_unknown(monkeypatch: pytest.MonkeyPatch) -> None:
