@@ -39,7 +39,7 @@ from poetry.wire import kind_of
 from poetry.wire.acknowledging import Acknowledging
 from poetry.wire.closing import abort, close, discard_input
 from poetry.wire.kernel import is_acknowledged
-from poetry.wire.layers import handle_of, hear_half_close, innermost
+from poetry.wire.layers import handle_of, hear_half_close, innermost, is_tls
 from poetry.wire.outgoing import Outgoing, Pace
 from poetry.wire.poem import Poem
 from poetry.wire.receiving import Incoming
@@ -505,7 +505,7 @@ class PoetryClientFactory(PoetryFactory, ClientFactory):
         self._settled = True
         if self._received is None:
             self._result = result
-        else:
+        elif not self._received.called:  # a hook may have fired it
             self._received.callback(result)
 
     def abort(self, reason: BaseException) -> None:
@@ -526,7 +526,10 @@ class PoetryClientFactory(PoetryFactory, ClientFactory):
     def clientConnectionLost(self, connector: IConnector, reason: Failure) -> None:
         """Fire `received`: as its protocol would, if that does not call up, or for want of one."""
         for connection in list(self.connections):
-            if innermost(connection._wire) is getattr(connector, "transport", None):
+            wire = connection._wire
+            below = wire.transport if is_tls(wire) else wire
+            if below is getattr(connector, "transport", None):
                 PoetryProtocol.connectionLost(connection, reason)
-        self.settle(reason)
+        if not any(each.factory is self for each in self.connections):
+            self.settle(reason)  # else a wrapper has some of the poem yet, and tells its end
         super().clientConnectionLost(connector, reason)

@@ -27,6 +27,7 @@ from twisted.internet.testing import (
     StringTransport,
     StringTransportWithDisconnection,
 )
+from twisted.protocols.policies import ProtocolWrapper, WrappingFactory
 from twisted.python.failure import Failure
 
 from poetry.errors import (
@@ -315,6 +316,48 @@ def test_cancelled_received_leaves_other_factories_alone() -> None:
         first.received.cancel()
         assert isinstance(wait_error(first.received), CancelledError)
         assert wait(second.received) == LONG
+
+
+def test_wrapper_that_keeps_a_part_for_later_gives_it_yet() -> None:
+    """What a wrapper still has belongs to the poem: its end comes from the wrapper."""
+    kept: list[tuple[Any, Any]] = []
+
+    class Keeps(ProtocolWrapper):
+        def dataReceived(self, data: bytes) -> None:
+            super().dataReceived(data[:1])  # type: ignore[no-untyped-call]
+            kept.append((super().dataReceived, data[1:]))
+
+        def connectionLost(self, reason: Failure = connectionDone) -> None:
+            kept.append((super().connectionLost, reason))
+
+    client = PoetryClientFactory()
+    wrapping = WrappingFactory(client)
+    wrapping.protocol = Keeps
+    with listening(Server(b"a poem")) as port:
+        connector = reactor.connectTCP("127.0.0.1", port, wrapping)
+        until(lambda: connector.state == "disconnected")
+    assert not client.received.called
+    for method, what in kept:
+        method(what)
+    assert wait(client.received) == b"a poem"
+
+
+def test_hook_may_fire_received_itself() -> None:
+    """A program that refuses a poem in its hook has the last word, and the books are right."""
+
+    class Refuses(PoetryClientFactory):
+        def poemReceived(self, poem: bytes) -> None:
+            self.received.errback(ValueError(poem))
+
+    client, outcomes = Refuses(), []
+    client.observers = [lambda protocol: outcomes.append(protocol.outcome)]
+    protocol: Any = client.buildProtocol(None)
+    protocol.makeConnection(StringTransport())
+    refused = client.received
+    protocol.dataReceived(b"poem")
+    protocol.connectionLost(DONE)
+    assert isinstance(wait_error(refused), ValueError)
+    assert outcomes == ["received"]
 
 
 def test_aborted_factory_tells_who_asks_later() -> None:

@@ -19,6 +19,7 @@ import poetry
 from poetry import (
     EmptyPoem,
     PoemError,
+    PoemFactory,
     PoemTruncated,
     PoetryClientFactory,
     PoetryProtocol,
@@ -111,6 +112,14 @@ async def serve(endpoint: IStreamServerEndpoint) -> IListeningPort:
     served: Deferred[bytes] = serve_poem(endpoint, None)  # type: ignore[assignment]
     print(served)
     return await serve_poem(endpoint, b"a poem", max_connections=1)
+
+
+class NamedFile(PoemFactory):
+    """A factory of a poem in a file."""
+
+
+def from_file() -> NamedFile:
+    return NamedFile.from_file("poem.txt")
 
 
 def receive(client: PoetryClientFactory) -> Deferred[bytes]:

@@ -6,6 +6,7 @@ import errno
 import re
 import sys
 from collections.abc import Sequence
+from itertools import takewhile
 from typing import Any
 
 import click
@@ -268,8 +269,8 @@ def reason_of_use(port: object, host: str, addresses: Sequence[str]) -> str:
     others = hosts_on(port, addresses)
     if [at for _, at in others].count(host) > 1:
         return "; it is given twice here: each listener, and --metrics, needs one of its own"
-    for text, at in others:
-        if at != host and not {at, host}.isdisjoint(WILDCARDS):
+    for text, at in takewhile(lambda other: other[1] != host, others):  # the rest was not tried
+        if not {at, host}.isdisjoint(WILDCARDS):
             return f", perhaps by {text}: [::] takes IPv4 too, 0.0.0.0 each address; leave one out"
     return "; choose another" + ", or port 0 for any free one" * isinstance(port, int)
 

@@ -35,6 +35,7 @@ class Listening:
         self._callers: list[Deferred[None]] = []
         self._missing = 0
         self.closed = False
+        self._closing: Deferred[Any] = Deferred()
 
     def listen(self, endpoints: Sequence[tuple[IStreamServerEndpoint, Factory]]) -> None:
         """Begin to listen on all endpoints; if one fails, close all.
@@ -76,7 +77,7 @@ class Listening:
             closing = [maybeDeferred(port.stopListening) for port in self._ports]
             for each in closing:
                 each.addErrback(_log_unclosed)
-            self._closing = gatherResults(closing)
+            gatherResults(closing).chainDeferred(self._closing)
             self._fire(Failure(CancelledError()))
         closed: Deferred[None] = Deferred()
         self._closing.addCallback(lambda _: closed.callback(None))

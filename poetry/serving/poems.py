@@ -11,7 +11,7 @@ from importlib.resources import files
 from pathlib import Path
 from select import select
 from time import time
-from typing import IO, Any, NamedTuple
+from typing import IO, TYPE_CHECKING, Any, NamedTuple
 
 from twisted.internet.defer import CancelledError, Deferred, DeferredLock
 from twisted.logger import Logger
@@ -22,6 +22,9 @@ from poetry.system.features import NOT_BLOCKING
 from poetry.system.threads import in_daemon_thread
 from poetry.text import printable
 from poetry.wire.poem import Poem
+
+if TYPE_CHECKING:
+    from typing_extensions import Self
 
 ENDLESS = 256 * 1024 * 1024
 """Most bytes read from what has no size (a pipe, a device), as it may be endless."""
@@ -58,7 +61,7 @@ class PoemFactory(PoetryServerFactory):
         self.address = address
 
     @classmethod
-    def from_file(cls, path: str | os.PathLike[str]) -> PoemFactory:
+    def from_file(cls, path: str | os.PathLike[str]) -> Self:
         """Make a factory for the poem in a file, which `PoetryService.reload` reads again.
 
         @param path: of a file with at least one byte.

@@ -118,7 +118,7 @@ def _read_files(description: str) -> _ListenRecorder:
         for failure in results:
             failure.raiseException()
     except (SSL.Error, crypto.Error, VerifyError) as error:
-        reason = f"{text_of(error).rstrip('.')} ({files})"
+        reason = f"{text_of(error).rstrip('.')} ({files}){hint}"
         raise BadCertificate(f"OpenSSL refuses its key or certificate: {reason}") from error
     except OSError as error:
         raise BadCertificate(f"{error.filename or files}: {error.strerror}{hint}") from error

@@ -144,6 +144,7 @@ def caused(error: Exception, cause: Exception) -> Exception:
     ("addresses", "reason"),
     [
         (["127.0.0.2:9", "127.0.0.1:9"], "; choose another"),
+        (["127.0.0.1:9", "0.0.0.0:9"], "; choose another"),
         (["tcp:9:interface=127.0.0.1", "9"], "; it is given twice here"),
         (["tcp:9:127.0.0.1", "ssl:9:k:c:TLSv1_2_METHOD:127.0.0.1"], "; it is given twice here"),
         (["SSL:9:k:c", "9"], ", perhaps by SSL:9:k:c: [::] takes IPv4 too"),

@@ -335,6 +335,26 @@ def test_failed_close_of_a_port_is_logged(log: Log) -> None:
     log.clear()
 
 
+def test_port_that_stops_its_service_while_it_closes() -> None:
+    """A second stop within the first closes nothing twice, and waits for the same ports."""
+    closed: list[str] = []
+    listening = Listening(lambda _index, port: port)
+
+    class Port:
+        def stopListening(self) -> None:
+            closed.append("port")
+            listening.close().addCallback(lambda _: closed.append("inner"))
+
+    @implementer(IStreamServerEndpoint)
+    class Opens:
+        def listen(self, _: Any) -> Any:
+            return succeed(Port())
+
+    listening.listen([(Opens(), Factory()), (Opens(), Factory())])
+    wait(listening.close())
+    assert closed == ["port", "port", "inner", "inner"]
+
+
 def test_failure_of_an_endpoint_after_a_stop_is_ignored() -> None:
     """Nothing is logged of an endpoint that fails after a stop."""
     later = Later()
