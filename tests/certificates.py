@@ -116,3 +116,26 @@ def make_certificates(directory: Path) -> Certificates:
     certify("star", [x509.DNSName("*.com")], authority, ca)
     certify("untrusted", here, subject("Nobody"), None)
     return made
+
+
+def self_signed(directory: Path, *, size: int = 2048, days: int = 1) -> Path:
+    """A certificate that signs itself, for so many days, with an RSA key of `size` bits."""
+    from cryptography import x509
+    from cryptography.hazmat.primitives import hashes, serialization
+    from cryptography.hazmat.primitives.asymmetric import rsa
+
+    key = rsa.generate_private_key(65537, size)
+    name = x509.Name([x509.NameAttribute(x509.NameOID.COMMON_NAME, "127.0.0.1")])
+    now = datetime.datetime.now(datetime.timezone.utc)
+    certificate = (
+        x509.CertificateBuilder(name, name, key.public_key(), x509.random_serial_number())
+        .not_valid_before(now - datetime.timedelta(days=2))
+        .not_valid_after(now + datetime.timedelta(days=days))
+        .sign(key, hashes.SHA256())
+    )
+    pem, form = serialization.Encoding.PEM, serialization.PrivateFormat.PKCS8
+    path = directory / "self_signed.pem"
+    path.write_bytes(
+        key.private_bytes(pem, form, serialization.NoEncryption()) + certificate.public_bytes(pem)
+    )
+    return path

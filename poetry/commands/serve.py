@@ -125,8 +125,9 @@ def serve(
     except click.ClickException as error:
         failure = error
     except Exception as error:
-        metrics = [address for address in [options["metrics"]] if address]
-        failure = click.ClickException(explain_failure(error, [*addresses, *metrics]))
+        failure = click.ClickException(
+            explain_failure(error, [*addresses, options["metrics"] or ""])
+        )
     if log_format == "text":
         raise failure
     write_error_in_json(failure.format_message())

@@ -27,7 +27,6 @@ from poetry.text import text_of
 _FILES = {"privateKey": 1, "certKey": 2, "extraCertChain": None, "dhParameters": None}
 """Arguments of a description that are files."""
 
-
 _MOST_AUTHORITIES = 64 * 1024 * 1024
 """Bytes read of a file of authorities, which may be endless; Debian's has 0.2 MB."""
 

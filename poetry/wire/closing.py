@@ -97,7 +97,7 @@ def abort(transport: Any) -> None:
         else:
             transport.loseConnection()
     except Exception:  # the reactor could not let its descriptor go
-        _lose(innermost(transport), Failure(ConnectionAborted()))
+        _lose(below, Failure(ConnectionAborted()))
 
 
 def _lose(below: Any, reason: Failure) -> None:

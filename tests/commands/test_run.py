@@ -2,14 +2,12 @@
 
 from __future__ import annotations
 
-import os
-import pty
 import signal
 import subprocess
 import sys
 import time
 from collections.abc import Callable, Iterator
-from contextlib import contextmanager, suppress
+from contextlib import contextmanager
 from functools import partial
 from pathlib import Path
 from threading import Timer
@@ -27,10 +25,22 @@ from poetry import PoetryServerFactory, PoetryService
 from poetry.commands.run import ServiceRunner
 from poetry.system.clock import use_monotonic_time
 from tests.certificates import Certificates
+from tests.commands.tools import started, terminal
 from tests.conftest import PoemFile
 from tests.ends import HERE, LONG, port_of, reader
 from tests.faults.bad import black_hole
-from tests.processes import PATIENCE, POETRY, run
+from tests.processes import PATIENCE, eventually, run
+
+
+@contextmanager
+def bounded(any_reactor: Any) -> Iterator[Timer]:
+    """End a run of the reactor that would take for ever, by a timer that is dead then."""
+    give_up = Timer(PATIENCE, any_reactor.callFromThread, [any_reactor.crash])
+    give_up.start()
+    try:
+        yield give_up
+    finally:
+        give_up.cancel()
 
 
 def test_setting_the_clock_moves_no_timer(
@@ -60,10 +70,8 @@ def test_setting_the_clock_moves_no_timer(
     any_reactor.callLater(0.02, moved.reset, 0.02)
     any_reactor.callLater(0.03, set_clock, 7200.0)
     never = any_reactor.callLater(1800, fired.append, "never")
-    give_up = Timer(PATIENCE, any_reactor.callFromThread, [any_reactor.crash])
-    give_up.start()
-    any_reactor.run(installSignalHandlers=False)
-    give_up.cancel()
+    with bounded(any_reactor):
+        any_reactor.run(installSignalHandlers=False)
     assert fired == ["before", "set by -3600", "set by 7200", "moved"]
     assert never.active()
     assert not before.active()
@@ -143,11 +151,8 @@ def test_endpoint_that_fails_as_the_reactor_starts_ends_the_command(any_reactor:
     service = PoetryService([(endpoint, PoetryServerFactory(b"poem"))], clock=any_reactor)
     any_reactor.callWhenRunning(listening.errback, CannotListenError("", 1, OSError("no")))
     service.startService()
-    give_up = Timer(PATIENCE, any_reactor.callFromThread, [any_reactor.crash])
-    give_up.start()
-    with pytest.raises(CannotListenError):
+    with bounded(any_reactor), pytest.raises(CannotListenError):
         ServiceRunner(any_reactor, service).run()
-    give_up.cancel()
 
 
 @pytest.mark.usefixtures("signals")
@@ -167,61 +172,49 @@ def test_two_signals_at_once_leave_no_grace(any_reactor: Any) -> None:
             any_reactor.callLater(0.01, both_signals)
 
     any_reactor.callWhenRunning(both_signals)
-    give_up = Timer(PATIENCE, any_reactor.callFromThread, [any_reactor.crash])
-    give_up.start()
-    with reader(port_of(service)), reader(port_of(service)):
+    with bounded(any_reactor) as give_up, reader(port_of(service)), reader(port_of(service)):
         assert runner.run() == 0
-    assert give_up.is_alive()
-    give_up.cancel()
+        assert give_up.is_alive()
     assert not server.connections
 
 
 @contextmanager
-def on_a_terminal(*words: str | Path) -> Iterator[tuple[subprocess.Popen[bytes], int, str]]:
-    """A server with its standard error on a terminal: its process, that, and its announcement."""
-    master, slave = pty.openpty()
-    command = [*POETRY, "serve", *map(str, words)]
-    with subprocess.Popen(command, stdout=subprocess.PIPE, stderr=slave) as process:
+def on_a_terminal(*words: str | Path) -> Iterator[tuple[subprocess.Popen[bytes], bytearray, str]]:
+    """A server with its standard error on a terminal: its process, what that has shown when the
+    block has ended, and its announcement."""
+    with terminal() as (device, seen), started("serve", *words, stderr=device) as process:
         assert process.stdout is not None
-        try:
-            yield process, master, process.stdout.readline().decode()
-        finally:
-            process.kill()
-            os.close(master)
-            os.close(slave)
+        yield process, seen, process.stdout.readline().decode()
 
 
 def test_terminal_shows_how_to_end(poem_file: PoemFile) -> None:
     """A stop that waits for readers says on a terminal how to wait for none."""
-    with on_a_terminal(poem_file(10_000_000)) as (process, master, announced):
+    with on_a_terminal(poem_file(10_000_000)) as (process, seen, announced):
         port = int(announced.rpartition(":")[2])
         with reader(port) as connection:
             assert connection.recv(1)
             process.send_signal(signal.SIGINT)
-            said = ""
-            while "Once more (Ctrl-C) resets the readers in flight.\r\n" not in said:
-                said += os.read(master, 1000).decode()
+            said = b"Once more (Ctrl-C) resets the readers in flight.\r\n"
+            assert eventually(lambda: said in seen)
             process.send_signal(signal.SIGINT)
             assert process.wait(PATIENCE) == 0
 
 
 def test_terminal_shows_no_address_of_a_certificate(certificates: Certificates) -> None:
     """Over TLS a reader writes a name of the certificate, which an address is not."""
-    with on_a_terminal("-l", certificates.listen("good")) as (process, master, announced):
+    with on_a_terminal("-l", certificates.listen("good")) as (process, seen, announced):
         assert " on tls:" in announced
         process.send_signal(signal.SIGTERM)
         assert process.wait(PATIENCE) == 0
-        os.set_blocking(master, False)
-        with suppress(BlockingIOError):
-            assert b"To fetch" not in os.read(master, 1000)
+    assert b"To fetch" not in seen
 
 
 def test_terminal_shows_how_to_fetch(tmp_path: Path) -> None:
     """On a terminal a line on standard error has the command; standard output is unchanged."""
     path = tmp_path / "a poem"
-    with on_a_terminal("-l", f"unix:{path}") as (process, master, announced):
-        said = os.read(master, 1000).decode()
+    with on_a_terminal("-l", f"unix:{path}") as (process, seen, announced):
+        assert eventually(lambda: bool(seen))
         process.send_signal(signal.SIGTERM)
         process.wait(PATIENCE)
     assert announced == f"Serving sample.txt on unix:{path}\n"
-    assert said == f"To fetch it: poetry get 'unix:{path}'\r\n"
+    assert seen.decode() == f"To fetch it: poetry get 'unix:{path}'\r\n"

@@ -26,10 +26,9 @@ from poetry.server import PoetryService
 from poetry.serving.poems import PoemFactory
 from poetry.system.certificates import TLSEndpoint
 from poetry.wire.outgoing import Pace
-from tests.certificates import Certificates
+from tests.certificates import Certificates, self_signed
 from tests.loop import until, wait
 from tests.processes import PATIENCE
-from tests.system.test_certificates import weak
 from tests.transfers import Log
 
 
@@ -260,7 +259,7 @@ def test_certificate_that_has_expired_is_a_warning(
     reactor: Reactor, tmp_path: Path, log: Log
 ) -> None:
     """An expired certificate is served, as nginx does, and said to be: after a reload as well."""
-    path = weak(tmp_path, size=2048, days=-1)
+    path = self_signed(tmp_path, days=-1)
     service = build_service(reactor, [], ["127.0.0.1:1", f"ssl:0:{path}:{path}"])
     service.startService()
     wait(service.reload())

@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import datetime
 import errno
 import os
 import re
@@ -14,31 +13,8 @@ from twisted.internet.testing import MemoryReactor
 from poetry.addresses import BadAddress, server_endpoint
 from poetry.system.certificates import BadCertificate, TLSEndpoint
 from tests.calls import failing
-from tests.certificates import Certificates
+from tests.certificates import Certificates, self_signed
 from tests.loop import reactor
-
-
-def weak(directory: Path, *, size: int = 1024, days: int = 1) -> Path:
-    """A certificate with a key that OpenSSL takes for too short, unless it has another size."""
-    from cryptography import x509
-    from cryptography.hazmat.primitives import hashes, serialization
-    from cryptography.hazmat.primitives.asymmetric import rsa
-
-    key = rsa.generate_private_key(65537, size)
-    name = x509.Name([x509.NameAttribute(x509.NameOID.COMMON_NAME, "127.0.0.1")])
-    now = datetime.datetime.now(datetime.timezone.utc)
-    certificate = (
-        x509.CertificateBuilder(name, name, key.public_key(), x509.random_serial_number())
-        .not_valid_before(now - datetime.timedelta(days=2))
-        .not_valid_after(now + datetime.timedelta(days=days))
-        .sign(key, hashes.SHA256())
-    )
-    pem, form = serialization.Encoding.PEM, serialization.PrivateFormat.PKCS8
-    path = directory / "weak.pem"
-    path.write_bytes(
-        key.private_bytes(pem, form, serialization.NoEncryption()) + certificate.public_bytes(pem)
-    )
-    return path
 
 
 def encrypted(directory: Path, *, traditional: bool = False) -> Path:
@@ -68,7 +44,7 @@ def reason(text: str) -> str:
 
 def test_key_refused_by_openssl_is_refused_at_the_start(tmp_path: Path) -> None:
     """A key with which each handshake would fail is refused at the start, in OpenSSL's words."""
-    path = weak(tmp_path)
+    path = self_signed(tmp_path, size=1024)
     refused = f"OpenSSL refuses its key or certificate: ee key too small ({path})"
     assert reason(f"ssl:0:privateKey={path}:certKey={path}") == refused
     path.write_bytes(b"no key")
@@ -129,8 +105,8 @@ def test_key_of_another_certificate_is_refused(tmp_path: Path) -> None:
     """A key and a certificate that do not match are both named."""
     for name in ("key", "certificate"):
         (tmp_path / name).mkdir()
-    key = weak(tmp_path / "key", size=2048)
-    certificate = weak(tmp_path / "certificate", size=2048)
+    key = self_signed(tmp_path / "key")
+    certificate = self_signed(tmp_path / "certificate")
     certificate.write_bytes(certificate.read_bytes().partition(b"END PRIVATE KEY-----\n")[2])
     said = reason(f"ssl:0:privateKey={key}:certKey={certificate}")
     assert said.endswith(f"do not match ({key}, {certificate})")
