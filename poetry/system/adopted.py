@@ -69,8 +69,10 @@ def adopt(endpoint: AdoptedStreamServerEndpoint) -> None:
 
 def unserved(endpoints: Iterable[object]) -> Iterator[int]:
     """Generate the descriptors that systemd passed in (sd_listen_fds(3)) and no endpoint has."""
+    if "LISTEN_FDNAMES" not in os.environ:  # Twisted takes none without, and loads plugins to tell
+        return
     served = {each.fileno for each in endpoints if isinstance(each, AdoptedStreamServerEndpoint)}
-    with suppress(LookupError):  # Twisted alone knows: it has removed them from the environment
+    with suppress(LookupError):  # Twisted alone knows how many: it removes that from os.environ
         for index in count():  # pragma: no branch (it has no end)
             passed_in: Any = serverFromString(None, f"systemd:domain=INET:index={index}")
             if passed_in.fileno not in served:

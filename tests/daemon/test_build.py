@@ -219,6 +219,7 @@ def test_socket_that_nothing_is_served_on_is_named(
         numbers = [os.dup(each.fileno()) for each in sockets]
         passed_in = ListenFDs(numbers, ("poetry.socket", "poetry.socket"))
         monkeypatch.setattr(_SystemdParser, "_sddaemon", passed_in)
+        monkeypatch.setenv("LISTEN_FDNAMES", "poetry.socket:poetry.socket")
         build_service(reactor, [], [f"systemd:domain=INET:index={served}"])
         for number in numbers:
             os.close(number)
